@@ -1,0 +1,41 @@
+"""The precision policy: float32 masters, bfloat16 compute, float32 accumulation of statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from t5x_llm.core.errors import check_choice
+
+_FLOATS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Which dtype holds what. Softmax, norm statistics and losses are float32 in every policy.
+
+    Attributes:
+      params: dtype of the master parameters and of the optimizer state.
+      compute: dtype of activations and of matmul inputs.
+    """
+
+    params: str = "float32"
+    compute: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        check_choice("Policy.params", self.params, _FLOATS)
+        check_choice("Policy.compute", self.compute, _FLOATS)
+
+    @property
+    def param_dtype(self) -> Any:
+        """The numpy/jax dtype of ``params``."""
+        import jax.numpy as jnp
+
+        return jnp.dtype(self.params)
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The numpy/jax dtype of ``compute``."""
+        import jax.numpy as jnp
+
+        return jnp.dtype(self.compute)

@@ -1,0 +1,60 @@
+"""Paths that work on local disk and on gs://, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from typing import Any
+
+from etils import epath
+
+from t5x_llm.core.errors import ConfigError
+
+
+def as_path(path: str | os.PathLike[str]) -> epath.Path:
+    """``path`` as an epath.Path, with ``~`` expanded."""
+    return epath.Path(os.fspath(path)).expanduser()
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Writes ``data`` so that a reader sees the old file or the new one, never half of it."""
+    target = as_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        if isinstance(data, bytes):
+            temporary.write_bytes(data)
+        else:
+            temporary.write_text(data, encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes ``value`` as indented UTF-8 JSON, atomically."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def check_writable(field: str, directory: str | os.PathLike[str]) -> epath.Path:
+    """Creates ``directory`` and proves that a file can be written there.
+
+    Raises:
+      ConfigError: naming ``field``, if it cannot.
+    """
+    path = as_path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        reason = e.strerror or e
+        raise ConfigError(
+            field,
+            str(directory),
+            f"a directory that can be written ({reason})",
+            "Choose another directory, or free space and give yourself permission to write there.",
+        ) from e
+    return path
