@@ -1,0 +1,53 @@
+"""Mesh axes, logical-axis rule tables, shardings, and joining the processes of a run."""
+
+from t5x_llm.parallel.distributed import initialize
+from t5x_llm.parallel.mesh import (
+    MeshConfig,
+    batch_sharding,
+    dump_shardings,
+    global_batch,
+    local_rows,
+    make_mesh,
+    param_shardings,
+    replicated,
+)
+from t5x_llm.parallel.rules import (
+    AXES,
+    STRATEGIES,
+    Context,
+    Rules,
+    check_divisible,
+    compute_spec,
+    constrain,
+    current,
+    platform,
+    resolve,
+    strategy_rules,
+    use,
+    ways,
+)
+
+__all__ = [
+    "AXES",
+    "STRATEGIES",
+    "Context",
+    "MeshConfig",
+    "Rules",
+    "batch_sharding",
+    "check_divisible",
+    "compute_spec",
+    "constrain",
+    "current",
+    "dump_shardings",
+    "global_batch",
+    "initialize",
+    "local_rows",
+    "make_mesh",
+    "param_shardings",
+    "platform",
+    "replicated",
+    "resolve",
+    "strategy_rules",
+    "use",
+    "ways",
+]

@@ -1,0 +1,266 @@
+"""The device mesh, and the shardings of parameters and batches on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t5x_llm.core.errors import ConfigError, check_number
+from t5x_llm.parallel.rules import AXES, Rules, resolve, strategy_rules
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many ways the devices are split along each axis, and what is laid along them.
+
+    One axis may be -1: all devices that remain.
+
+    Attributes:
+      replica: copies connected by the data-centre network; with several TPU slices, a multiple of
+        their number.
+      data: data parallelism within a slice, parameters whole.
+      fsdp: data parallelism with parameters stored in pieces (under strategy ``fsdp``).
+      stage: pipeline stages.
+      expert: expert parallelism.
+      context: sequence parallelism.
+      tensor: tensor parallelism.
+      strategy: ``fsdp`` or ``data``: the rule tables, see ``rules.py``.
+      overrides: single rules replaced, e.g. ``(('params.vocab', None),)``.
+    """
+
+    replica: int = 1
+    data: int = 1
+    fsdp: int = -1
+    stage: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+    strategy: str = "fsdp"
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            size = getattr(self, axis)
+            check_number(f"MeshConfig.{axis}", size, low=-1, integer=True)
+            if size == 0:
+                raise ConfigError(f"MeshConfig.{axis}", 0, "a positive integer, or -1 for the rest")
+        rest = [axis for axis in AXES if getattr(self, axis) == -1]
+        if len(rest) > 1:
+            raise ConfigError(
+                f"MeshConfig.{rest[1]}", -1, f"at most one axis of -1 ({rest[0]} is -1 already)"
+            )
+        self.rules()
+
+    def rules(self) -> Rules:
+        """The rule tables of this mesh."""
+        return strategy_rules(self.strategy, self.overrides)
+
+    def shape(self, device_count: int) -> dict[str, int]:
+        """Axis sizes for so many devices.
+
+        Raises:
+          ConfigError: if the product cannot be the number of devices.
+        """
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        known = math.prod(size for size in sizes.values() if size != -1)
+        rest = [axis for axis, size in sizes.items() if size == -1]
+        written = " x ".join(f"{a}={s}" for a, s in sizes.items() if s not in (1, -1)) or "1"
+        if rest and device_count % known == 0:
+            sizes[rest[0]] = device_count // known
+        elif rest or known != device_count:
+            field = next((a for a, s in sizes.items() if s > 1), rest[0] if rest else "fsdp")
+            raise ConfigError(
+                f"MeshConfig.{field}",
+                sizes[field],
+                f"axes whose product {'divides' if rest else 'is'} the number of devices: "
+                f"{written} = {known}, but there {'is' if device_count == 1 else 'are'} "
+                f"{device_count} {'device' if device_count == 1 else 'devices'}",
+                "Set one axis to -1 to give it the devices that remain, or choose sizes whose "
+                f"product is {device_count}.",
+            )
+        return sizes
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Arranges devices so that the rightmost axes have the fastest links.
+
+    Args:
+      config: axis sizes.
+      devices: all of ``jax.devices()`` if None; may be those of a described topology.
+
+    Raises:
+      ConfigError: if the sizes do not fit the devices or the slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = config.shape(len(devices))
+    slices = {getattr(d, "slice_index", None) for d in devices}
+    hybrid = None not in slices and len(slices) > 1
+    if hybrid and sizes["replica"] % len(slices):
+        if devices[0].platform == "tpu":
+            raise ConfigError(
+                "MeshConfig.replica",
+                sizes["replica"],
+                f"a multiple of the {len(slices)} TPU slices, which only the data-centre "
+                "network connects",
+                f"Set MeshConfig.replica = {len(slices)}.",
+            )
+        hybrid = False
+    shape = tuple(sizes.values())
+    if hybrid:
+        dcn = (len(slices),) + (1,) * (len(AXES) - 1)
+        ici = (shape[0] // len(slices),) + shape[1:]
+        array = mesh_utils.create_hybrid_device_mesh(ici, dcn, devices)
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> Any:
+    """A tree of NamedSharding for parameters.
+
+    A dimension that its mesh axis does not divide is not sharded (``dump_shardings`` shows it).
+
+    Args:
+      logical_axes: tree like ``shapes`` whose leaves are tuples of logical names.
+      shapes: tree of arrays or ``jax.ShapeDtypeStruct``.
+      mesh: the mesh.
+      rules: the rules.
+    """
+    return jax.tree.map(
+        lambda x, axes: NamedSharding(mesh, resolve(rules.params, axes, mesh, x.shape)),
+        shapes,
+        logical_axes,
+    )
+
+
+def batch_sharding(mesh: Mesh, rules: Rules, ndim: int) -> NamedSharding:
+    """The sharding of an array of a batch: rows, then positions, then nothing.
+
+    Check the sizes with ``check_divisible`` first: here nothing falls back.
+    """
+    axes = (("batch", "length") + (None,) * ndim)[:ndim]
+    return NamedSharding(mesh, resolve(rules.compute, axes, mesh))
+
+
+def local_rows(
+    batch_size: int, mesh: Mesh, rules: Rules, process_index: int | None = None
+) -> tuple[slice, ...]:
+    """The rows of a global batch that a process must load, as ascending runs (mostly one).
+
+    Args:
+      batch_size: rows of the global batch; the mesh must divide it.
+      mesh: the mesh.
+      rules: the rules.
+      process_index: this process if None.
+    """
+    if process_index is None:
+        process_index = jax.process_index()
+    indices: dict[Any, Any] = dict(
+        batch_sharding(mesh, rules, 1).devices_indices_map((batch_size,))
+    )
+    runs = sorted(
+        {
+            index[0].indices(batch_size)[:2]
+            for device, index in indices.items()
+            if device.process_index == process_index
+        }
+    )
+    merged: list[tuple[int, int]] = []
+    for start, stop in runs:
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return tuple(slice(start, stop) for start, stop in merged)
+
+
+def global_batch(load: Callable[[slice], Any], batch_size: int, mesh: Mesh, rules: Rules) -> Any:
+    """A global batch on the mesh, of which each process loads only its own rows.
+
+    Args:
+      load: gives the rows of a slice of the global batch as a pytree of NumPy arrays [rows, ...];
+        called once for each run of ``local_rows``.
+      batch_size: rows of the global batch.
+      mesh: the mesh.
+      rules: the rules.
+
+    Returns:
+      The same pytree of ``jax.Array`` [batch_size, ...].
+    """
+    runs = local_rows(batch_size, mesh, rules)
+    loaded = [load(run) for run in runs]
+    starts = np.cumsum([0] + [run.stop - run.start for run in runs])
+
+    def place(*pieces: Any) -> jax.Array:
+        arrays = [np.asarray(piece) for piece in pieces]
+        shape = (batch_size,) + arrays[0].shape[1:]
+        if sum(len(a) for a in arrays) != starts[-1]:
+            raise ValueError(f"load gave {[len(a) for a in arrays]} rows for {runs}")
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            for run, array in zip(runs, arrays, strict=True):
+                if run.start <= start and stop <= run.stop:
+                    return array[(slice(start - run.start, stop - run.start), *index[1:])]
+            raise ValueError(f"rows {start}:{stop} are not among this process's rows {runs}")
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, rules, len(shape)), part)
+
+    return jax.tree.map(place, *loaded)
+
+
+def dump_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> str:
+    """A stable table of how parameters are stored, for dry runs and tests.
+
+    One line a parameter in path order: path, dtype and shape, logical axes, spec, bytes a device,
+    and the rules that did not divide; then a line of totals. Arguments as in ``param_shardings``.
+    """
+    shardings = param_shardings(logical_axes, shapes, mesh, rules)
+    rows = [("parameter", "shape", "axes", "spec", "bytes/device", "not divided")]
+    whole = held = 0
+    treedef: Any
+    flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    parts = zip(
+        flat, treedef.flatten_up_to(logical_axes), treedef.flatten_up_to(shardings), strict=True
+    )
+    for (path, x), axes, sharding in sorted(parts, key=lambda part: _dotted(part[0][0])):
+        size = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        whole += math.prod(x.shape) * x.dtype.itemsize
+        held += size
+        asked = resolve(rules.params, axes, mesh)
+        lost = [
+            f"{n}={d}"
+            for n, d, a, s in zip(axes, x.shape, asked, sharding.spec, strict=True)
+            if a != s
+        ]
+        shape = f"{x.dtype.name}[{','.join(map(str, x.shape))}]"
+        rows.append(
+            (_dotted(path), shape, _names(axes), _names(sharding.spec), f"{size:,}", " ".join(lost))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    shape = " x ".join(f"{a}={s}" for a, s in mesh.shape.items() if s > 1) or "one device"
+    lines.append(f"total {whole:,} bytes, {held:,} on each of {mesh.size} (mesh {shape})")
+    return "\n".join(lines) + "\n"
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def _names(entries: Sequence[Any]) -> str:
+    return "(" + ", ".join("+".join(e) if isinstance(e, tuple) else e or "-" for e in entries) + ")"

@@ -1,0 +1,247 @@
+"""Logical axis names -> mesh axes. Layers speak logical names; these tables alone know the mesh.
+
+A strategy is two tables: where parameters live, and how activations are laid out while computing.
+Their difference is FSDP: a kernel stored in pieces over ``fsdp`` is used whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t5x_llm.core.errors import ConfigError, check_choice
+
+AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
+MeshAxes = str | tuple[str, ...] | None
+LogicalAxes = Sequence[str | None]
+
+_TENSOR_PARAMS: dict[str, MeshAxes] = {
+    "layers": None,
+    "vocab": "tensor",
+    "positions": None,
+    "embed": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "norm": None,
+}
+_COMPUTE: dict[str, MeshAxes] = {
+    "batch": ("replica", "data", "fsdp"),
+    "length": "context",
+    "embed": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+STRATEGIES: dict[str, dict[str, MeshAxes]] = {
+    "data": _TENSOR_PARAMS,
+    "fsdp": {**_TENSOR_PARAMS, "embed": "fsdp"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Two tables from logical axis name to mesh axis, tuple of mesh axes, or None (not sharded).
+
+    Attributes:
+      params: how parameters (and optimizer state) are stored.
+      compute: how activations are laid out.
+    """
+
+    params: Mapping[str, MeshAxes]
+    compute: Mapping[str, MeshAxes]
+
+    def __post_init__(self) -> None:
+        for table in ("params", "compute"):
+            for name, target in getattr(self, table).items():
+                for axis in _as_tuple(target):
+                    check_choice(f"Rules.{table}.{name}", axis, AXES)
+
+
+def strategy_rules(strategy: str, overrides: Sequence[tuple[str, Any]] = ()) -> Rules:
+    """The tables of a named strategy, with single rules replaced.
+
+    Args:
+      strategy: ``data`` (parameters whole on every device but for tensor) or ``fsdp``.
+      overrides: pairs such as ``('params.vocab', None)`` or ``('compute.length', 'tensor')``.
+
+    Raises:
+      ConfigError: for an unknown strategy, table or mesh axis, or a pair of another form.
+    """
+    check_choice("MeshConfig.strategy", strategy, STRATEGIES)
+    tables: dict[str, dict[str, MeshAxes]] = {
+        "params": dict(STRATEGIES[strategy]),
+        "compute": dict(_COMPUTE),
+    }
+    for rule in overrides:
+        pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
+        if not pair or rule[0].count(".") != 1 or rule[0].split(".")[0] not in tables:
+            raise ConfigError(
+                "MeshConfig.overrides",
+                rule,
+                "pairs ('params.NAME' or 'compute.NAME', mesh axis or tuple of them or None)",
+                "Example: MeshConfig.overrides = (('params.vocab', None),)",
+            )
+        table, name = rule[0].split(".")
+        target = tuple(rule[1]) if isinstance(rule[1], list) else rule[1]
+        if target is not None:
+            for axis in _as_tuple(target):
+                check_choice(f"MeshConfig.overrides[{rule[0]}]", axis, AXES)
+        tables[table][name] = target
+    return Rules(params=tables["params"], compute=tables["compute"])
+
+
+def _as_tuple(target: MeshAxes) -> tuple[str, ...]:
+    if target is None:
+        return ()
+    return (target,) if isinstance(target, str) else tuple(target)
+
+
+def resolve(
+    table: Mapping[str, MeshAxes],
+    logical_axes: LogicalAxes,
+    mesh: Mesh,
+    shape: Sequence[int] | None = None,
+) -> PartitionSpec:
+    """The PartitionSpec of an array, one entry a dimension.
+
+    A mesh axis is used by the first dimension that asks for it. An axis of size one is left out.
+    With ``shape``, an axis that does not divide its dimension is left out too (kv_heads under MQA).
+
+    Args:
+      table: one of the tables of ``Rules``.
+      logical_axes: a logical name, or None, for every dimension.
+      mesh: the mesh.
+      shape: the array's shape.
+
+    Raises:
+      ValueError: for a logical name the table does not have, or a wrong number of names.
+    """
+    if shape is not None and len(shape) != len(logical_axes):
+        raise ValueError(f"axes {tuple(logical_axes)} do not name the dimensions of {tuple(shape)}")
+    used: set[str] = set()
+    entries: list[MeshAxes] = []
+    for i, name in enumerate(logical_axes):
+        if name is not None and name not in table:
+            near = difflib.get_close_matches(name, list(table), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(table)}"
+            raise ValueError(f"no sharding rule for the logical axis {name!r}{hint}")
+        kept: list[str] = []
+        size = 1
+        for axis in _as_tuple(table[name]) if name is not None else ():
+            ways = mesh.shape.get(axis, 1)
+            divides = shape is None or shape[i] % (size * ways) == 0
+            if ways > 1 and axis not in used and divides:
+                kept.append(axis)
+                used.add(axis)
+                size *= ways
+        entries.append(None if not kept else kept[0] if len(kept) == 1 else tuple(kept))
+    return PartitionSpec(*entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The mesh and rules that ``constrain`` and ``platform`` see."""
+
+    mesh: Mesh
+    rules: Rules
+
+
+_CONTEXT: ContextVar[Context | None] = ContextVar("t5x_llm_mesh", default=None)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules) -> Iterator[Context]:
+    """Makes ``mesh`` and ``rules`` current.
+
+    The context is read while a function is traced and JAX caches traces without it, so enter it
+    inside the function given to ``jax.jit`` (or build one jitted function for each mesh). A new
+    thread starts without it.
+    """
+    context = Context(mesh, rules)
+    token = _CONTEXT.set(context)
+    try:
+        yield context
+    finally:
+        _CONTEXT.reset(token)
+
+
+def current() -> Context | None:
+    """The innermost ``use`` of this thread, or None."""
+    return _CONTEXT.get()
+
+
+def platform() -> str:
+    """``cpu``, ``gpu`` or ``tpu``: of the current mesh's devices, else JAX's default.
+
+    A mesh of an ahead-of-time TPU topology says ``tpu`` on a host that has none.
+    """
+    context = current()
+    name = jax.default_backend() if context is None else context.mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def compute_spec(logical_axes: LogicalAxes, shape: Sequence[int]) -> PartitionSpec | None:
+    """The layout of an activation on the current mesh; None outside ``use`` or on one device."""
+    context = current()
+    if context is None or context.mesh.size == 1:
+        return None
+    return resolve(context.rules.compute, logical_axes, context.mesh, shape)
+
+
+def constrain(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
+    """Lays out activation ``x`` as the current rules say; the identity outside ``use``.
+
+    Args:
+      x: any array.
+      logical_axes: a name of the compute table, or None, for every dimension of ``x``.
+
+    Raises:
+      ValueError: for an unknown name or a wrong number of names.
+    """
+    spec = compute_spec(logical_axes, x.shape)
+    context = current()
+    if spec is None or context is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
+
+
+def ways(mesh: Mesh, rules: Rules, logical_axis: str) -> int:
+    """How many pieces the compute table cuts a logical axis into."""
+    return math.prod(mesh.shape.get(a, 1) for a in _as_tuple(rules.compute[logical_axis]))
+
+
+def check_divisible(mesh: Mesh, rules: Rules, logical_axis: str, field: str, size: int) -> None:
+    """Raises ConfigError unless the mesh divides a dimension.
+
+    Args:
+      mesh: the mesh.
+      rules: the rules.
+      logical_axis: name in the compute table, e.g. ``batch`` or ``heads``.
+      field: what the user wrote, e.g. ``Loop.batch_size``.
+      size: its value.
+    """
+    pieces = ways(mesh, rules, logical_axis)
+    if size > 0 and size % pieces == 0:
+        return
+    axes = [a for a in _as_tuple(rules.compute[logical_axis]) if mesh.shape.get(a, 1) > 1]
+    arithmetic = " x ".join(f"{a}={mesh.shape[a]}" for a in axes)
+    lower = max(size, 0) // pieces * pieces
+    near = f"{lower} or {lower + pieces}" if lower else f"{pieces}"
+    raise ConfigError(
+        field,
+        size,
+        f"a positive multiple of {pieces}, as the mesh cuts '{logical_axis}' by {arithmetic or 1}",
+        f"Set {field} to {near}, or make these MeshConfig axes smaller.",
+    )
