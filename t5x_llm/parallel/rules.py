@@ -43,6 +43,7 @@ _COMPUTE: dict[str, MeshAxes] = {
     "head": None,
     "mlp": "tensor",
     "vocab": "tensor",
+    "positions": None,
 }
 STRATEGIES: dict[str, dict[str, MeshAxes]] = {
     "data": _TENSOR_PARAMS,

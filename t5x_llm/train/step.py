@@ -1,0 +1,123 @@
+"""The train step: accumulate gradients over microbatches, then apply them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from t5x_llm.data.batch import Batch
+from t5x_llm.models.model import Model
+from t5x_llm.parallel import Rules, batch_sharding, replicated, use
+from t5x_llm.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def split_microbatches(batch: Batch, count: int) -> Batch:
+    """[B, ...] leaves to [count, B / count, ...].
+
+    Rows are dealt out in turn, so that every microbatch lies on all devices and none moves.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def accumulate(
+    model: Model, params: Any, batch: Batch, microbatches: int, z_loss: float, n_sources: int
+) -> tuple[Any, Metrics]:
+    """Gradients of the mean loss over the whole batch, and its sums.
+
+    The mean is over predicted tokens of all microbatches together, so the result does not depend
+    on how many there are (but for rounding).
+
+    Returns:
+      (float32 gradients, metrics: loss, z_loss, tokens, source_nll [sources], source_tokens).
+    """
+    total = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+
+    def loss(params: Any, part: Batch) -> tuple[jax.Array, Metrics]:
+        value, aux = model.loss(params, part, z_loss)
+        nll = jnp.sum(aux["nll"], axis=-1)
+        tokens = jnp.sum(part.loss_mask, axis=-1)
+        sums = {
+            "loss": jnp.sum(nll) / total,
+            "z_loss": aux["z_loss"] / total,
+            "tokens": jnp.sum(tokens),
+            "source_nll": jax.ops.segment_sum(nll, part.source, n_sources),
+            "source_tokens": jax.ops.segment_sum(tokens, part.source, n_sources),
+        }
+        return value / total, sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if microbatches == 1:
+        return gradient(params, batch)
+
+    def add(carry: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(params, part)), None
+
+    parts = split_microbatches(batch, microbatches)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first)
+    )
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def make_train_step(
+    model: Model,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    state_shardings: TrainState,
+    n_sources: int,
+    microbatches: int = 1,
+    z_loss: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
+
+    Args:
+      model: what is trained.
+      tx: the optimizer; clipping is part of it.
+      schedule: learning rate by step, for the metrics.
+      mesh: the devices.
+      rules: how logical axes lie on them.
+      state_shardings: NamedSharding for every leaf of the state.
+      n_sources: sources of the mixture; metrics carry sums for each.
+      microbatches: the batch is processed in so many parts.
+      z_loss: weight of mean log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
+
+    Returns:
+      Metrics are float32 on the device: loss (mean nats per predicted token), z_loss, grad_norm
+      (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources].
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with use(mesh, rules):
+            grads, metrics = accumulate(
+                model, state.params, batch, microbatches, z_loss, n_sources
+            )
+            grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    rows = batch_sharding(mesh, rules, 2)
+    return jax.jit(
+        train_step,
+        in_shardings=(
+            state_shardings,
+            Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1)),
+        ),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
