@@ -8,7 +8,7 @@ from typing import Any
 
 
 class T5xLLMError(Exception):
-    """Base of every error this package raises on purpose; the command line prints it without a traceback."""
+    """Base of all errors raised on purpose; the command line prints them without a traceback."""
 
 
 class ConfigError(T5xLLMError):
@@ -78,7 +78,7 @@ def check_number(
     integer: bool = False,
     remedy: str = "",
 ) -> None:
-    """Raises ConfigError unless ``value`` is a number with low <= value <= high and value > above."""
+    """Raises ConfigError unless ``value`` is a number within the bounds; ``above`` is strict."""
     kind = "an integer" if integer else "a number"
     bounds = [
         f"{word} {bound:g}"

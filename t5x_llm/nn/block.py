@@ -102,14 +102,12 @@ class Group(nnx.Module):
 
         for i, block in enumerate(config.blocks):
 
-            def make(key: jax.Array, block: BlockConfig = block) -> Any:
-                return nnx.split(Block(block, d_model, init, nnx.Rngs(params=key)))
+            def make(key: jax.Array, block: BlockConfig = block) -> Block:
+                return Block(block, d_model, init, nnx.Rngs(params=key))
 
             keys = jax.random.split(rngs.params(), config.repeat)
-            graphdef = nnx.graphdef(
-                nnx.eval_shape(lambda k, b=block: Block(b, d_model, init, nnx.Rngs(k)), keys[0])
-            )
-            state = jax.vmap(lambda key, make=make: make(key)[1])(keys)
+            graphdef = nnx.graphdef(nnx.eval_shape(make, keys[0]))
+            state = jax.vmap(lambda key, make=make: nnx.state(make(key)))(keys)
             setattr(self, f"block_{i}", nnx.merge(graphdef, state))
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:

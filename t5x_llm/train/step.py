@@ -101,9 +101,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with use(mesh, rules):
-            grads, metrics = accumulate(
-                model, state.params, batch, microbatches, z_loss, n_sources
-            )
+            grads, metrics = accumulate(model, state.params, batch, microbatches, z_loss, n_sources)
             grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

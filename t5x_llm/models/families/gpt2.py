@@ -142,9 +142,7 @@ class GPT2:
             entries.append(Entry(hf + "bias", path + "bias", "D", "D"))
         for i, part in enumerate(("query", "key", "value")):
             hf, path = f"{layer}attn.c_attn.", f"{ours}attention.{part}."
-            entries.append(
-                Entry(hf + "weight", path + "kernel", "D (P N H)", "D N H", part=(i, 3))
-            )
+            entries.append(Entry(hf + "weight", path + "kernel", "D (P N H)", "D N H", part=(i, 3)))
             entries.append(Entry(hf + "bias", path + "bias", "(P N H)", "N H", part=(i, 3)))
         for hf, path, axes in (
             ("attn.c_proj.", "attention.out.", ("(N H) D", "N H D")),

@@ -182,9 +182,7 @@ class Llama:
         ]
         for name, (part, heads) in attention.items():
             hf, path = f"{layer}self_attn.{name}_proj.", f"{ours}attention.{part}."
-            entries.append(
-                Entry(hf + "weight", path + "kernel", f"({heads} H) D", f"D {heads} H")
-            )
+            entries.append(Entry(hf + "weight", path + "kernel", f"({heads} H) D", f"D {heads} H"))
             if self.attention_bias:
                 entries.append(Entry(hf + "bias", path + "bias", f"({heads} H)", f"{heads} H"))
         if self.attention_bias:
