@@ -1,0 +1,323 @@
+"""Weight maps as data: one Entry ties a Hugging Face tensor to a parameter of ours, both ways.
+
+Our parameters are stacked. A parameter under ``group_i.block_j`` carries a leading axis of the
+group's repeats, so model layer number ``first layer of group i + repeat * blocks + j`` lies at
+index ``repeat`` of it. That arithmetic is read off the parameter tree itself; families only write
+entries. Layouts are einops patterns (https://einops.rocks).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import einops
+import numpy as np
+
+from t5x_llm.core.errors import CheckpointError
+
+PART = "P"  # the pattern axis along which a fused HF tensor is cut
+_HOLE = re.compile(r"\{(\w+)\}")
+_BLOCK = re.compile(r"group_(\d+)\.block_(\d+)\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One HF tensor (or one part of it), for every layer, and the parameter it becomes.
+
+    Attributes:
+      hf: tensor name. ``{layer}`` stands for the layer number; any other hole, such as
+        ``{expert}``, counts up and is an axis of that name in ``our_axes``.
+      ours: dotted path. ``{group}`` and ``{block}`` may stand for every block that has the
+        parameter; a plain ``group_0.block_0`` names one.
+      hf_axes: einops pattern of the HF tensor, e.g. ``(N H) D``.
+      our_axes: einops pattern of one layer of our parameter, e.g. ``D N H``.
+      part: (first, count) for a fused tensor: this entry is the slice that starts at ``first`` of
+        the axis ``P`` in ``hf_axes``, which has ``count`` entries in all.
+      span: length of that slice. With 1 the axis is dropped, unless ``our_axes`` names it.
+      sizes: lengths of axes that the parameter's shape does not tell, e.g. (('two', 2),).
+    """
+
+    hf: str
+    ours: str
+    hf_axes: str
+    our_axes: str
+    part: tuple[int, int] | None = None
+    span: int = 1
+    sizes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """An entry with its holes filled: one HF tensor (part) and one slice of one parameter.
+
+    Attributes:
+      hf: full tensor name.
+      path: dotted path of the parameter.
+      index: index of the repeat axis, or None for a parameter outside the groups.
+      counters: values of the other holes, by axis name.
+      entry: where it comes from.
+      shape: shape of one layer of the parameter.
+    """
+
+    hf: str
+    path: str
+    index: int | None
+    counters: tuple[tuple[str, int], ...]
+    entry: Entry
+    shape: tuple[int, ...]
+
+    @property
+    def axes(self) -> str:
+        """``our_axes`` without the counted axes: the pattern of this piece."""
+        skip = {name for name, _ in self.counters}
+        return " ".join(a for a in self.entry.our_axes.split() if a not in skip)
+
+    @property
+    def where(self) -> tuple[Any, ...]:
+        """Index into the (stacked) parameter."""
+        counters = dict(self.counters)
+        inner = tuple(counters.get(a, slice(None)) for a in _terms(self.entry.our_axes))
+        return inner if self.index is None else (self.index, *inner)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of every axis that ``our_axes`` names on its own, and of the part axis."""
+        named = dict(zip(_terms(self.entry.our_axes), self.shape, strict=True))
+        sizes = {k: v for k, v in named.items() if k.isidentifier()}
+        for name, _ in self.counters:
+            sizes.pop(name)
+        sizes |= dict(self.entry.sizes)
+        if self.entry.part is not None:
+            sizes[PART] = self.entry.span
+        return sizes
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to {dotted path: leaf}."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of ``flatten``."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return tree
+
+
+def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
+    """Every (HF tensor, parameter slice) pair of a model, checked to cover each parameter once.
+
+    Args:
+      entries: the family's weight map.
+      abstract: parameter tree; leaves have ``shape``.
+
+    Raises:
+      CheckpointError: naming parameters that no entry, or more than one, fills.
+    """
+    flat = flatten(abstract)
+    layers = _layers(flat)
+    found: list[Piece] = []
+    covered: dict[str, list[tuple[Any, ...]]] = {}
+    for entry in entries:
+        for path in _paths(entry.ours, layers):
+            if path not in flat:
+                continue
+            shape = tuple(flat[path].shape)
+            numbers: list[int | None] = [None]
+            if match := _BLOCK.match(path):
+                numbers = list(layers[int(match[1]), int(match[2])])
+                shape = shape[1:]
+            axes = _terms(entry.our_axes)
+            if len(axes) != len(shape):
+                raise CheckpointError(
+                    f"weight map: {entry.hf} says {path} has axes {entry.our_axes!r}, "
+                    f"but its shape is {shape}."
+                )
+            holes = [h for h in dict.fromkeys(_HOLE.findall(entry.hf)) if h != "layer"]
+            ranges = [range(shape[axes.index(h)]) for h in holes]
+            for (index, number), values in itertools.product(
+                enumerate(numbers), itertools.product(*ranges)
+            ):
+                counters = tuple(zip(holes, values, strict=True))
+                name = entry.hf.format(layer=number, **dict(counters))
+                piece = Piece(name, path, None if number is None else index, counters, entry, shape)
+                covered.setdefault(path, []).append(_key(piece.where))
+                found.append(piece)
+    missing = sorted(set(flat) - set(covered))
+    twice = sorted(path for path, keys in covered.items() if len(keys) != len(set(keys)))
+    if missing or twice:
+        raise CheckpointError(
+            f"weight map: parameters without an entry {missing}, with more than one {twice}."
+        )
+    return found
+
+
+def hf_names(entries: list[Entry], abstract: Mapping[str, Any]) -> list[str]:
+    """The HF tensor names of a model, in the order of its entries, each once."""
+    return list(dict.fromkeys(piece.hf for piece in pieces(entries, abstract)))
+
+
+def from_hf(
+    entries: list[Entry],
+    abstract: Mapping[str, Any],
+    read: Callable[[str], np.ndarray],
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> dict[str, Any]:
+    """Parameters of ours from HF tensors, one parameter at a time.
+
+    Args:
+      entries: the family's weight map.
+      abstract: parameter tree; leaves have ``shape`` and ``dtype``.
+      read: HF name to array; called once per (tensor, parameter) pair.
+      place: called with each finished parameter (its dotted path, array); its result is kept. Put
+        the array on devices here to keep host memory at one parameter.
+
+    Raises:
+      CheckpointError: naming a tensor whose shape does not fit.
+    """
+    flat = flatten(abstract)
+    by_path: dict[str, list[Piece]] = {}
+    for piece in pieces(entries, abstract):
+        by_path.setdefault(piece.path, []).append(piece)
+    done = {}
+    for path, leaf in flat.items():
+        out = np.empty(leaf.shape, leaf.dtype)
+        for piece in by_path[path]:
+            array = _to_ours(piece, read(piece.hf))
+            if array.shape != out[piece.where].shape:  # assignment would broadcast
+                raise _misfit(piece, array.shape, ValueError("wrong shape"))
+            out[piece.where] = array
+        done[path] = place(path, out)
+    return unflatten(done)
+
+
+def to_hf(
+    entries: list[Entry], params: Mapping[str, Any]
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """(HF name, thunk that makes the array) for every tensor, so that one exists at a time.
+
+    Args:
+      entries: the family's weight map.
+      params: parameter tree of NumPy or JAX arrays.
+    """
+    flat = flatten(params)
+    by_name: dict[str, list[Piece]] = {}
+    for piece in pieces(entries, params):
+        by_name.setdefault(piece.hf, []).append(piece)
+    for name, parts in by_name.items():
+
+        def make(parts: list[Piece] = parts) -> np.ndarray:
+            return _to_hf(parts, [np.asarray(flat[p.path][p.where]) for p in parts])
+
+        yield name, make
+
+
+def _terms(pattern: str) -> list[str]:
+    """Top-level terms of an einops pattern: 'D (P N) H' gives ['D', '(P N)', 'H']."""
+    return re.findall(r"\([^)]*\)|\S+", pattern)
+
+
+def _atoms(pattern: str) -> str:
+    """The pattern without parentheses."""
+    return " ".join(re.sub(r"[()]", " ", pattern).split())
+
+
+def _key(where: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(w if isinstance(w, int) else None for w in where)
+
+
+def _layers(flat: Mapping[str, Any]) -> dict[tuple[int, int], range]:
+    """(group, block) to the layer numbers stacked there, in order of repeats."""
+    repeats: dict[tuple[int, int], int] = {}
+    for path, leaf in flat.items():
+        if match := _BLOCK.match(path):
+            repeats[int(match[1]), int(match[2])] = leaf.shape[0]
+    layers, first = {}, 0
+    for _, members in itertools.groupby(sorted(repeats), key=lambda key: key[0]):
+        blocks = list(members)
+        count = repeats[blocks[0]]
+        for group_block in blocks:
+            start = first + group_block[1]
+            layers[group_block] = range(start, start + count * len(blocks), len(blocks))
+        first += count * len(blocks)
+    return layers
+
+
+def _paths(ours: str, layers: Mapping[tuple[int, int], range]) -> list[str]:
+    if "{group}" not in ours and "{block}" not in ours:
+        return [ours]
+    filled = (ours.format(group=group, block=block) for group, block in layers)
+    return list(dict.fromkeys(filled))
+
+
+def _misfit(piece: Piece, shape: tuple[int, ...], reason: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"Tensor {piece.hf} of shape {list(shape)} does not fit {piece.path} of shape "
+        f"{list(piece.shape)} ({piece.entry.hf_axes} -> {piece.entry.our_axes}): {reason}"
+    )
+
+
+def _to_ours(piece: Piece, array: np.ndarray) -> np.ndarray:
+    entry, sizes, axes = piece.entry, piece.sizes, piece.axes
+    atoms = _atoms(entry.hf_axes)
+    known = set(atoms.split())
+    try:
+        if entry.part is not None:
+            first, count = entry.part
+            whole = {k: v for k, v in (sizes | {PART: count}).items() if k in known}
+            array = einops.rearrange(array, f"{entry.hf_axes} -> {atoms}", **whole)
+            run = [slice(None)] * array.ndim
+            run[atoms.split().index(PART)] = slice(first, first + entry.span)
+            array = array[tuple(run)]
+            if PART not in _atoms(axes).split():
+                array = array.squeeze(atoms.split().index(PART))
+                atoms = " ".join(a for a in atoms.split() if a != PART)
+                sizes.pop(PART)
+            return einops.rearrange(array, f"{atoms} -> {axes}", **_used(sizes, atoms))
+        return einops.rearrange(array, f"{entry.hf_axes} -> {axes}", **_used(sizes, atoms))
+    except (einops.EinopsError, ValueError) as e:
+        raise _misfit(piece, array.shape, e) from e
+
+
+def _used(sizes: Mapping[str, int], atoms: str) -> dict[str, int]:
+    names = atoms.split()
+    return {k: v for k, v in sizes.items() if k in names}
+
+
+def _to_hf(parts: list[Piece], arrays: list[np.ndarray]) -> np.ndarray:
+    entry = parts[0].entry
+    if entry.part is None:
+        sizes = _used(parts[0].sizes, _atoms(parts[0].axes))
+        return einops.rearrange(arrays[0], f"{parts[0].axes} -> {entry.hf_axes}", **sizes)
+    order = sorted(zip(parts, arrays, strict=True), key=lambda pair: pair[0].entry.part or (0, 0))
+    atoms = _atoms(entry.hf_axes)
+    axis = atoms.split().index(PART)
+    rest = " ".join(a for a in atoms.split() if a != PART)
+    runs, reached = [], 0
+    for piece, array in order:
+        first, count = piece.entry.part or (0, 0)
+        if first != reached:
+            break
+        reached += piece.entry.span
+        keeps = PART in _atoms(piece.axes).split()
+        sizes = _used(piece.sizes, _atoms(piece.axes))
+        run = einops.rearrange(array, f"{piece.axes} -> {atoms if keeps else rest}", **sizes)
+        runs.append(run if keeps else np.expand_dims(run, axis))
+    if reached != count:
+        raise CheckpointError(f"weight map: the parts of {parts[0].hf} do not make up the whole.")
+    return einops.rearrange(np.concatenate(runs, axis), f"{atoms} -> {entry.hf_axes}")
