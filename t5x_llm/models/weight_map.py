@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -167,9 +168,15 @@ def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
     return found
 
 
-def hf_names(entries: list[Entry], abstract: Mapping[str, Any]) -> list[str]:
-    """The HF tensor names of a model, in the order of its entries, each once."""
-    return list(dict.fromkeys(piece.hf for piece in pieces(entries, abstract)))
+def hf_sizes(entries: list[Entry], abstract: Mapping[str, Any]) -> dict[str, int]:
+    """Number of elements of every HF tensor, in the order of its entries, without any array."""
+    sizes: dict[str, int] = {}
+    for piece in pieces(entries, abstract):
+        counted = {name for name, _ in piece.counters}
+        axes = zip(_terms(piece.entry.our_axes), piece.shape, strict=True)
+        count = math.prod(n for axis, n in axes if axis not in counted)
+        sizes[piece.hf] = sizes.get(piece.hf, 0) + count
+    return sizes
 
 
 def from_hf(

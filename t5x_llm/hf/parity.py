@@ -1,0 +1,160 @@
+"""The gate of every conversion: our logits against the original's on a long prompt.
+
+Prompts of three or four tokens miss faults in rotary embeddings and masks that show on one of
+some 500 tokens, so the long prompt decides and a short one is reported beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.core.errors import ParityError
+from t5x_llm.core.paths import as_path, write_json
+from t5x_llm.hf.reference import Logits
+
+LONG, SHORT = 512, 8
+THRESHOLD = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptParity:
+    """One prompt's comparison over all its positions.
+
+    Attributes:
+      tokens: length of the prompt.
+      max_abs: largest difference of a logit.
+      mean_abs: mean difference of a logit.
+      scale: largest logit of the reference, in absolute value.
+      relative: max_abs / scale; this is what the threshold bounds.
+      kl_mean: mean over positions of KL(reference || ours), nats per token.
+      kl_max: its largest value.
+      top1: share of positions whose likeliest token is the same.
+    """
+
+    tokens: int
+    max_abs: float
+    mean_abs: float
+    scale: float
+    relative: float
+    kl_mean: float
+    kl_max: float
+    top1: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """Outcome of a check; ``write`` puts it beside the weights.
+
+    Attributes:
+      passed: every prompt's ``relative`` is within ``threshold``.
+      threshold: bound on ``relative``.
+      reference: what the numbers were compared with.
+      dtype: dtype of the weights in the files; both sides compute in float32.
+      prompts: by name, 'long' and 'short'.
+      notes: what a reader should know, e.g. that the model's length cut the prompt.
+    """
+
+    passed: bool
+    threshold: float
+    reference: str
+    dtype: str
+    prompts: dict[str, PromptParity]
+    notes: tuple[str, ...] = ()
+
+    def write(self, directory: str | os.PathLike[str]) -> None:
+        """Writes parity.json."""
+        write_json(as_path(directory) / "parity.json", dataclasses.asdict(self))
+
+    def raise_if_failed(self, subject: str) -> None:
+        """Raises ParityError with the figures unless the check passed."""
+        if self.passed:
+            return
+        worst = max(self.prompts.values(), key=lambda p: _nan_last(p.relative))
+        raise ParityError(
+            f"{subject}: logits differ from {self.reference} by {worst.max_abs:.3g} at a scale of "
+            f"{worst.scale:.3g} ({worst.relative:.3g} relative, allowed {self.threshold:g}) on a "
+            f"prompt of {worst.tokens} tokens; top-1 agreement {worst.top1:.1%}. "
+            "Nothing was written."
+        )
+
+
+def _nan_last(value: float) -> float:
+    return np.inf if np.isnan(value) else value
+
+
+def compare(ours: np.ndarray, theirs: np.ndarray) -> PromptParity:
+    """Compares logits [T, V] of one prompt."""
+    if ours.shape != theirs.shape:
+        raise ParityError(f"Logits of shape {ours.shape} against {theirs.shape} of the reference.")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    difference = np.abs(a - b)
+    scale = float(np.abs(b).max())
+    log_p, log_q = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (b, a))
+    kl = np.sum(np.exp(log_p) * (log_p - log_q), -1)
+    return PromptParity(
+        tokens=len(ours),
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        scale=scale,
+        relative=float(difference.max()) / max(scale, 1e-6),
+        kl_mean=float(kl.mean()),
+        kl_max=float(kl.max()),
+        top1=float(np.mean(a.argmax(-1) == b.argmax(-1))),
+    )
+
+
+def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
+    """Our model in float32: tokens [T] to logits [T, V]."""
+    import jax
+
+    from t5x_llm.models.model import Model
+
+    model = Model(family.decoder(), Policy(compute="float32"))
+
+    @jax.jit
+    def forward(params: Any, tokens: jax.Array) -> jax.Array:
+        return model.logits(params, model.apply(params, tokens)[0])
+
+    def logits(tokens: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(forward(params, np.asarray(tokens, np.int32)[None])[0])
+
+    return logits
+
+
+def check_parity(
+    ours: Logits,
+    reference: tuple[str, Logits],
+    *,
+    vocab_size: int,
+    max_length: int | None,
+    dtype: str = "float32",
+    threshold: float = THRESHOLD,
+) -> ParityReport:
+    """Runs both sides on a long and a short prompt of random tokens; raises nothing.
+
+    Args:
+      ours: tokens [T] to logits [T, V].
+      reference: (name, the same function of the original).
+      vocab_size: V; tokens are drawn from all of it.
+      max_length: longest prompt the model takes, or None.
+      dtype: of the weights in the files, for the report.
+      threshold: bound on the largest logit difference relative to the largest logit.
+    """
+    name, theirs = reference
+    rng = np.random.default_rng(0)
+    prompts, notes = {}, []
+    for kind, wanted in (("long", LONG), ("short", SHORT)):
+        length = min(wanted, max_length or wanted)
+        if length < wanted:
+            notes.append(f"The {kind} prompt has {length} tokens: the model takes no more.")
+        tokens = rng.integers(0, vocab_size, length).astype(np.int32)
+        prompts[kind] = compare(ours(tokens), theirs(tokens))
+    passed = all(p.relative <= threshold for p in prompts.values())
+    return ParityReport(passed, threshold, name, dtype, prompts, tuple(notes))
