@@ -1,0 +1,183 @@
+"""One attention call for every layer; it picks the kernel of the platform."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
+from t5x_llm.parallel import platform
+
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+_MAX_SCORES = 512 * 512  # query rows x keys that are held at once
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array,
+    kv_segment_ids: jax.Array,
+    q_positions: jax.Array,
+    kv_positions: jax.Array,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention within segments.
+
+    A query sees the keys of its own nonzero segment; under ``causal`` those whose position is not
+    greater than its own, and with ``window`` only the last ``window`` of them, itself included.
+
+    Where T == S the keys are taken to be those of the queries' own tokens, in ascending order of
+    position within every segment, so that kernels may go by row index and skip what lies ahead.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H], K dividing N (arXiv 2305.13245).
+      v: [B, S, K, H].
+      q_segment_ids: [B, T] int32; 0 is padding.
+      kv_segment_ids: [B, S] int32; 0 is padding or not yet written.
+      q_positions: [B, T] int32.
+      kv_positions: [B, S] int32.
+      causal: hide later positions.
+      window: sliding window in tokens, or None. Needs ``causal``.
+      softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118).
+      scale: factor on the logits; 1 / sqrt(H) by default.
+      sinks: [N] logits that take part in every softmax and carry no value (gpt-oss), or None.
+
+    Returns:
+      [B, T, N, H] in the dtype of ``q``. Rows of padding queries are finite and mean nothing.
+    """
+    if window is not None and not causal:
+        raise ValueError("window needs causal=True")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    static = dict(causal=causal, window=window, softcap=softcap, scale=scale)
+    if platform() == "tpu" and splash_fits(q, k):
+        return splash_attend(q, k, v, q_segment_ids, kv_segment_ids, sinks=sinks, **static)
+    if platform() == "gpu" and _cudnn_fits(q, k, softcap, sinks):
+        mask = visible(
+            q_segment_ids, kv_segment_ids, q_positions, kv_positions, causal=causal, window=window
+        )
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn"
+        )
+    return _blocked(
+        q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, sinks, **static
+    )
+
+
+def visible(
+    q_segment_ids: jax.Array,
+    kv_segment_ids: jax.Array,
+    q_positions: jax.Array,
+    kv_positions: jax.Array,
+    *,
+    causal: bool,
+    window: int | None,
+) -> jax.Array:
+    """Which keys a query sees: bool [B, T, S]. Arguments as in ``attend``."""
+    seen = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (
+        q_segment_ids[:, :, None] != 0
+    )
+    distance = q_positions[:, :, None] - kv_positions[:, None, :]
+    if causal:
+        seen &= distance >= 0
+    if window is not None:
+        seen &= distance < window
+    return seen
+
+
+def _cudnn_fits(
+    q: jax.Array, k: jax.Array, softcap: float | None, sinks: jax.Array | None
+) -> bool:
+    return (
+        jax.default_backend() == "gpu"
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] <= 128
+        and q.shape[-1] % 8 == 0
+        and q.shape[1] > 1
+        and q.shape[1] % 2 == k.shape[1] % 2 == 0
+        and softcap is None
+        and sinks is None
+    )
+
+
+def _attend_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: jax.Array,
+    sinks: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+) -> jax.Array:
+    """Plain attention of q [B, T, N, H] under the mask ``seen`` [B, T, S]."""
+    b, t, n, h = q.shape
+    kv = k.shape[2]
+    logits = jnp.einsum(
+        "btkgh,bskh->bkgts",
+        q.reshape(b, t, kv, n // kv, h),
+        k,
+        preferred_element_type=jnp.float32,
+    )
+    logits *= scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logits = jnp.where(seen[:, None, None], logits, _MASKED)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(1, kv, n // kv, 1, 1)
+        top = jnp.maximum(top, sink)
+    top = jax.lax.stop_gradient(top)
+    weights = jnp.exp(logits - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if sinks is not None:
+        total += jnp.exp(sink - top)
+    weights = (weights / total).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)
+
+
+def _blocked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segment_ids: jax.Array,
+    kv_segment_ids: jax.Array,
+    q_positions: jax.Array,
+    kv_positions: jax.Array,
+    sinks: jax.Array | None,
+    *,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> jax.Array:
+    """Attention in blocks of query rows, each computed again in the backward pass."""
+    t, s = q.shape[1], k.shape[1]
+
+    def rows(q: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
+        seen = visible(
+            segments, kv_segment_ids, positions, kv_positions, causal=causal, window=window
+        )
+        return _attend_rows(q, k, v, seen, sinks, scale, softcap)
+
+    block = t
+    while block % 2 == 0 and block * s > _MAX_SCORES:
+        block //= 2
+    if block == t:
+        return rows(q, q_segment_ids, q_positions)
+
+    def body(_: None, i: jax.Array) -> tuple[None, jax.Array]:
+        cut = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=i * block, slice_size=block, axis=1
+        )
+        return None, jax.checkpoint(rows)(cut(q), cut(q_segment_ids), cut(q_positions))
+
+    _, out = jax.lax.scan(body, None, jnp.arange(t // block))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
