@@ -1,0 +1,323 @@
+"""Checkpoints: round trips, other meshes, other models, damage, full disks."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t5x_llm.checkpoint import (
+    CheckpointConfig,
+    Checkpointer,
+    check_compatible,
+    describe,
+    differences,
+)
+from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.train.state import TrainState
+
+
+def make_state(seed=0, width=64):
+    params = {
+        "embed": {"table": jax.random.normal(jax.random.key(seed), (128, width))},
+        "mlp": {"kernel": jax.random.normal(jax.random.key(seed + 1), (2, width, 256))},
+    }
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return TrainState(jnp.int32(seed), params, tx.init(params))
+
+
+def abstract(state, sharding=None):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), state
+    )
+
+
+def same(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    state = make_state()
+    keeper = Checkpointer(tmp_path / "c", CheckpointConfig(keep=3))
+    for step in (1, 2):
+        assert keeper.save(step, dataclasses.replace(state, step=jnp.int32(step)), {"n": step})
+    keeper.close()
+    return tmp_path / "c", state
+
+
+def test_round_trip_is_bit_exact(saved):
+    directory, state = saved
+    reader = Checkpointer(directory, read_only=True)
+    assert reader.steps() == [1, 2] and reader.latest_step() == 2
+    got, meta = reader.restore(abstract(state))
+    assert meta == {"n": 2} and int(got.step) == 2
+    assert isinstance(got, TrainState)
+    assert same(got.params, state.params) and same(got.opt_state, state.opt_state)
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    got, meta = reader.restore(abstract(state), step=1)
+    assert meta == {"n": 1} and int(got.step) == 1
+    reader.close()
+
+
+def test_save_twice_is_once(saved):
+    directory, state = saved
+    keeper = Checkpointer(directory)
+    assert not keeper.save(2, make_state(seed=9), {})
+    got, _ = keeper.restore(abstract(state), 2)
+    assert same(got.params, state.params)
+    keeper.close()
+
+
+def test_params_alone(saved):
+    directory, state = saved
+    reader = Checkpointer(directory, read_only=True)
+    assert same(reader.restore_params(abstract(state.params)), state.params)
+
+
+def test_retention(tmp_path):
+    keeper = Checkpointer(tmp_path, CheckpointConfig(keep=2, keep_period=3))
+    state = make_state()
+    for step in range(1, 9):
+        keeper.save(step, state, {})
+    keeper.wait()
+    assert keeper.steps() == [3, 6, 7, 8]
+    keeper.close()
+
+
+def test_onto_other_meshes(tmp_path):
+    devices = jax.devices()
+    assert len(devices) == 8
+    state = make_state()
+    wide = Mesh(np.array(devices).reshape(4, 2), ("fsdp", "tensor"))
+    cut = NamedSharding(wide, PartitionSpec("fsdp", "tensor"))
+    whole = NamedSharding(wide, PartitionSpec())
+    placed = jax.tree.map(lambda x: jax.device_put(x, cut if x.ndim == 2 else whole), state)
+    keeper = Checkpointer(tmp_path)
+    keeper.save(5, placed, {})
+    keeper.wait()
+    for count, spec in ((1, ("fsdp",)), (2, (None, "fsdp")), (8, ("fsdp",))):
+        mesh = Mesh(np.array(devices[:count]), ("fsdp",))
+        cut = NamedSharding(mesh, PartitionSpec(*spec))
+        whole = NamedSharding(mesh, PartitionSpec())
+        target = jax.tree.map(
+            lambda x, cut=cut, whole=whole: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=cut if x.ndim == 2 else whole
+            ),
+            state,
+        )
+        got, _ = keeper.restore(target)
+        assert same(got, state)
+        assert got.params["embed"]["table"].sharding == cut
+    keeper.close()
+
+
+def test_state_may_be_donated_while_it_is_written(tmp_path):
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = step(make_state(width=512))
+    keeper = Checkpointer(tmp_path, CheckpointConfig(keep=10))
+    wanted = {}
+    for i in range(1, 6):
+        wanted[i] = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        keeper.save(i, state, {})
+        for _ in range(3):
+            state = step(state)
+    keeper.wait()
+    for i, want in wanted.items():
+        assert same(keeper.restore(abstract(state), i)[0], want)
+    keeper.close()
+
+
+def test_save_returns_in_tens_of_milliseconds(tmp_path):
+    """30 MB of state; the bound is wide because machines are shared."""
+    state = make_state(width=2048)
+    keeper = Checkpointer(tmp_path, CheckpointConfig(keep=2))
+    keeper.save(0, state, {})
+    times = []
+    for i in range(1, 6):
+        keeper.wait()
+        start = time.perf_counter()
+        keeper.save(i, state, {})
+        times.append(time.perf_counter() - start)
+    keeper.close()
+    assert sorted(times)[2] < 0.2
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state", "meta"])
+def test_half_written_is_never_picked(saved, name):
+    directory, state = saved
+    target = directory / "2" / name
+    target.rename(directory / "gone")
+    keeper = Checkpointer(directory)
+    assert keeper.steps() == [1]
+    assert keeper.restore(abstract(state))[1] == {"n": 1}
+    # The step is made again when the run comes by.
+    assert keeper.save(2, state, {"n": "again"})
+    keeper.wait()
+    assert keeper.restore(abstract(state))[1] == {"n": "again"}
+    keeper.close()
+
+
+def test_interrupted_save_is_not_seen(saved):
+    directory, _ = saved
+    (directory / "3.orbax-checkpoint-tmp-7").mkdir()
+    (directory / "4").mkdir()
+    reader = Checkpointer(directory, read_only=True)
+    assert reader.steps() == [1, 2]
+    assert (directory / "3.orbax-checkpoint-tmp-7").exists(), "a reader must not clean up"
+    with pytest.raises(CheckpointError, match="No step 4 in .*there are 1, 2"):
+        reader.meta(4)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_truncated_file_names_step_and_path(saved):
+    directory, state = saved
+    files = [p for p in (directory / "2" / "state").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    reader = Checkpointer(directory, read_only=True)
+    with pytest.raises(CheckpointError) as e:
+        reader.restore(abstract(state))
+    assert "step 2" in str(e.value) and str(directory / "2") in str(e.value)
+    assert "Other checkpoints here: 1" in str(e.value)
+    assert len(str(e.value)) < 1200
+    assert same(reader.restore(abstract(state), 1)[0].params, state.params)
+
+
+def test_broken_meta_names_step_and_path(saved):
+    directory, state = saved
+    os.truncate(directory / "2" / "meta" / "metadata", 3)
+    with pytest.raises(CheckpointError, match="step 2 cannot be read.*c/2"):
+        Checkpointer(directory, read_only=True).restore(abstract(state))
+
+
+def test_missing_directory(tmp_path):
+    reader = Checkpointer(tmp_path / "none", read_only=True)
+    assert reader.latest_step() is None
+    with pytest.raises(CheckpointError, match="there is none"):
+        reader.restore({})
+    assert not (tmp_path / "none").exists()
+
+
+def test_other_model_names_the_parameter(saved):
+    directory, _ = saved
+    reader = Checkpointer(directory, read_only=True)
+    with pytest.raises(CheckpointError) as e:
+        reader.restore(abstract(make_state(width=32)))
+    text = str(e.value)
+    assert "params.embed.table: float32[128, 64] in the checkpoint, float32[128, 32]" in text
+    with pytest.raises(CheckpointError, match=r"params.embed.other: not in the checkpoint"):
+        reader.restore_params(
+            {"embed": {"other": jax.ShapeDtypeStruct((2,), jnp.float32)}}, step=2
+        )
+
+
+def test_no_pickle_is_read_or_written(saved):
+    directory, _ = saved
+    for file in directory.rglob("*"):
+        if file.is_file():
+            assert not file.read_bytes().startswith(b"\x80"), file
+
+
+FULL = """
+import os, resource, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax, jax.numpy as jnp
+from t5x_llm.checkpoint import Checkpointer, CheckpointConfig
+from t5x_llm.core.errors import CheckpointError
+directory, asynchronous = sys.argv[1], sys.argv[2] == "async"
+state = {"w": jax.random.normal(jax.random.key(0), (600, 600))}
+keeper = Checkpointer(directory, CheckpointConfig(keep=1, asynchronous=asynchronous))
+keeper.save(1, state, {"n": 1})
+keeper.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+try:
+    keeper.save(2, state, {"n": 2})
+    keeper.wait()
+    print("SAVED")
+except CheckpointError as e:
+    print("ERROR", e)
+print("STEPS", keeper.steps())
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+keeper.save(2, state, {"n": 2})
+keeper.close()
+print("AFTER", keeper.steps())
+"""
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_a_save_that_cannot_be_written(tmp_path, mode):
+    """A real limit of the system: no file over 200 kB, as if the disk were full."""
+    script = tmp_path / "full.py"
+    script.write_text(textwrap.dedent(FULL))
+    run = subprocess.run(
+        [sys.executable, script, tmp_path / "c", mode], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert "ERROR Saving the checkpoint of step 2" in run.stdout, run.stdout
+    assert "step 1 is the last complete" in run.stdout
+    assert "STEPS [1]" in run.stdout
+    assert "AFTER [2]" in run.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    name: str = "cosine"
+    peak: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    d_model: int = 256
+    parts: tuple[Course, ...] = (Course(), Course("linear"))
+    course: Course = Course()
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    d_model: int = 256
+
+
+def test_differences_are_named_as_in_gin():
+    assert differences(describe(Toy()), describe(Toy())) == []
+    changed = Toy(d_model=512, parts=(Course(), Course("linear", 2e-3)), course=Course("rsqrt"))
+    assert differences(describe(Toy()), describe(changed)) == [
+        "Toy.d_model: 256 -> 512",
+        "Course.peak: 0.001 -> 0.002 (in parts[1].peak)",
+        "Course.name: 'cosine' -> 'rsqrt'",
+    ]
+    assert differences(describe(Toy()), describe(Toy(parts=())))[0].startswith("Toy.parts: [{")
+    saved = {"model": describe(Toy())}
+    assert differences(saved, {"model": describe(Other())}) == ["model: Toy -> Other"]
+    assert differences({"class": "A", "x": 1}, {"class": "A", "x": 1, "y": None}) == [
+        "A.y: (none) -> None"
+    ]
+
+
+def test_check_compatible():
+    saved = {"model": describe(Toy())}
+    check_compatible(saved, {"model": Toy()}, "here")
+    with pytest.raises(CheckpointError) as e:
+        check_compatible(saved, {"model": Toy(d_model=512)}, "The checkpoint runs/a/7")
+    assert "The checkpoint runs/a/7" in str(e.value)
+    assert "Toy.d_model: 256 -> 512" in str(e.value)
+    assert "CheckpointConfig.allow_changes" in str(e.value)
+    check_compatible(saved, {"model": Toy(d_model=512)}, "here", allow=("Toy.d_model",))
+    check_compatible(saved, {"model": Toy(course=Course("x"))}, "here", allow=("Course",))
+
+
+@pytest.mark.parametrize("bad", [{"keep": 0}, {"every_steps": -1}, {"keep_period": 0}])
+def test_config_refuses(bad):
+    with pytest.raises(ConfigError, match=f"CheckpointConfig.{next(iter(bad))}"):
+        CheckpointConfig(**bad)
