@@ -73,8 +73,6 @@ def import_model(
       ConfigError: a config.json field that the family does not know.
       ParityError: the logits differ.
     """
-    from t5x_llm.text import load_tokenizer
-
     path = pathlib.Path(path).expanduser()
     if path.suffix == ".gguf":
         from t5x_llm.hf.gguf_io import GgufReader
@@ -83,11 +81,10 @@ def import_model(
         config, weights = gguf.config, gguf
         with tempfile.TemporaryDirectory() as scratch:
             gguf.write_tokenizer(pathlib.Path(scratch))
-            tokenizer: Tokenizer | None = load_tokenizer(scratch)
+            tokenizer = _tokenizer(pathlib.Path(scratch))
     else:
         config, weights = read_config(path), SafetensorsReader(path)
-        held = any((path / name).is_file() for name in _TOKENIZER_FILES)
-        tokenizer = load_tokenizer(path) if held else None
+        tokenizer = _tokenizer(path)
     family = family_of(config)
     check_tokenizer(tokenizer, family.vocab_size)
     read = resolve(weights, family.weight_map(), family)
@@ -103,6 +100,14 @@ def import_model(
         )
         report.raise_if_failed(f"Import of {path}")
     return Imported(family, params, tokenizer, report)
+
+
+def _tokenizer(directory: pathlib.Path) -> Tokenizer | None:
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from t5x_llm.text import load_tokenizer
+
+    return load_tokenizer(directory)
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any]:
