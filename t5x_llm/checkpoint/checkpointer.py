@@ -284,6 +284,4 @@ def _first_line(error: BaseException) -> str:
 
 def abstract_on(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """An abstract tree with one sharding everywhere, e.g. a single device, for ``restore``."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,35 +9,15 @@ from typing import Any
 
 import jax
 
+from t5x_llm.config.describe import to_dict
 from t5x_llm.core.errors import CheckpointError
 
 _CLASS = "class"
 _SHOWN = 8
 
 
-def describe(value: Any) -> Any:
-    """A config as JSON: dataclasses become dicts that remember their class name.
-
-    Args:
-      value: a frozen config dataclass, or a mapping or sequence of such, numbers and strings.
-
-    Returns:
-      Nested dicts, lists, strings, numbers, booleans and None.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {_CLASS: type(value).__name__} | fields
-    if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
 def differences(saved: Any, present: Any) -> list[str]:
-    """The fields in which two results of ``describe`` differ, as ``Llama.d_model: 256 -> 512``."""
+    """Fields in which two results of ``config.to_dict`` differ: ``Llama.d_model: 256 -> 512``."""
     return [line for _, line in _differences(saved, present, "", "")]
 
 
@@ -46,8 +25,8 @@ def check_compatible(saved: Any, present: Any, where: str, allow: Sequence[str] 
     """Compares the configs of a checkpoint and of the present run.
 
     Args:
-      saved: what the checkpoint's meta holds, from ``describe``.
-      present: the same of this run.
+      saved: what the checkpoint's meta holds, from ``config.to_dict``.
+      present: the same of this run, or the dataclasses themselves.
       where: the checkpoint, for the message.
       allow: names that may differ, ``Schedule.peak`` or a whole class, ``Schedule``.
 
@@ -56,7 +35,7 @@ def check_compatible(saved: Any, present: Any, where: str, allow: Sequence[str] 
     """
     found = [
         (name, line)
-        for name, line in _differences(json.loads(json.dumps(saved)), describe(present), "", "")
+        for name, line in _differences(json.loads(json.dumps(saved)), to_dict(present), "", "")
         if name not in allow and name.split(".")[0] not in allow
     ]
     if not found:

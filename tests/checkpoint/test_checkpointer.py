@@ -18,9 +18,9 @@ from t5x_llm.checkpoint import (
     CheckpointConfig,
     Checkpointer,
     check_compatible,
-    describe,
     differences,
 )
+from t5x_llm.config.describe import to_dict
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.train.state import TrainState
 
@@ -218,9 +218,7 @@ def test_other_model_names_the_parameter(saved):
     text = str(e.value)
     assert "params.embed.table: float32[128, 64] in the checkpoint, float32[128, 32]" in text
     with pytest.raises(CheckpointError, match=r"params.embed.other: not in the checkpoint"):
-        reader.restore_params(
-            {"embed": {"other": jax.ShapeDtypeStruct((2,), jnp.float32)}}, step=2
-        )
+        reader.restore_params({"embed": {"other": jax.ShapeDtypeStruct((2,), jnp.float32)}}, step=2)
 
 
 def test_no_pickle_is_read_or_written(saved):
@@ -235,6 +233,7 @@ import os, resource, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax, jax.numpy as jnp
 from t5x_llm.checkpoint import Checkpointer, CheckpointConfig
+from t5x_llm.config.describe import to_dict
 from t5x_llm.core.errors import CheckpointError
 directory, asynchronous = sys.argv[1], sys.argv[2] == "async"
 state = {"w": jax.random.normal(jax.random.key(0), (600, 600))}
@@ -290,23 +289,23 @@ class Other:
 
 
 def test_differences_are_named_as_in_gin():
-    assert differences(describe(Toy()), describe(Toy())) == []
+    assert differences(to_dict(Toy()), to_dict(Toy())) == []
     changed = Toy(d_model=512, parts=(Course(), Course("linear", 2e-3)), course=Course("rsqrt"))
-    assert differences(describe(Toy()), describe(changed)) == [
+    assert differences(to_dict(Toy()), to_dict(changed)) == [
         "Toy.d_model: 256 -> 512",
         "Course.peak: 0.001 -> 0.002 (in parts[1].peak)",
         "Course.name: 'cosine' -> 'rsqrt'",
     ]
-    assert differences(describe(Toy()), describe(Toy(parts=())))[0].startswith("Toy.parts: [{")
-    saved = {"model": describe(Toy())}
-    assert differences(saved, {"model": describe(Other())}) == ["model: Toy -> Other"]
+    assert differences(to_dict(Toy()), to_dict(Toy(parts=())))[0].startswith("Toy.parts: [{")
+    saved = {"model": to_dict(Toy())}
+    assert differences(saved, {"model": to_dict(Other())}) == ["model: Toy -> Other"]
     assert differences({"class": "A", "x": 1}, {"class": "A", "x": 1, "y": None}) == [
         "A.y: (none) -> None"
     ]
 
 
 def test_check_compatible():
-    saved = {"model": describe(Toy())}
+    saved = {"model": to_dict(Toy())}
     check_compatible(saved, {"model": Toy()}, "here")
     with pytest.raises(CheckpointError) as e:
         check_compatible(saved, {"model": Toy(d_model=512)}, "The checkpoint runs/a/7")

@@ -1,0 +1,29 @@
+"""What a run ran on, for its record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+_PACKAGES = ("t5x_llm", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def environment(devices: Any = None) -> dict[str, Any]:
+    """Versions and devices as JSON. No host names, users or paths."""
+    devices = list(jax.devices() if devices is None else devices)
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
+        "packages": versions,
+    }

@@ -1,0 +1,96 @@
+"""Model FLOPs of a token, peak FLOP/s of a chip, and their quotient.
+
+The convention, everywhere in this project: 6 N FLOPs a token, N being the parameters with the
+head and without the input embedding (a tied table counts once, as the head), plus causal attention,
+6 L T N_heads H (half of the 12 L T N H of PaLM, arXiv 2204.02311, appendix B, which counts masked
+products too). Recomputation is not counted. Tokens are predicted tokens; padding is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+CONVENTION = "6N + causal attention per predicted token, recomputation not counted"
+
+# Dense bfloat16 FLOP/s of one chip, by a part of jax's device_kind; vendors' figures.
+_PEAKS = (
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU v6e", 918e12),
+    ("TPU7x", 2307e12),
+    ("TPU v7x", 2307e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+)
+# A device is one of the two cores of these chips.
+_TWO_DEVICES = ("TPU7x", "TPU v7x")
+
+
+def flops_per_token(n_params: int, n_layers: int, attention_width: int, length: int) -> float:
+    """Training FLOPs of one token, forward and backward.
+
+    Args:
+      n_params: N: all parameters but the input embedding table; the head is in.
+      n_layers: L.
+      attention_width: query heads times head size.
+      length: T, the sequence length.
+    """
+    return 6.0 * n_params + 6.0 * n_layers * length * attention_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """What all devices together could do.
+
+    Attributes:
+      flops: FLOP/s.
+      source: where the number comes from, shown beside a utilisation.
+    """
+
+    flops: float
+    source: str
+
+
+def peak_of(devices: Sequence[Any], dtype: str = "bfloat16") -> Peak | None:
+    """The peak of these devices; None where nothing honest can be said.
+
+    Known chips have the vendor's figure for dense bfloat16. On CPU a matmul is measured for about
+    a fifth of a second; several host devices share that one figure.
+
+    Args:
+      devices: of the mesh.
+      dtype: the compute dtype, for the measurement.
+    """
+    kind = devices[0].device_kind
+    for name, flops in _PEAKS:
+        if name in kind:
+            flops = flops / 2 if name in _TWO_DEVICES else flops
+            return Peak(flops * len(devices), f"{len(devices)} x {kind}, vendor's bfloat16 peak")
+    if devices[0].platform == "cpu":
+        processes = len({d.process_index for d in devices})
+        return Peak(_measure(dtype) * processes, f"a {dtype} matmul measured on this CPU")
+    return None
+
+
+def _measure(dtype: str, size: int = 1024, seconds: float = 0.15) -> float:
+    """FLOP/s of the best of several matmuls of this machine's CPU."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices(backend="cpu")[0])
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(x).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        multiply(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

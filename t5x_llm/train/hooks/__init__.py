@@ -1,0 +1,24 @@
+"""What may be attached to a run."""
+
+from t5x_llm.train.hooks.base import Hook, Results, StepRecord
+from t5x_llm.train.hooks.checkpoint import Checkpoint, resume
+from t5x_llm.train.hooks.lines import JsonLines, TensorBoard, Writer, read_lines
+from t5x_llm.train.hooks.metrics import Metrics, Throughput
+from t5x_llm.train.hooks.profiler import Profiler
+from t5x_llm.train.hooks.progress import Progress
+
+__all__ = [
+    "Checkpoint",
+    "Hook",
+    "JsonLines",
+    "Metrics",
+    "Profiler",
+    "Progress",
+    "Results",
+    "StepRecord",
+    "TensorBoard",
+    "Throughput",
+    "Writer",
+    "read_lines",
+    "resume",
+]

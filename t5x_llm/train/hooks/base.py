@@ -1,0 +1,77 @@
+"""What may be attached to a run, and when it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from t5x_llm.train.loop import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What is known of one step once its metrics have come from the device.
+
+    Attributes:
+      step: its number; the first is 1.
+      position: examples of the data stream consumed, this step included.
+      size: rows of its batch.
+      values: loss (nats per predicted token), grad_norm, learning_rate, z_loss, tokens (predicted).
+      source_nll: [sources] float32, sums of nats.
+      source_tokens: [sources] float32, predicted tokens.
+      seconds: since the step before was done, without pauses for evaluation and saving.
+      waited: seconds of those in which the loop waited for data.
+      compiled: whether the step was compiled in this time, which makes ``seconds`` no measure.
+    """
+
+    step: int
+    position: int
+    size: int
+    values: dict[str, float]
+    source_nll: np.ndarray
+    source_tokens: np.ndarray
+    seconds: float
+    waited: float
+    compiled: bool
+
+
+Results = dict[str, dict[str, float]]
+
+
+class Hook:
+    """Base of all hooks; override what is needed.
+
+    Hooks are called in the order in which they were given. One that saves the others' state comes
+    last. What must survive a restart is in ``state``.
+    """
+
+    name = "hook"
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step, after a restore."""
+
+    def on_dispatch(self, run: Run) -> None:
+        """After each step was handed to the device; ``run.state`` is that step's.
+
+        The device is still at work: whoever reads arrays here enters ``run.paused(name)``, which
+        first lets all metrics arrive.
+        """
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """When the metrics of a step have arrived, in order, some steps behind the device."""
+
+    def on_eval(self, run: Run, results: Results) -> None:
+        """When an evaluation at ``run.step`` is done: {source: {measure: value}}."""
+
+    def on_end(self, run: Run, error: BaseException | None) -> None:
+        """Once, at the end; ``error`` is what ended the run early."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON that ``restore`` continues from."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up the ``state`` of an earlier process."""

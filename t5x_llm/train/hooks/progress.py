@@ -1,0 +1,151 @@
+"""Progress for a person: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+from t5x_llm.train.hooks.base import Hook, Results, StepRecord
+from t5x_llm.train.hooks.metrics import Throughput
+
+if TYPE_CHECKING:
+    from t5x_llm.train.loop import Run
+
+
+class Progress(Hook):
+    """Loss, learning rate, gradient norm, tokens/s, utilisation and time left.
+
+    MFU counts as ``train/flops.py`` states. Where no peak is known, GFLOP/s stand in its place;
+    on CPU the peak is a matmul measured here, and the figure is called ``of matmul``.
+
+    Args:
+      throughput: how speed is counted.
+      stream: where to print; stderr if None.
+      interval: seconds between plain lines.
+    """
+
+    name = "progress"
+
+    def __init__(
+        self,
+        throughput: Throughput | None = None,
+        stream: IO[str] | None = None,
+        interval: float = 10.0,
+    ):
+        self.throughput = throughput or Throughput()
+        self.stream, self.interval = stream or sys.stderr, interval
+        self._bar: Any = None
+        self._printed = 0.0
+        self._loss = self._tokens = 0.0
+        self._rate: float | None = None
+        self._quiet = False
+
+    def on_start(self, run: Run) -> None:
+        """Says what will happen; the first step takes long because it is compiled."""
+        self._quiet = not run.primary
+        if self._quiet or run.last:
+            return
+        start = f"from step {run.step}" if run.step else "from scratch"
+        self._say(
+            f"Training {start} to step {run.config.steps}; the first step compiles for a while."
+        )
+        if self.stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=run.config.steps,
+                initial=run.step,
+                file=self.stream,
+                dynamic_ncols=True,
+                mininterval=0.2,
+                bar_format="{desc}{n_fmt}/{total_fmt} |{bar}| {postfix}",
+            )
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """Shows a step."""
+        if self._quiet:
+            return
+        self.throughput.add(record)
+        tokens = record.values["tokens"]
+        self._loss += record.values["loss"] * tokens
+        self._tokens += tokens
+        if not record.compiled:
+            per = record.seconds
+            self._rate = per if self._rate is None else 0.9 * self._rate + 0.1 * per
+        now = time.monotonic()
+        last = record.step == run.config.steps
+        first = record.compiled and not self._printed
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._text(run, record), refresh=False)
+            self._bar.update(record.step - self._bar.n)
+        due = now - self._printed >= (1.0 if self._bar is not None else self.interval)
+        if first or last or due:
+            if self._bar is None:
+                width = len(str(run.config.steps))
+                self._say(
+                    f"step {record.step:>{width}}/{run.config.steps}  {self._text(run, record)}"
+                )
+            self._printed = now
+            self._loss = self._tokens = 0.0
+            self.throughput.clear()
+
+    def _text(self, run: Run, record: StepRecord) -> str:
+        values, figures = record.values, self.throughput.figures()
+        loss = self._loss / self._tokens if self._tokens else values["loss"]
+        parts = [
+            f"loss {loss:.3f}",
+            f"lr {values['learning_rate']:.2e}",
+            f"grad {values['grad_norm']:.2f}",
+        ]
+        if figures:
+            parts.append(f"{figures['tokens_per_second']:,.0f} tok/s")
+            parts.append(utilisation(figures, self.throughput))
+            if figures["data_wait"] > 0.01:
+                parts.append(f"waiting for data {figures['data_wait']:.0%}")
+        if self._rate is not None:
+            parts.append(f"{_clock((run.config.steps - record.step) * self._rate)} left")
+        elif record.compiled:
+            parts.append(f"first step {record.seconds:.1f} s")
+        return "  ".join(part for part in parts if part)
+
+    def on_eval(self, run: Run, results: Results) -> None:
+        """One line for an evaluation."""
+        if self._quiet:
+            return
+        parts = [
+            f"{name} {r['bits_per_byte']:.3f} bits/byte"
+            if "bits_per_byte" in r
+            else f"{name} {r['loss']:.3f}"
+            for name, r in results.items()
+            if "loss" in r
+        ]
+        self._say(f"held out at step {run.step}: {', '.join(parts)}")
+
+    def on_end(self, run: Run, error: BaseException | None) -> None:
+        """Closes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self.stream)
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+def utilisation(figures: dict[str, float], throughput: Throughput) -> str:
+    """``MFU 41%``, ``38% of matmul`` or ``87 GFLOP/s``."""
+    if "mfu" in figures and throughput.peak is not None:
+        measured = "measured" in throughput.peak.source
+        return f"{figures['mfu']:.0%} of matmul" if measured else f"MFU {figures['mfu']:.1%}"
+    if "gflops_per_second" in figures:
+        return f"{figures['gflops_per_second']:,.0f} GFLOP/s"
+    return ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
