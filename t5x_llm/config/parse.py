@@ -221,6 +221,8 @@ def _raise_syntax(error: BaseException, text: str, field: str, path: Any | None)
         if path is None:
             remedy += f", in a shell --gin.{key.strip()}=\"'{value.strip()}'\""
         remedy += "."
+    if shown.startswith("include "):
+        remedy = f"Write include '{shown.split(None, 1)[1]}'."
     place = f"{field}:{number}" if path is not None else field
     raise ConfigError(place, shown, f"gin syntax ({message})", remedy) from error
 
