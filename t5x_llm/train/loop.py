@@ -67,7 +67,7 @@ class Run:
         self.step = int(state.step)
         self.sources, self.hooks = tuple(sources), list(hooks)
         self.facts = dict(facts or {})
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
         self.primary = jax.process_index() == 0
         self._pending: collections.deque[_Pending] = collections.deque()
         self._sizes: set[int] = set()
