@@ -113,12 +113,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             )
         hybrid = False
     shape = tuple(sizes.values())
-    if hybrid:
+
+    def arrange(split: bool) -> np.ndarray:
+        if not hybrid:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
         dcn = (len(slices),) + (1,) * (len(AXES) - 1)
         ici = (shape[0] // len(slices),) + shape[1:]
-        array = mesh_utils.create_hybrid_device_mesh(ici, dcn, devices)
-    else:
-        array = mesh_utils.create_device_mesh(shape, devices)
+        return mesh_utils.create_hybrid_device_mesh(
+            ici, dcn, devices, allow_split_physical_axes=split
+        )
+
+    try:
+        array = arrange(split=False)
+    except NotImplementedError:  # e.g. tensor=4 on a 16 x 16 torus: part of a physical axis
+        array = arrange(split=True)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

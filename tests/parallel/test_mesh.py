@@ -22,6 +22,7 @@ from t5x_llm.parallel import (
     local_rows,
     make_mesh,
     param_shardings,
+    platform,
     replicated,
     use,
 )
@@ -122,6 +123,40 @@ def test_slices_need_replicas_on_tpu_only():
     with pytest.raises(ConfigError, match="Set MeshConfig.replica = 2"):
         make_mesh(MeshConfig(fsdp=8), fake_slices(2, 4))
     assert make_mesh(MeshConfig(fsdp=8), fake_slices(2, 4, "gpu")).size == 8
+
+
+def test_part_of_a_torus_axis_can_be_an_axis():
+    """Two ways tensor parallel on a 4 x 4 torus, which jax by itself refuses."""
+    chips = fake_slices(1, 16)
+    for i, chip in enumerate(chips):
+        chip.coords = (i % 4, i // 4, 0)
+    mesh = make_mesh(MeshConfig(fsdp=-1, tensor=2), chips)
+    assert mesh.shape["fsdp"] == 8
+    for a, b in mesh.devices.reshape(8, 2):  # neighbours
+        assert sum(abs(x - y) for x, y in zip(a.coords, b.coords, strict=True)) == 1
+
+
+@pytest.mark.slow
+def test_described_tpu_slices(monkeypatch):
+    """The real TPU compiler on a host without a TPU: platform, mesh, gathered parameters."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    topology = topologies.get_topology_desc("v5e:4x4", "tpu", num_slices=2)
+    config = MeshConfig(replica=2, fsdp=-1, tensor=2)
+    mesh, rules = make_mesh(config, topology.devices), config.rules()
+    weight = jax.ShapeDtypeStruct((1024, 4096), jnp.bfloat16)
+    sharding = param_shardings(("embed", "mlp"), weight, mesh, rules)
+    weight = jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
+    x = jax.ShapeDtypeStruct((64, 16, 1024), jnp.bfloat16, sharding=batch_sharding(mesh, rules, 3))
+
+    def layer(w, x):
+        with use(mesh, rules):
+            assert platform() == "tpu"
+            return constrain(x @ w, ("batch", "length", "mlp"))
+
+    assert "all-gather" in jax.jit(layer).lower(weight, x).compile().as_text()
 
 
 DUMP = """\
