@@ -1,0 +1,309 @@
+"""Loss, perplexity and bits per byte of held-out documents, each read in full.
+
+A document longer than T tokens is cut into windows of T; every token but the first of the document
+(which is begin-of-text, where the tokenizer has one) is predicted exactly once, end-of-text
+included. Context does not reach across windows, so the first tokens of a window are predicted from
+little: figures at a smaller T are pessimistic and compare only with the same T.
+
+    loss = sum of nats / predicted tokens
+    perplexity = exp(loss)
+    bits per byte = sum of nats / ln 2 / UTF-8 bytes of the documents
+
+Bits per byte does not depend on the tokenizer and compares with a compressor's.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.data.batch import Batch
+from t5x_llm.models.model import Model
+from t5x_llm.parallel import Rules, check_divisible, global_batch, replicated, use
+from t5x_llm.train.hooks import Results
+
+_OPEN_ROWS = 32
+
+
+class Documents(Protocol):
+    """Token ids of documents, first and last token as trained on, and their UTF-8 sizes."""
+
+    def __len__(self) -> int:
+        """Documents."""
+
+    def document(self, index: int) -> np.ndarray:
+        """[n] token ids of one document."""
+
+    def document_bytes(self, index: int) -> int:
+        """UTF-8 bytes of its text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out documents of one source.
+
+    Attributes:
+      name: of the source.
+      documents: see ``Documents``.
+      language: sources of one language are also summed up under it; "" for none.
+    """
+
+    name: str
+    documents: Documents
+    language: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+def pieces(document: np.ndarray, length: int) -> Iterator[_Piece]:
+    """Windows of at most ``length`` inputs; their targets are the document but its first token."""
+    for start in range(0, len(document) - 1, length):
+        stop = min(start + length, len(document) - 1)
+        yield _Piece(document[start:stop], document[start + 1 : stop + 1])
+
+
+def pack(windows: Iterator[_Piece], length: int) -> Iterator[list[_Piece]]:
+    """Windows put together in rows of at most ``length`` tokens, first fit over a few rows."""
+    rows: list[list[_Piece]] = []
+    room: list[int] = []
+    for window in windows:
+        size = len(window.tokens)
+        at = next((i for i, free in enumerate(room) if free >= size), None)
+        if at is None:
+            if len(rows) == _OPEN_ROWS:
+                fullest = min(range(len(room)), key=room.__getitem__)
+                yield rows.pop(fullest)
+                room.pop(fullest)
+            rows.append([])
+            room.append(length)
+            at = len(rows) - 1
+        rows[at].append(window)
+        room[at] -= size
+    yield from rows
+
+
+def to_batch(rows: Sequence[list[_Piece]], size: int, length: int) -> Batch:
+    """Rows as a Batch of NumPy arrays [size, length]; rows that are missing are padding."""
+    ints = np.zeros((4, size, length), np.int32)
+    mask = np.zeros((size, length), np.float32)
+    tokens, targets, positions, segments = ints
+    for i, row in enumerate(rows):
+        at = 0
+        for segment, window in enumerate(row, start=1):
+            here = slice(at, at + len(window.tokens))
+            tokens[i, here], targets[i, here] = window.tokens, window.targets
+            positions[i, here] = np.arange(len(window.tokens))
+            segments[i, here] = segment
+            mask[i, here] = 1.0
+            at = here.stop
+    return Batch(tokens, targets, positions, segments, mask, np.zeros(size, np.int32))
+
+
+@dataclasses.dataclass
+class _Sums:
+    nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+
+    def measures(self) -> dict[str, float]:
+        if not self.tokens:
+            return {"documents": self.documents, "tokens": 0, "bytes": self.bytes}
+        loss = self.nats / self.tokens
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "bits_per_byte": self.nats / math.log(2) / max(self.bytes, 1),
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "documents": self.documents,
+        }
+
+
+class Evaluator:
+    """Evaluates parameters of one model on one mesh; compiles once.
+
+    Args:
+      model: the model.
+      mesh: the mesh that the parameters lie on.
+      rules: its rules.
+      length: T, tokens of a window.
+      batch_size: rows evaluated at once; the mesh must divide it.
+
+    Raises:
+      ConfigError: if the mesh does not divide the batch, or T is too long for the model.
+    """
+
+    def __init__(self, model: Model, mesh: Mesh, rules: Rules, length: int, batch_size: int = 8):
+        check_divisible(mesh, rules, "batch", "Evaluation.batch_size", batch_size)
+        if model.max_length is not None and length > model.max_length:
+            raise ConfigError(
+                "Evaluation.sequence_length",
+                length,
+                f"at most {model.max_length}, the positions this model has learned",
+            )
+        self.mesh, self.rules, self.length, self.batch_size = mesh, rules, length, batch_size
+
+        def nats(params: Any, batch: Batch) -> jax.Array:
+            with use(mesh, rules):
+                _, aux = model.loss(params, batch, 0.0)
+                return jnp.sum(aux["nll"], axis=-1)
+
+        self._nats = jax.jit(nats, out_shardings=replicated(mesh))
+
+    def __call__(
+        self,
+        params: Any,
+        held_out: Sequence[HeldOut],
+        limit: int | None = None,
+        progress: bool | None = None,
+    ) -> Results:
+        """Evaluates; the same input gives the same figures.
+
+        Args:
+          params: on the mesh.
+          held_out: by source.
+          limit: of every source only the first documents that together reach so many tokens; None
+            for all.
+          progress: shows a bar; by default if the work is long and stderr is a terminal.
+
+        Returns:
+          {source: measures}, then {language: measures} where a language has several sources, then
+          ``all`` where there are several sources. Measures: loss, perplexity, bits_per_byte,
+          tokens (predicted), bytes, documents.
+
+        Raises:
+          DataError: if there is not one held-out document.
+        """
+        sums = {source.name: _Sums() for source in held_out}
+        total = sum(_tokens(source, limit) for source in held_out)
+        bar = _bar(total, progress)
+        pending: collections.deque[tuple[jax.Array, list[str]]] = collections.deque()
+
+        def collect(lag: int) -> None:
+            while len(pending) > lag:
+                nats, names = pending.popleft()
+                for value, name in zip(np.asarray(nats, np.float64), names, strict=False):
+                    sums[name].nats += float(value)
+
+        rows: list[list[_Piece]] = []
+        names: list[str] = []
+        for name, row in self._rows(held_out, sums, limit):
+            rows.append(row)
+            names.append(name)
+            if len(rows) == self.batch_size:
+                pending.append((self._run(params, rows), names))
+                bar.update(sum(len(p.tokens) for r in rows for p in r))
+                rows, names = [], []
+                collect(2)
+        if rows:
+            pending.append((self._run(params, rows), names))
+            bar.update(sum(len(p.tokens) for r in rows for p in r))
+        collect(0)
+        bar.close()
+        if not any(s.documents for s in sums.values()):
+            raise DataError(
+                "There is no held-out document in "
+                f"{', '.join(sums) or 'any source'}. Hold out more: Source.validation_fraction."
+            )
+        return _results(held_out, sums)
+
+    def _rows(
+        self, held_out: Sequence[HeldOut], sums: dict[str, _Sums], limit: int | None
+    ) -> Iterator[tuple[str, list[_Piece]]]:
+        """(source, row); a row holds one source alone. Counts what it reads."""
+        for source in held_out:
+            count = sums[source.name]
+
+            def windows(source: HeldOut = source, count: _Sums = count) -> Iterator[_Piece]:
+                for i in range(len(source.documents)):
+                    if limit is not None and count.tokens >= limit:
+                        return
+                    document = np.asarray(source.documents.document(i))
+                    count.tokens += max(len(document) - 1, 0)
+                    count.bytes += int(source.documents.document_bytes(i))
+                    count.documents += 1
+                    yield from pieces(document, self.length)
+
+            for row in pack(windows(), self.length):
+                yield source.name, row
+
+    def _run(self, params: Any, rows: Sequence[list[_Piece]]) -> jax.Array:
+        batch = to_batch(rows, self.batch_size, self.length)
+        placed = global_batch(
+            lambda part: jax.tree.map(lambda x: x[part], batch),
+            self.batch_size,
+            self.mesh,
+            self.rules,
+        )
+        return self._nats(params, placed)
+
+
+def evaluate(
+    model: Model,
+    params: Any,
+    held_out: Sequence[HeldOut],
+    mesh: Mesh,
+    rules: Rules,
+    length: int,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> Results:
+    """One evaluation; see ``Evaluator``."""
+    return Evaluator(model, mesh, rules, length, batch_size)(params, held_out, limit)
+
+
+def _results(held_out: Sequence[HeldOut], sums: dict[str, _Sums]) -> Results:
+    results = {name: s.measures() for name, s in sums.items()}
+    groups: dict[str, list[str]] = {}
+    for source in held_out:
+        if source.language:
+            groups.setdefault(source.language, []).append(source.name)
+    if len(held_out) > 1:
+        groups["all"] = [source.name for source in held_out]
+    for group, names in groups.items():
+        if group in results or (len(names) < 2):
+            continue
+        parts = [sums[name] for name in names]
+        results[group] = _Sums(
+            math.fsum(p.nats for p in parts),
+            sum(p.tokens for p in parts),
+            sum(p.bytes for p in parts),
+            sum(p.documents for p in parts),
+        ).measures()
+    return results
+
+
+def _tokens(source: HeldOut, limit: int | None) -> int:
+    """About how many tokens will be read, for the bar."""
+    size = getattr(source.documents, "token_count", None)
+    return min(size, limit) if size is not None and limit is not None else size or limit or 0
+
+
+def _bar(total: int, progress: bool | None) -> Any:
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() if progress is None else progress
+    return tqdm(
+        total=total or None,
+        desc="evaluating",
+        unit="tok",
+        unit_scale=True,
+        delay=2,
+        leave=False,
+        disable=not shown or jax.process_index() != 0,
+    )

@@ -1,0 +1,250 @@
+"""report.html: a run on one page that needs no network, made from its directory alone."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path, write_atomic
+from t5x_llm.train.hooks.lines import read_lines
+from t5x_llm.train.plots import loss_curves, loss_png, loss_svg, small_svgs
+
+Line = dict[str, Any]
+
+_CSS = """
+:root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7;
+  --paper: #ffffff; --card: #f6f8fb; --accent: #3b82d6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ef; --soft: #98a2b3; --line: #303845;
+  --paper: #12161d; --card: #1a2029; --accent: #6aa5ec; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
+  "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; }
+.soft { color: var(--soft); } a { color: var(--accent); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
+  gap: .7rem; margin: 1.3rem 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: .65rem .85rem; }
+.card b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
+.card span { color: var(--soft); font-size: .82rem; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .85rem; }
+svg { width: 100%; height: auto; color: var(--ink); }
+.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: .3rem 0 0; font-size: .88rem; }
+.legend i { display: inline-block; width: 1.5rem; vertical-align: middle; margin-right: .4rem;
+  border-top: 3px solid; } .legend i.o { border-top-style: dotted; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; font-size: .85rem; }
+th:first-child, td:first-child { text-align: left; }
+.bar { background: var(--line); border-radius: .3rem; height: .55rem; min-width: 8rem; }
+.bar i { display: block; height: 100%; border-radius: .3rem; background: var(--accent); }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: .9rem 1.1rem; overflow-x: auto; font: .85rem/1.55 ui-monospace, "SF Mono", Menlo,
+  Consolas, "Noto Sans Mono CJK SC", monospace; }
+pre.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: inherit;
+  font-size: .95rem; }
+details > summary { cursor: pointer; color: var(--accent); }
+"""
+
+
+def write_report(directory: str | os.PathLike[str]) -> str:
+    """Writes ``report.html`` and ``loss.png`` of a run, from the files in its directory.
+
+    Read are ``metrics.jsonl``, and if there, ``operative_config.gin`` and ``samples.txt``.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      DataError: if the directory holds no metrics.
+    """
+    run = as_path(directory)
+    lines = read_lines(run / "metrics.jsonl")
+    if not any(line.get("kind") == "train" for line in lines):
+        raise DataError(f"{run / 'metrics.jsonl'} holds no step of training: nothing to report.")
+    name = run.absolute().name if "://" not in str(run) else run.name
+    page = run / "report.html"
+    write_atomic(page, render(name, lines, _read(run, "operative_config.gin"), _samples(run)))
+    loss_png(lines, run / "loss.png", name)
+    return os.fspath(page)
+
+
+def _read(run: Any, name: str) -> str:
+    file = run / name
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def _samples(run: Any, most: int = 20_000) -> str:
+    """The samples; of many the newest."""
+    text = _read(run, "samples.txt")
+    return text if len(text) <= most else "[earlier samples left out]\n" + text[-most:]
+
+
+def render(name: str, lines: Sequence[Line], config: str = "", samples: str = "") -> str:
+    """The page as HTML.
+
+    Args:
+      name: of the run.
+      lines: of ``metrics.jsonl``.
+      config: the operative config.
+      samples: generated text.
+    """
+    train = [line for line in lines if line["kind"] == "train"]
+    evals = [line for line in lines if line["kind"] == "eval"]
+    start = next((line for line in reversed(lines) if line["kind"] == "start"), {})
+    body = [
+        f"<h1>{_e(name)}</h1>",
+        f"<p class=soft>{_e(_summary(start, train))}</p>",
+        _cards(train, evals),
+        "<h2>Loss</h2>",
+        f"<figure>{loss_svg(lines)}{_legend(lines)}</figure>",
+        "<h2>Course</h2>",
+        f"<div class=small>{''.join(_figure(c, svg) for c, svg in small_svgs(lines))}</div>",
+        _speed(start, train),
+        _evaluation(evals),
+        _mixture(start, train),
+    ]
+    if samples.strip():
+        body.append(f"<h2>Samples</h2><pre class=text>{_e(samples.strip())}</pre>")
+    if config.strip():
+        body.append(
+            "<h2>Configuration</h2><details><summary>operative_config.gin: alone, it reproduces "
+            f"this run</summary><pre>{_e(config.strip())}</pre></details>"
+        )
+    body.append(_environment(start))
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{_e(name)}</title><style>{_CSS}</style></head><body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _e(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _figure(caption: str, svg: str) -> str:
+    return f"<figure>{svg}<figcaption>{_e(caption)}</figcaption></figure>"
+
+
+def _summary(start: Line, train: Sequence[Line]) -> str:
+    parts = []
+    if start.get("parameters"):
+        parts.append(f"{_count(start['parameters'])} parameters")
+    parts.append(f"{_count(train[-1]['tokens'])} tokens")
+    devices = start.get("environment", {}).get("devices")
+    if devices:
+        parts.append(f"on {devices}")
+    return ", ".join(parts)
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:g}"
+
+
+def _cards(train: Sequence[Line], evals: Sequence[Line]) -> str:
+    cards = [(f"{train[-1]['step']:,}", "steps")]
+    if train[-1].get("loss") is not None:
+        cards.append((f"{train[-1]['loss']:.3f}", "training loss, nats per token"))
+    for source, r in (evals[-1]["results"] if evals else {}).items():
+        if r.get("bits_per_byte") is not None:
+            cards.append((f"{r['bits_per_byte']:.3f}", f"held-out bits per byte, {source}"))
+    speeds = sorted(line["tokens_per_second"] for line in train if line.get("tokens_per_second"))
+    if speeds:
+        cards.append((f"{speeds[len(speeds) // 2]:,.0f}", "tokens per second, median"))
+    inner = "".join(f"<div class=card><b>{_e(v)}</b><span>{_e(k)}</span></div>" for v, k in cards)
+    return f"<div class=cards>{inner}</div>"
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    items = []
+    for label, _, colour, style in loss_curves(lines):
+        colour = "currentColor" if colour == "ink" else colour
+        mark = " class=o" if style == "o" else ""
+        items.append(f"<span><i{mark} style='border-color:{colour}'></i>{_e(label)}</span>")
+    return f"<div class=legend>{''.join(items)}</div>"
+
+
+def _speed(start: Line, train: Sequence[Line]) -> str:
+    shares = sorted(line["mfu"] for line in train if line.get("mfu"))
+    flops = sorted(line["gflops_per_second"] for line in train if line.get("gflops_per_second"))
+    waits = sorted(line["data_wait"] for line in train if line.get("data_wait") is not None)
+    parts = []
+    if flops:
+        parts.append(f"{flops[len(flops) // 2]:,.0f} GFLOP/s (median)")
+    if shares:
+        middle = shares[len(shares) // 2]
+        parts.append(f"{middle:.1%} of the peak: {start.get('peak')}")
+    if parts:
+        parts.append(str(start.get("flops_convention", "")))
+    if waits:
+        parts.append(f"waiting for data {waits[len(waits) // 2]:.1%} of the time")
+    return f"<p class=soft>{_e('; '.join(parts))}.</p>" if parts else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    inner = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
+    return f"<div class=wide><table><tr>{top}</tr>{inner}</table></div>"
+
+
+def _evaluation(evals: Sequence[Line]) -> str:
+    if not evals:
+        return ""
+    rows = []
+    for name, r in evals[-1]["results"].items():
+        figures = [r.get(key) for key in ("bits_per_byte", "loss", "perplexity")]
+        counts = [r.get(key) for key in ("tokens", "bytes", "documents")]
+        rows.append(
+            [_e(name)]
+            + ["" if f is None else f"{f:,.3f}" for f in figures]
+            + ["" if c is None else f"{c:,}" for c in counts]
+        )
+    head = ("source", "bits per byte", "loss", "perplexity", "tokens", "bytes", "documents")
+    return (
+        f"<h2>Held-out text at step {evals[-1]['step']:,}</h2>"
+        + _table(head, rows)
+        + "<p class=soft>Every token but the first of a document is predicted once, in windows of "
+        "the sequence length, end of text included; context does not reach across windows. Bits "
+        "per byte: nats / ln 2 / UTF-8 bytes.</p>"
+    )
+
+
+def _mixture(start: Line, train: Sequence[Line]) -> str:
+    eaten: dict[str, float] = train[-1].get("tokens_by_source", {})
+    total = sum(eaten.values())
+    if not total:
+        return ""
+    planned: dict[str, float] = start.get("mixture") or {}
+    scale = sum(planned.values()) or 1.0
+    rows = []
+    for name, tokens in eaten.items():
+        share = tokens / total
+        plan = f"{planned[name] / scale:.2%}" if name in planned else ""
+        bar = f"<div class=bar><i style='width:{share:.2%}'></i></div>"
+        rows.append([_e(name), bar, f"{share:.2%}", plan, f"{tokens:,.0f}"])
+    head = ("source", "", "of tokens eaten", "of rows planned", "tokens eaten")
+    return "<h2>Mixture</h2>" + _table(head, rows)
+
+
+def _environment(start: Line) -> str:
+    facts = start.get("environment")
+    if not facts:
+        return ""
+    packages = ", ".join(f"{k} {v}" for k, v in facts.get("packages", {}).items())
+    rows = [[_e(k), _e(v)] for k, v in facts.items() if k != "packages"]
+    rows.append(["packages", _e(packages)])
+    inner = "".join(f"<tr><td>{k}</td><td style='text-align:left'>{v}</td></tr>" for k, v in rows)
+    return f"<h2>Environment</h2><div class=wide><table>{inner}</table></div>"
