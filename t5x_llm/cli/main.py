@@ -1,0 +1,81 @@
+"""The command ``t5x-llm``: one subcommand a job."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from t5x_llm.core.errors import T5xLLMError, nearest
+
+# Subcommand to (module in t5x_llm.cli, what it does).
+COMMANDS = {
+    "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
+    "train": ("train", "train a model; the same as python train.py"),
+    "eval": ("evaluate", "held-out loss and bits per byte of a run or a Hugging Face directory"),
+    "generate": ("generate", "let a run or a Hugging Face directory continue a text"),
+    "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
+    "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
+    "report": ("report", "rebuild report.html and loss.png of a run"),
+    "inspect": ("inspect", "print a tokenizer's, a store's or a run's facts"),
+}
+
+
+def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    """Runs a command; a mistake of the user's ends it with a message and status 2.
+
+    Set ``T5X_LLM_TRACEBACK=1`` to see where it was found.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        function(argv)
+    except T5xLLMError as e:
+        if os.environ.get("T5X_LLM_TRACEBACK"):
+            raise
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``); what it wanted was printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def usage() -> str:
+    """What ``t5x-llm --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: t5x-llm COMMAND [--help] ...",
+            "",
+            "From raw text to a trained, evaluated and exported language model.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "First run: python train.py --gin_file=configs/recipes/quickstart.gin",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hands the rest of the command line to a subcommand."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if argv[0] == "--version":
+        from t5x_llm import __version__
+
+        print(__version__)
+        return
+    if argv[0] not in COMMANDS:
+        near = nearest(argv[0], COMMANDS)
+        hint = f" Did you mean {near!r}?" if near else ""
+        print(f"t5x-llm: no command {argv[0]!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    module = importlib.import_module(f"t5x_llm.cli.{COMMANDS[argv[0]][0]}")
+    module.main(argv[1:])

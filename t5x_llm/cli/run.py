@@ -1,0 +1,215 @@
+"""The configuration of a run, as gin fills it: one field a part of the house."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from t5x_llm.checkpoint import CheckpointConfig
+from t5x_llm.config import Flags, Resolved, load, parse_flags, register
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.sources import Data, Mixture, Source
+from t5x_llm.hf.export import DTYPES
+from t5x_llm.infer.sampler import Sampling
+from t5x_llm.models.families import FAMILIES
+from t5x_llm.models.model import Model
+from t5x_llm.nn.block import REMAT
+from t5x_llm.optim import BatchRamp, Optimizer, Schedule
+from t5x_llm.parallel import MeshConfig, check_divisible
+from t5x_llm.text import TokenizerTraining
+from t5x_llm.train.config import Loop
+
+OPERATIVE_CONFIG = "operative_config.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out loss and bits per byte, by source.
+
+    Attributes:
+      batch_size: rows evaluated at once.
+      limit: tokens of each source read by evaluations before the last; None reads all.
+    """
+
+    batch_size: int = 8
+    limit: int | None = 20_000
+
+    def __post_init__(self) -> None:
+        check_number("Evaluation.batch_size", self.batch_size, low=1, integer=True)
+        if self.limit is not None:
+            check_number("Evaluation.limit", self.limit, low=1, integer=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Texts the model writes while it learns; they go to ``samples.txt``.
+
+    Attributes:
+      prompts: what it continues; none writes no samples.
+      sampling: how.
+      every: steps between samples; 0 writes them at the end alone.
+    """
+
+    prompts: tuple[str, ...] = ()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("Samples.every", self.every, low=0, integer=True)
+        if isinstance(self.prompts, str):
+            raise ConfigError("Samples.prompts", self.prompts, "a tuple of strings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The Hugging Face directory written at the end, to ``hf/`` of the run.
+
+    Attributes:
+      enabled: whether to write it.
+      dtype: of the stored weights.
+      max_shard_bytes: limit on one safetensors file.
+    """
+
+    enabled: bool = True
+    dtype: str = "float32"
+    max_shard_bytes: int = 5_000_000_000
+
+    def __post_init__(self) -> None:
+        check_choice("Export.dtype", self.dtype, DTYPES)
+        check_number("Export.max_shard_bytes", self.max_shard_bytes, low=1, integer=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that decides what a run does.
+
+    Attributes:
+      directory: where the run lives; created if need be, resumed if it holds checkpoints.
+      model: a family preset, such as ``@Llama()``.
+      data: sources, tokenizer and store.
+      loop: steps, batch, sequence length, seed.
+      mesh: the devices.
+      optimizer: with its schedule.
+      precision: parameter and compute dtypes.
+      remat: what the backward pass finds saved: none, full, dots, save_qkv, save_qkv_context,
+        save_projections.
+      z_loss: weight of log(Z)^2; PaLM's is 1e-4.
+      start_from: a Hugging Face directory whose weights a fresh run starts from.
+      checkpoint: when to save.
+      evaluation: how to evaluate.
+      samples: what to write.
+      export: what to leave with.
+    """
+
+    directory: str
+    model: Any
+    data: Data
+    loop: Loop
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    precision: Policy = dataclasses.field(default_factory=Policy)
+    remat: str = "none"
+    z_loss: float = 0.0
+    start_from: str | None = None
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    samples: Samples = dataclasses.field(default_factory=Samples)
+    export: Export = dataclasses.field(default_factory=Export)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, tuple(FAMILIES.values())):
+            names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
+            raise ConfigError("Run.model", self.model, f"a family preset: {names}")
+        check_choice("Run.remat", self.remat, REMAT)
+        check_number("Run.z_loss", self.z_loss, low=0)
+        longest = self.model.decoder().learned_positions
+        if longest is not None and self.loop.sequence_length > longest:
+            raise ConfigError(
+                "Loop.sequence_length",
+                self.loop.sequence_length,
+                f"at most {type(self.model).__name__}.max_length = {longest}",
+                "Learned positions end there: shorten the sequence, or give the model more.",
+            )
+
+    def build_model(self) -> Model:
+        """The model, without parameters."""
+        return Model(self.model.decoder(), self.precision, self.remat)
+
+    def shared(self) -> dict[str, Any]:
+        """The parts that a resumed run must share with the one it continues."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "data": self.data,
+            "sequence_length": self.loop.sequence_length,
+            "seed": self.loop.seed,
+        }
+
+
+register(
+    *(Run, Data, Mixture, Source, TokenizerTraining, Loop, BatchRamp, MeshConfig, Optimizer),
+    *(Schedule, Policy, CheckpointConfig, Evaluation, Samples, Sampling, Export),
+    *FAMILIES.values(),
+)
+
+
+def load_run(flags: Flags) -> tuple[Run, Resolved]:
+    """The run that gin flags describe.
+
+    Raises:
+      ConfigError: for any mistake in it.
+    """
+    if not flags.gin_files and not flags.bindings:
+        raise ConfigError(
+            "--gin_file",
+            None,
+            "a gin file",
+            "For a first run: --gin_file=configs/recipes/quickstart.gin",
+        )
+    resolved = load("Run", *flags[:3], flags.allow_imports)
+    return resolved.call(), resolved
+
+
+def load_saved(directory: str) -> tuple[Run, Resolved]:
+    """The run of a run directory, from its operative config.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    path = as_path(directory) / OPERATIVE_CONFIG
+    if not path.exists():
+        raise ConfigError("run directory", str(directory), f"a directory with {OPERATIVE_CONFIG}")
+    return load_run(parse_flags([f"--gin_file={path}"]))
+
+
+def check_fits(run: Run, mesh: Any) -> None:
+    """The checks that span parts: does the mesh divide the batch and the model?
+
+    Raises:
+      ConfigError: naming the field, the mesh axes and the remedy.
+    """
+    rules = run.mesh.rules()
+    model = type(run.model).__name__
+    parts = run.loop.microbatches
+    rows = "Loop.batch_size" if parts == 1 else "Loop.batch_size / Loop.microbatches"
+    for size in run.loop.sizes:
+        check_divisible(mesh, rules, "batch", rows, size // parts)
+    check_divisible(mesh, rules, "batch", "Evaluation.batch_size", run.evaluation.batch_size)
+    check_divisible(mesh, rules, "length", "Loop.sequence_length", run.loop.sequence_length)
+    for group in run.model.decoder().groups:
+        for block in group.blocks:
+            check_divisible(mesh, rules, "heads", f"{model}.n_heads", block.attention.n_heads)
+            check_divisible(mesh, rules, "mlp", f"{model}.d_ff", block.mlp.d_ff)
+
+
+def check_tokenizer_size(run: Run, tokenizer: Any) -> None:
+    """Raises ConfigError unless the model has one row for every token."""
+    if tokenizer.vocab_size != run.model.vocab_size:
+        raise ConfigError(
+            f"{type(run.model).__name__}.vocab_size",
+            run.model.vocab_size,
+            f"the size of the tokenizer, {tokenizer.vocab_size}",
+            f"Set it to {tokenizer.vocab_size}, or give another tokenizer.",
+        )

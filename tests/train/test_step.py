@@ -1,0 +1,188 @@
+"""The train step: accumulation, strategies on eight devices, layouts, metrics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.data.batch import Batch
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.model import Model
+from t5x_llm.optim import Optimizer, Schedule
+from t5x_llm.parallel import MeshConfig, dump_shardings, make_mesh
+from t5x_llm.train.state import init_state, state_shardings
+from t5x_llm.train.step import accumulate, make_train_step
+
+FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
+MODEL = Model(FAMILY.decoder(), Policy(compute="float32"))
+OPTIMIZER = Optimizer(schedule=Schedule("constant", 1e-2, warmup_steps=0), clip_norm=0.5)
+
+
+def make_batch(seed=0, rows=8, length=16):
+    """Packed rows: two segments, some padding, two sources."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 64, (rows, length + 1), dtype=np.int32)
+    segments = np.repeat([[1] * 6 + [2] * (length - 8) + [0] * 2], rows, 0).astype(np.int32)
+    positions = np.repeat([[*range(6), *range(length - 8), 0, 0]], rows, 0).astype(np.int32)
+    mask = (segments > 0).astype(np.float32)
+    mask[:, 5] = 0  # its target is in the next segment
+    mask[: rows // 2, 8:] = 0
+    return Batch(
+        tokens[:, :-1],
+        tokens[:, 1:],
+        positions,
+        segments,
+        mask,
+        np.arange(rows, dtype=np.int32) % 2,
+    )
+
+
+def run_steps(config, devices, batches, microbatches=1, model=MODEL):
+    mesh, rules = make_mesh(config, devices), config.rules()
+    tx = OPTIMIZER.build(10, model.logical_axes())
+    state = init_state(model, tx, jax.random.key(0), mesh, rules)
+    step = make_train_step(
+        model,
+        tx,
+        OPTIMIZER.schedule.build(10),
+        mesh=mesh,
+        rules=rules,
+        state_shardings=state_shardings(model, tx, mesh, rules),
+        n_sources=2,
+        microbatches=microbatches,
+        z_loss=1e-3,
+    )
+    metrics = []
+    for batch in batches:
+        state, m = step(state, batch)
+        metrics.append(jax.tree.map(np.asarray, m))
+    return jax.tree.map(np.asarray, state.params), metrics, step
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return run_steps(MeshConfig(), jax.devices()[:1], [make_batch(0), make_batch(1)])[:2]
+
+
+STRATEGIES = {
+    "data": MeshConfig(data=8, fsdp=1, strategy="data"),
+    "fsdp": MeshConfig(fsdp=8),
+    "data_fsdp": MeshConfig(data=2, fsdp=4),
+    "tensor": MeshConfig(fsdp=4, tensor=2),
+    "data_tensor": MeshConfig(data=4, fsdp=1, tensor=2, strategy="data"),
+    "data_fsdp_tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+    "replica_fsdp": MeshConfig(replica=2, fsdp=4),
+    "replica_data_fsdp": MeshConfig(replica=2, data=2, fsdp=2),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_equals_one_device(name, reference):
+    params, metrics, _ = run_steps(STRATEGIES[name], None, [make_batch(0), make_batch(1)])
+    for got, expected in zip(metrics, reference[1], strict=True):
+        for key, value in expected.items():
+            np.testing.assert_allclose(got[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, reference[0]
+    )
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_accumulated_gradients_are_those_of_the_large_batch(microbatches):
+    params = MODEL.init(jax.random.key(0))
+    batch = make_batch()
+    run = jax.jit(accumulate, static_argnums=(0, 3, 4, 5))
+    whole, expected = run(MODEL, params, batch, 1, 1e-3, 2)
+    parts, got = run(MODEL, params, batch, microbatches, 1e-3, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
+    for key in expected:
+        np.testing.assert_allclose(got[key], expected[key], rtol=1e-5)
+
+
+def test_microbatches_on_a_mesh(reference):
+    config = MeshConfig(fsdp=4)
+    params, metrics, _ = run_steps(config, jax.devices()[:4], [make_batch(0), make_batch(1)], 2)
+    np.testing.assert_allclose(metrics[1]["loss"], reference[1][1]["loss"], rtol=2e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, reference[0]
+    )
+
+
+def test_metrics_are_what_optax_computes(reference):
+    batch = make_batch(0)
+    params = MODEL.init(jax.random.key(0))
+
+    def loss(params):
+        hidden, _ = MODEL.apply(
+            params, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids
+        )
+        logits = MODEL.logits(params, hidden)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        count = batch.loss_mask.sum()
+        z = 1e-3 * jnp.sum(batch.loss_mask * log_z**2) / count
+        return jnp.sum(nll * batch.loss_mask) / count + z, (nll * batch.loss_mask, z)
+
+    (total, (nll, z)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    metrics = reference[1][0]
+    np.testing.assert_allclose(metrics["loss"] + metrics["z_loss"], total, rtol=1e-5)
+    np.testing.assert_allclose(metrics["z_loss"], z, rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    for source in (0, 1):
+        rows = batch.source == source
+        np.testing.assert_allclose(metrics["source_nll"][source], nll[rows].sum(), rtol=1e-5)
+        assert metrics["source_tokens"][source] == batch.loss_mask[rows].sum()
+    np.testing.assert_allclose(metrics["learning_rate"], 1e-2)
+
+
+def test_two_runs_are_equal_to_the_bit():
+    batches = [make_batch(0), make_batch(1)]
+    config = MeshConfig(fsdp=4, tensor=2)
+    a, _, _ = run_steps(config, None, batches)
+    b, _, _ = run_steps(config, None, batches)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_state_is_donated_and_stays_in_pieces():
+    config = MeshConfig(fsdp=4, tensor=2)
+    mesh, rules = make_mesh(config), config.rules()
+    tx = OPTIMIZER.build(10, MODEL.logical_axes())
+    state = init_state(MODEL, tx, jax.random.key(0), mesh, rules)
+    before = state.params["group_0"]["block_0"]["mlp"]["up"]["kernel"]
+    assert before.sharding.shard_shape(before.shape) == (2, 32 // 4, 48 // 2)
+    _, _, step = run_steps(config, None, [])
+    after, _ = step(state, make_batch())
+    assert before.is_deleted()
+    moments = [x for x in jax.tree.leaves(after.opt_state) if x.shape == before.shape]
+    assert len(moments) == 4  # two moments of gate and up
+    for moment in moments:
+        assert moment.sharding.shard_shape(moment.shape) == (2, 8, 24)
+
+
+def test_resolved_shardings_are_these():
+    """A changed line here is a changed layout: mean it."""
+    config = MeshConfig(fsdp=4, tensor=2)
+    table = dump_shardings(
+        MODEL.logical_axes(), MODEL.abstract_params(), make_mesh(config), config.rules()
+    )
+    found = {line.split()[0]: line for line in table.splitlines()[1:-1]}
+    block = "group_0.block_0."
+    expected = {
+        "embed.table": "(tensor, fsdp)",
+        "final_norm.scale": "(-)",
+        "head.kernel": "(fsdp, tensor)",
+        f"{block}attention.query.kernel": "(-, fsdp, tensor, -)",
+        f"{block}attention.key.kernel": "(-, fsdp, tensor, -)",
+        f"{block}attention.value.kernel": "(-, fsdp, tensor, -)",
+        f"{block}attention.out.kernel": "(-, tensor, -, fsdp)",
+        f"{block}attention_norm.scale": "(-, -)",
+        f"{block}mlp_norm.scale": "(-, -)",
+        f"{block}mlp.gate.kernel": "(-, fsdp, tensor)",
+        f"{block}mlp.up.kernel": "(-, fsdp, tensor)",
+        f"{block}mlp.down.kernel": "(-, tensor, fsdp)",
+    }
+    assert set(found) == set(expected)
+    for path, spec in expected.items():
+        assert spec in found[path], found[path]
