@@ -263,7 +263,7 @@ def write_safetensors(
     for i, names in enumerate(shards):
         one = len(shards) == 1
         file = SINGLE if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {name: np.ascontiguousarray(thunks[name]()) for name in names}
+        arrays = {name: np.asarray(thunks[name](), order="C") for name in names}
         save_file(arrays, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
         files.append(file)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from t5x_llm.text import Tokenizer
+if TYPE_CHECKING:
+    from t5x_llm.text import Tokenizer
+
 
 _INCOMPLETE = "\ufffd"  # what a decoder shows for the first bytes of a longer character
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.infer import warp
 from t5x_llm.infer.detokenize import Detokenizer, first_stop, held_back
 from t5x_llm.models.model import Model
-from t5x_llm.text import Tokenizer
+
+if TYPE_CHECKING:
+    from t5x_llm.text import Tokenizer
 
 _BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 _CHUNK = 16  # tokens decoded between two looks at the text
