@@ -1,0 +1,115 @@
+"""A SentencePiece model as a Hugging Face tokenizer.json with the same ids and the same text.
+
+Hugging Face's own converters keep U+2581 for the space and so lose a U+2581 that stands in the
+text; here the vocabulary holds real spaces, and a character outside it falls back to its bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, processors
+
+# A score no path through the text can prefer: byte and special pieces are never matched as text.
+NEVER = -1e6
+
+
+def tokenizer_json(proto: Any, dummy_prefix: bool) -> str:
+    """The tokenizer.json of a ModelProto whose pieces hold real spaces.
+
+    Args:
+      proto: sentencepiece ModelProto, U+2581 already replaced by spaces.
+      dummy_prefix: whether a space goes before every text.
+    """
+    spec, trainer, pieces = proto.normalizer_spec, proto.trainer_spec, proto.pieces
+    unk = next((i for i, p in enumerate(pieces) if p.type == p.UNKNOWN), None)
+    if trainer.model_type == trainer.BPE:
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE(
+                vocab={p.piece: i for i, p in enumerate(pieces)},
+                merges=_merges(pieces),
+                unk_token=None if unk is None else pieces[unk].piece,
+                fuse_unk=True,
+                byte_fallback=trainer.byte_fallback,
+            )
+        )
+    else:
+        text = (pieces[0].NORMAL, pieces[0].USER_DEFINED)
+        scores = [(p.piece, p.score if p.type in text else NEVER) for p in pieces]
+        tokenizer = tokenizers.Tokenizer(
+            models.Unigram(scores, unk_id=unk, byte_fallback=trainer.byte_fallback)
+        )
+
+    steps: list[Any] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+    if dummy_prefix:
+        steps.append(normalizers.Prepend(" "))
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    strip = [decoders.Strip(content=" ", left=1, right=0)] if dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *strip])
+
+    for piece in pieces:
+        if piece.type in (piece.UNKNOWN, piece.CONTROL):
+            tokenizer.add_special_tokens([_added(piece.piece, True)])
+        elif piece.type == piece.USER_DEFINED:
+            tokenizer.add_tokens([_added(piece.piece, False)])
+    bos = trainer.bos_id
+    if 0 <= bos < len(pieces) and pieces[bos].type == pieces[bos].CONTROL:
+        name = pieces[bos].piece
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, bos)]
+        )
+    return tokenizer.to_str(pretty=False)
+
+
+def companions(names: dict[str, str], specials: dict[int, str]) -> dict[str, dict[str, Any]]:
+    """tokenizer_config.json and special_tokens_map.json.
+
+    Args:
+      names: ``bos_token`` and so on to the token's text, for those that exist.
+      specials: id to text of every special token.
+    """
+    decoder = {
+        str(i): {
+            "content": text, "lstrip": False, "normalized": False, "rstrip": False,
+            "single_word": False, "special": True,
+        }
+        for i, text in specials.items()
+    }  # fmt: skip
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": "bos_token" in names,
+        "add_eos_token": False,
+        "added_tokens_decoder": decoder,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
+        **names,
+    }
+    return {"tokenizer_config.json": config, "special_tokens_map.json": names}
+
+
+def _added(text: str, special: bool) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(text, special=special, normalized=False)
+
+
+def _merges(pieces: Any) -> list[tuple[str, str]]:
+    """Merge rules in the order in which SentencePiece prefers them: by score, then by id.
+
+    SentencePiece joins the adjacent pair whose union has the best score, however it is split;
+    so every split of a piece into two pieces is a rule.
+    """
+    text = (pieces[0].NORMAL, pieces[0].USER_DEFINED) if pieces else ()
+    known = {p.piece for p in pieces if p.type in text}
+    ranked = sorted((p for p in pieces if p.type in text), key=lambda p: -p.score)
+    return [
+        (p.piece[:i], p.piece[i:])
+        for p in ranked
+        for i in range(1, len(p.piece))
+        if p.piece[:i] in known and p.piece[i:] in known
+    ]

@@ -1,0 +1,114 @@
+"""Hugging Face tokenizer.json files, read by the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import tokenizers
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path, write_atomic, write_json
+from t5x_llm.text import convert
+from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer, fingerprint
+
+# What families call their special tokens, for a tokenizer.json that comes without a config.
+USUAL = {
+    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
+    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
+    "pad_token": ("<pad>", "[PAD]", "<|pad|>"),
+    "unk_token": ("<unk>", "[UNK]"),
+}
+
+
+class HFTokenizer(Tokenizer):
+    """A tokenizer.json.
+
+    Args:
+      data: the file.
+      origin: where it came from, for messages.
+      companions: other files of its directory by name (tokenizer_config.json, ...); they name the
+        special tokens and are saved along with it.
+
+    Raises:
+      DataError: it is malformed.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        origin: str = "tokenizer.json",
+        companions: dict[str, bytes] | None = None,
+    ):
+        self._data, self._companions = data, companions or {}
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # the library's panics derive from BaseException
+            raise DataError(f"{origin} is not a usable Hugging Face tokenizer.json: {e}.") from e
+        # A document that spells "</s>" is text; only the caller adds special tokens.
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise DataError(f"{origin} has an empty vocabulary.")
+        self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > MAX_VOCABULARY:
+            raise DataError(
+                f"{origin} has token ids up to {self.vocab_size - 1:,}: more than "
+                f"{MAX_VOCABULARY:,} is no vocabulary."
+            )
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {i: t.content for i, t in added.items() if t.special}
+        self._names = self._special_names(origin)
+        ids = {k: vocabulary.get(v) for k, v in self._names.items()}
+        self.bos_id, self.eos_id = ids.get("bos_token"), ids.get("eos_token")
+        self.pad_id, self.unk_id = ids.get("pad_token"), ids.get("unk_token")
+        self.fingerprint = fingerprint(data)
+
+    def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [e.ids for e in encodings]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        root = as_path(directory)
+        write_atomic(root / "tokenizer.json", self._data)
+        for name, content in convert.companions(self._names, self._special).items():
+            if name not in self._companions:
+                write_json(root / name, content | self._bos_as_written(name))
+        for name, raw in self._companions.items():
+            write_atomic(root / name, raw)
+
+    def _bos_as_written(self, name: str) -> dict[str, Any]:
+        """Whether the file itself puts a bos in front; a made-up config must not change that."""
+        if name != "tokenizer_config.json":
+            return {}
+        first = self._tokenizer.encode("a").ids[:1]
+        return {"add_bos_token": bool(first) and first[0] == self.bos_id}
+
+    def _special_names(self, origin: str) -> dict[str, str]:
+        names: dict[str, str] = {}
+        for file in ("special_tokens_map.json", "tokenizer_config.json"):
+            if file in self._companions:
+                try:
+                    content = json.loads(self._companions[file])
+                except ValueError as e:
+                    raise DataError(f"{file} beside {origin} is not JSON: {e}.") from e
+                for key in USUAL:
+                    value = content.get(key)
+                    value = value.get("content") if isinstance(value, dict) else value
+                    if isinstance(value, str):
+                        names[key] = value
+        if not self._companions:
+            known = set(self._special.values())
+            for key, usual in USUAL.items():
+                found = next((n for n in usual if n in known), None)
+                if found is not None:
+                    names[key] = found
+        return names
