@@ -152,7 +152,7 @@ class Evaluator:
         check_divisible(mesh, rules, "batch", "Evaluation.batch_size", batch_size)
         if model.max_length is not None and length > model.max_length:
             raise ConfigError(
-                "Evaluation.sequence_length",
+                "sequence_length",
                 length,
                 f"at most {model.max_length}, the positions this model has learned",
             )

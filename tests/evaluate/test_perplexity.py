@@ -1,0 +1,199 @@
+"""Held-out figures against a document-by-document computation without packing or batching."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.evaluate.hooks import Evaluate, Every
+from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
+from t5x_llm.models.families.gpt2 import GPT2
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.model import Model
+from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
+from t5x_llm.train.config import Loop
+
+T = 16
+
+
+class Texts:
+    """Documents in memory."""
+
+    def __init__(self, seed, lengths):
+        rng = np.random.default_rng(seed)
+        self.texts = [rng.integers(3, 64, n).astype(np.uint16) for n in lengths]
+
+    def __len__(self):
+        return len(self.texts)
+
+    def document(self, i):
+        return self.texts[i]
+
+    def document_bytes(self, i):
+        return 3 * len(self.texts[i]) + 1
+
+
+HELD_OUT = [
+    HeldOut("speeches", Texts(0, [40, 17, 1, 2, 33, 5]), "en"),
+    HeldOut("poems", Texts(1, [3, 4, 16, 18, 6, 7, 5]), "zh"),
+    HeldOut("manuals", Texts(2, [90]), "zh"),
+    HeldOut("empty", Texts(3, []), "zh"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    family = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, d_ff=48)
+    return Model(family.decoder(), Policy(compute="float32"))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.tree.map(lambda x: 4 * x, jax.jit(model.init)(jax.random.key(0)))
+
+
+def mesh_of(count, **axes):
+    config = MeshConfig(**axes)
+    return make_mesh(config, jax.devices()[:count]), config.rules()
+
+
+@pytest.fixture(scope="module")
+def expected(model, params):
+    """{source: (nats, tokens)} in float64, one window at a time."""
+
+    @jax.jit
+    def logits(tokens):
+        hidden, _ = model.apply(params, tokens[None])
+        return model.logits(params, hidden)[0]
+
+    sums = {}
+    for source in HELD_OUT:
+        nats, count = 0.0, 0
+        for document in source.documents.texts:
+            for start in range(0, len(document) - 1, T):
+                inputs = document[start : start + T]
+                targets = document[start + 1 : start + 1 + T].astype(int)
+                padded = np.zeros(T, np.int32)
+                padded[: len(inputs)] = inputs
+                scores = np.asarray(logits(padded), np.float64)[: len(targets)]
+                norm = np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1))
+                nats += (norm + scores.max(-1) - scores[np.arange(len(targets)), targets]).sum()
+                count += len(targets)
+        sums[source.name] = nats, count
+    return sums
+
+
+@pytest.mark.parametrize(
+    ("count", "axes"), [(1, {}), (8, {"fsdp": 8}), (8, {"data": 2, "fsdp": 2, "tensor": 2})]
+)
+def test_figures(model, params, expected, count, axes):
+    mesh, rules = mesh_of(count, **axes)
+    placed = jax.device_put(
+        params, param_shardings(model.logical_axes(), model.abstract_params(), mesh, rules)
+    )
+    results = evaluate(model, placed, HELD_OUT, mesh, rules, T, batch_size=8)
+    for source in HELD_OUT[:3]:
+        nats, tokens = expected[source.name]
+        got = results[source.name]
+        size = sum(3 * len(d) + 1 for d in source.documents.texts)
+        assert got["tokens"] == tokens == sum(len(d) - 1 for d in source.documents.texts)
+        assert got["bytes"] == size and got["documents"] == len(source.documents)
+        assert got["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+        assert got["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+        assert got["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    zh = [expected[name] for name in ("poems", "manuals")]
+    assert results["zh"]["loss"] == pytest.approx(
+        sum(n for n, _ in zh) / sum(t for _, t in zh), rel=1e-5
+    )
+    assert "en" not in results, "one source is its own sum"
+    assert results["all"]["tokens"] == sum(t for _, t in expected.values())
+    assert results["empty"] == {"documents": 0, "tokens": 0, "bytes": 0}
+
+
+def test_same_figures_every_time_and_one_compile(model, params):
+    evaluator = Evaluator(model, *mesh_of(1), T, batch_size=4)
+    first = evaluator(params, HELD_OUT)
+    assert evaluator(params, HELD_OUT) == first
+    evaluator(params, HELD_OUT[:1])
+    evaluator(params, HELD_OUT, limit=10)
+    assert evaluator._nats._cache_size() == 1
+
+
+def test_limit_takes_whole_documents(model, params):
+    evaluator = Evaluator(model, *mesh_of(1), T, batch_size=4)
+    results = evaluator(params, HELD_OUT, limit=45)
+    assert results["speeches"]["documents"] == 2 and results["speeches"]["tokens"] == 39 + 16
+    assert results["manuals"]["tokens"] == 89
+
+
+def test_nothing_held_out(model, params):
+    evaluator = Evaluator(model, *mesh_of(1), T, batch_size=4)
+    with pytest.raises(DataError, match=r"no held-out document in empty.*validation_fraction"):
+        evaluator(params, HELD_OUT[3:])
+
+
+def test_refusals(model):
+    with pytest.raises(ConfigError, match="Evaluation.batch_size = 6.*multiple of 8"):
+        Evaluator(model, *mesh_of(8), T, batch_size=6)
+    gpt = Model(GPT2(vocab_size=64, d_model=32, n_layers=1, n_heads=4, max_length=8).decoder())
+    with pytest.raises(ConfigError, match="at most 8"):
+        Evaluator(gpt, *mesh_of(1), T)
+
+
+def test_windows_predict_every_token_once():
+    document = np.arange(100, 100 + 37)
+    windows = list(pieces(document, 16))
+    assert [len(w.tokens) for w in windows] == [16, 16, 4]
+    assert np.concatenate([w.targets for w in windows]).tolist() == document[1:].tolist()
+    assert all((w.tokens + 1 == w.targets).all() for w in windows)
+    assert list(pieces(document[:1], 16)) == [] and list(pieces(document[:0], 16)) == []
+
+
+def test_packing_loses_nothing_and_fills_rows():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 60, 500)
+    windows = [w for n in lengths for w in pieces(np.arange(n), T)]
+    rows = list(pack(iter(windows), T))
+    assert sum(len(w.tokens) for row in rows for w in row) == sum(lengths - 1)
+    assert max(sum(len(w.tokens) for w in row) for row in rows) <= T
+    assert sum(lengths - 1) / (len(rows) * T) > 0.9
+
+
+def test_batch_separates_segments():
+    windows = [*pieces(np.arange(10, 15), T), *pieces(np.arange(20, 24), T)]
+    batch = to_batch([windows], 2, 8)
+    assert batch.tokens[0].tolist() == [10, 11, 12, 13, 20, 21, 22, 0]
+    assert batch.targets[0].tolist() == [11, 12, 13, 14, 21, 22, 23, 0]
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 0]
+    assert batch.segment_ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 0]
+    assert batch.loss_mask[0].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert not batch.segment_ids[1].any() and not batch.loss_mask[1].any()
+
+
+def test_hooks_call_when_due(tmp_path):
+    from t5x_llm.train.hooks import Hook
+    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.state import TrainState
+
+    heard, calls = [], []
+
+    class Hear(Hook):
+        def on_eval(self, run, results):
+            heard.append((run.step, results["limit"]))
+
+    def evaluator(params, held_out, limit):
+        return {"limit": limit}
+
+    config = Loop(steps=10, batch_size=8, sequence_length=16, eval_every=4)
+    hooks = [Evaluate(evaluator, [], limit=7), Every("s", 5, lambda r: calls.append(r.step))]
+    run = LiveRun(config, tmp_path, TrainState(0, {}, ()), None, ("a",), [Hear(), *hooks])
+    for step in range(1, 11):
+        run.step = step
+        for hook in run.hooks:
+            hook.on_dispatch(run)
+    assert heard == [(4, 7), (8, 7), (10, None)]
+    assert calls == [5, 10]
+    assert set(run.seconds) == {"eval", "s"}
