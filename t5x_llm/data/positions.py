@@ -1,0 +1,129 @@
+"""Where a run stands in its data: consumed examples, mixture history, skipped ranges.
+
+Two ways of counting, and the arithmetic between them:
+
+* a *stream position* numbers every example the mixture would ever give, skipped or not. History and
+  skips are written in stream positions, so adding a skip never renumbers anything.
+* a *position* counts the examples consumed, skipped ones left out. It is what a run adds its batch
+  sizes to, and what ``Stream.batch`` takes.
+
+Without skips the two are equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_llm.core.errors import CheckpointError, DataError
+
+History = tuple[tuple[int, Mapping[str, float]], ...]
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataState:
+    """All that a checkpoint holds of the data.
+
+    Attributes:
+      position: examples consumed so far.
+      history: (stream position, {source: weight}) from which the weights hold; the first is at 0.
+        Empty: the weights the stream was built with, from the start.
+      skips: [start, stop) ranges of stream positions that are jumped over; sorted, disjoint.
+    """
+
+    position: int = 0
+    history: History = ()
+    skips: Ranges = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; ``from_json`` gives the same state back."""
+        return {
+            "position": self.position,
+            "history": [[start, dict(weights)] for start, weights in self.history],
+            "skips": [list(skip) for skip in self.skips],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DataState:
+        """The state that ``to_json`` wrote.
+
+        Raises:
+          CheckpointError: if ``value`` is something else.
+        """
+        try:
+            return cls(
+                position=int(value["position"]),
+                history=tuple(
+                    (int(start), {str(k): float(w) for k, w in weights.items()})
+                    for start, weights in value["history"]
+                ),
+                skips=merge_ranges((int(a), int(b)) for a, b in value["skips"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise CheckpointError(f"The checkpoint's data state cannot be read: {value!r}") from e
+
+
+def merge_ranges(ranges: Iterable[Sequence[int]]) -> Ranges:
+    """The same positions as sorted, disjoint, non-touching [start, stop) ranges.
+
+    Raises:
+      DataError: if a range is negative or ends before it starts.
+    """
+    merged: list[list[int]] = []
+    for start, stop in sorted((int(a), int(b)) for a, b in ranges):
+        if start < 0 or stop < start:
+            raise DataError(
+                f"Skip range [{start}, {stop}) of the data stream: expected 0 <= start <= stop."
+            )
+        if start == stop:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], stop)
+        else:
+            merged.append([start, stop])
+    return tuple((a, b) for a, b in merged)
+
+
+class Skips:
+    """Position to stream position and back, O(log skips).
+
+    Args:
+      ranges: [start, stop) ranges of stream positions.
+    """
+
+    def __init__(self, ranges: Iterable[Sequence[int]] = ()):
+        self.ranges = merge_ranges(ranges)
+        spans = np.array(self.ranges, np.int64).reshape(-1, 2)
+        self._starts, self._stops = spans[:, 0], spans[:, 1]
+        # Positions jumped over before each range, and all in all.
+        self._before = np.concatenate([[0], np.cumsum(self._stops - self._starts)])
+        # The position at which each range would have begun.
+        self._at = self._starts - self._before[:-1]
+
+    def stream_positions(self, positions: np.ndarray) -> np.ndarray:
+        """Where the consumed examples of these numbers stand in the stream; int64, any shape."""
+        return positions + self._before[np.searchsorted(self._at, positions, side="right")]
+
+    def stream_position(self, position: int) -> int:
+        """The same for one."""
+        return int(self.stream_positions(np.asarray(position, np.int64)))
+
+    def add(self, position: int, count: int) -> Skips:
+        """The ``count`` examples that would be consumed from ``position`` on are skipped as well.
+
+        Ranges already skipped among them stay skipped and do not count.
+        """
+        if count <= 0:
+            return self
+        start = self.stream_position(position)
+        stop = self.stream_position(position + count - 1) + 1
+        return Skips([*self.ranges, (start, stop)])
+
+    def before(self, position: int) -> Ranges:
+        """The ranges jumped over by the time ``position`` examples are consumed."""
+        end = self.stream_position(position)
+        return tuple(r for r in self.ranges if r[1] <= end)

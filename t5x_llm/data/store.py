@@ -1,0 +1,286 @@
+"""The token store: one source's documents as token ids, once and for every sequence length.
+
+A store is a directory, on local disk or gs://:
+
+    manifest.json        written last; a directory without it is not a store
+    train/, validation/  the two splits, each with zarr3 arrays:
+      tokens     [n] uint16 or uint32   every document, [bos] ids [eos], one after another
+      offsets    [documents + 1] int64  where each begins in ``tokens``
+      bytes      [documents] int64      its size as UTF-8 text
+      file, line [documents] int32/64   where it was read (index into the manifest's files; from 1)
+      mask       [n] uint8              optional: 1 where a token is to be predicted
+
+Arrays are cut into shards (one file each, 16 Mi elements) of small chunks (16 Ki elements) that are
+read on their own, each with a checksum: a damaged byte or a lost file is an error, never a zero.
+Offsets and sizes are kept in memory: 8 bytes a document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path
+
+FORMAT = 1
+SPLITS = ("train", "validation")
+_SHARD = 1 << 24
+_CHUNK = 1 << 14
+_CACHE_BYTES = 256 << 20
+_PREPARE = "Run `t5x-llm prepare` with the same configuration to build it again."
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Where a document was read: file, and line or record from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@functools.cache
+def _context() -> ts.Context:
+    return ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+
+
+def _kvstore(path: str) -> dict[str, Any]:
+    """TensorStore's name for a directory: a bucket's or the local file system's."""
+    if path.startswith("gs://"):
+        bucket, _, key = path[5:].partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/"}
+    return {"driver": "file", "path": path.rstrip("/") + "/"}
+
+
+def _open(path: str) -> Any:
+    spec = {
+        "driver": "zarr3",
+        "kvstore": _kvstore(path),
+        "fill_missing_data_reads": False,
+        "recheck_cached_data": "open",
+        "recheck_cached_metadata": "open",
+    }
+    try:
+        return ts.open(spec, open=True, read=True, context=_context()).result()
+    except ValueError as e:
+        raise DataError(f"Token store array {path}: cannot be opened. {_PREPARE} ({e})") from e
+
+
+class ArrayWriter:
+    """Writes a 1-D array of known length from pieces in order; holds one shard in memory.
+
+    Args:
+      path: directory of the array.
+      dtype: of the elements.
+      length: elements in all.
+    """
+
+    def __init__(self, path: str, dtype: Any, length: int):
+        self._dtype = np.dtype(dtype)
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        checked = [little, {"name": "crc32c"}]
+        inner = {"chunk_shape": [_CHUNK], "codecs": checked, "index_codecs": checked}
+        shard = min(_SHARD, -(-max(length, 1) // _CHUNK) * _CHUNK)
+        spec = {
+            "driver": "zarr3",
+            "kvstore": _kvstore(path),
+            "metadata": {
+                "shape": [length],
+                "data_type": self._dtype.name,
+                "fill_value": 0,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+                "codecs": [{"name": "sharding_indexed", "configuration": inner}],
+            },
+            "store_data_equal_to_fill_value": True,
+        }
+        self._array = ts.open(spec, create=True).result()
+        self._length, self._shard = length, shard
+        self._pending: list[np.ndarray] = []
+        self._held = self._written = 0
+
+    def write(self, values: np.ndarray) -> None:
+        """The next elements, any number."""
+        values = np.asarray(values, self._dtype)
+        while len(values):
+            take = min(self._shard - self._held, len(values))
+            self._pending.append(values[:take])
+            self._held += take
+            values = values[take:]
+            if self._held == self._shard:
+                self._flush()
+
+    def close(self) -> None:
+        """Writes what is held and checks that every element came."""
+        if self._held:
+            self._flush()
+        if self._written != self._length:
+            raise RuntimeError(f"{self._written} elements written, {self._length} promised")
+
+    def _flush(self) -> None:
+        stop = self._written + self._held
+        self._array[self._written : stop].write(np.concatenate(self._pending)).result()
+        self._written, self._held, self._pending = stop, 0, []
+
+
+class Split:
+    """The documents of one split of a store.
+
+    Args:
+      store: the store it belongs to.
+      name: ``train`` or ``validation``.
+    """
+
+    def __init__(self, store: TokenStore, name: str):
+        self.store, self.name = store, name
+        counts = store.manifest["splits"][name]
+        self.tokens: int = counts["tokens"]
+        self.total_bytes: int = counts["bytes"]
+        self._documents: int = counts["documents"]
+
+    def __len__(self) -> int:
+        """Documents."""
+        return self._documents
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """[documents + 1] int64, where each document begins in the flat tokens."""
+        return self._read_all("offsets", np.int64, self._documents + 1)
+
+    @functools.cached_property
+    def _bytes(self) -> np.ndarray:
+        return self._read_all("bytes", np.int64, self._documents)
+
+    @functools.cached_property
+    def _token_array(self) -> Any:
+        return _open(f"{self.store.path}/{self.name}/tokens")
+
+    @functools.cached_property
+    def _mask_array(self) -> Any:
+        return _open(f"{self.store.path}/{self.name}/mask")
+
+    @functools.cached_property
+    def _origin(self) -> tuple[Any, Any]:
+        where = f"{self.store.path}/{self.name}"
+        return _open(f"{where}/file"), _open(f"{where}/line")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the store carries a loss mask."""
+        return bool(self.store.manifest["masked"])
+
+    def read(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """The tokens of the ranges [starts, stops), joined; int32."""
+        return self._ranges(self._token_array, starts, stops).astype(np.int32)
+
+    def read_mask(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """The loss mask of the same ranges, uint8."""
+        return self._ranges(self._mask_array, starts, stops)
+
+    def document(self, index: int) -> np.ndarray:
+        """[n] int32 token ids of one document, with the begin and end tokens it is trained with."""
+        start, stop = self._bounds(index)
+        return self.read(np.array([start]), np.array([stop]))
+
+    def document_bytes(self, index: int) -> int:
+        """UTF-8 bytes of its text."""
+        self._bounds(index)
+        return int(self._bytes[index])
+
+    def provenance(self, index: int) -> Provenance:
+        """File and line it was read from."""
+        self._bounds(index)
+        file, line = (int(array[index].read().result()) for array in self._origin)
+        return Provenance(self.store.manifest["files"][file], line)
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self._documents:
+            raise IndexError(f"document {index} of {self._documents} in {self.store.path}")
+        return int(self.offsets[index]), int(self.offsets[index + 1])
+
+    def _ranges(self, array: Any, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        pairs = zip(starts.tolist(), stops.tolist(), strict=True)
+        try:
+            reads = [array[start:stop].read() for start, stop in pairs]
+            parts = [read.result() for read in reads]
+        except (ValueError, OSError) as e:
+            raise DataError(
+                f"Token store {self.store.path} ({self.name}) is damaged. {_PREPARE} ({e})"
+            ) from e
+        return np.concatenate(parts) if parts else np.empty(0, array.dtype.numpy_dtype)
+
+    def _read_all(self, name: str, dtype: Any, length: int) -> np.ndarray:
+        array = _open(f"{self.store.path}/{self.name}/{name}")
+        if array.shape != (length,):
+            raise DataError(
+                f"Token store {self.store.path} ({self.name}/{name}): {array.shape[0]} elements, "
+                f"its manifest says {length}. {_PREPARE}"
+            )
+        whole = np.array([0], np.int64), np.array([length], np.int64)
+        return self._ranges(array, *whole).astype(dtype, copy=False)
+
+
+class TokenStore:
+    """One source's token store, opened for reading.
+
+    Args:
+      path: its directory.
+      manifest: the content of its manifest.json.
+
+    Attributes:
+      train: the documents trained on.
+      validation: the documents held out.
+    """
+
+    def __init__(self, path: str, manifest: dict[str, Any]):
+        self.path, self.manifest = path, manifest
+        self.train, self.validation = (Split(self, name) for name in SPLITS)
+
+    @classmethod
+    def open(cls, path: str) -> TokenStore:
+        """The store in directory ``path``.
+
+        Raises:
+          DataError: if there is none, or it is of another format.
+        """
+        where = as_path(path) / "manifest.json"
+        try:
+            manifest = json.loads(where.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"No token store in {path}. {_PREPARE}") from None
+        except ValueError as e:
+            raise DataError(f"{where}: not JSON. {_PREPARE} ({e})") from e
+        if manifest.get("format") != FORMAT:
+            raise DataError(
+                f"{where}: format {manifest.get('format')!r}, this version reads {FORMAT}. "
+                + _PREPARE
+            )
+        return cls(str(path), manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything its content was made from."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The files it was made from."""
+        return self.manifest["files"]
+
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """Raises DataError unless the store was built with the tokenizer of this fingerprint."""
+        built = self.manifest["tokenizer_fingerprint"]
+        if built != fingerprint:
+            raise DataError(
+                f"Token store {self.path} was built with the tokenizer {built[:12]}, the tokenizer "
+                f"in use is {fingerprint[:12]}. Use that tokenizer, or {_PREPARE[0].lower()}"
+                f"{_PREPARE[1:]}"
+            )

@@ -1,0 +1,329 @@
+"""The training stream: batches as a pure function of (stores, history, skips, seed, position).
+
+Every source is shuffled row by row and repeated without end through Grain's index-addressed
+datasets, each epoch in an order of its own; ``mixing`` says which source a position belongs to and
+how often that source came before. Nothing is iterated, so position 10^9 costs what position 0 costs,
+and any process can make any rows of any batch.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from t5x_llm.core.errors import ConfigError, DataError, nearest
+from t5x_llm.data.batch import Batch
+from t5x_llm.data.mixing import Proportions, check_weights, proportions
+from t5x_llm.data.packing import Packing, assemble, make_packing
+from t5x_llm.data.positions import DataState, History, Skips
+from t5x_llm.data.store import Provenance, Split, TokenStore
+
+_MAX_ROWS = 1 << 32  # of Grain's index shuffle
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A piece of a document in a row.
+
+    Attributes:
+      source: name of the source.
+      document: index in the source's training split.
+      provenance: file and line it was read from.
+      start, stop: the tokens of the document that the row reads, [start, stop).
+      column: where in the row they begin.
+      epoch: how many times the source had been read in full before.
+    """
+
+    source: str
+    document: int
+    provenance: Provenance
+    start: int
+    stop: int
+    column: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Consumed:
+    """What was eaten of one source.
+
+    Attributes:
+      examples: rows, skipped ones left out.
+      tokens: about as many tokens read; exact after whole epochs.
+      epochs: rows of the source passed, skipped ones included, over its rows.
+    """
+
+    examples: int
+    tokens: int
+    epochs: float
+
+
+class _Source:
+    """One source's rows in shuffled order."""
+
+    def __init__(self, name: str, split: Split, packing: str, length: int, seed: int):
+        self.name, self.split = name, split
+        self.packing: Packing = make_packing(packing, split, length)
+        self.rows = len(self.packing)
+        if not 0 < self.rows < _MAX_ROWS:
+            raise DataError(
+                f"Source {name!r} ({split.store.path}) has {self.rows} rows of {length} tokens to "
+                "train on; expected at least 1 and less than 2^32. Give it more text, or lower "
+                "its validation_fraction."
+            )
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        source_seed = int.from_bytes(digest[:4], "little")
+        self._order = grain.MapDataset.range(self.rows).seed(source_seed).shuffle().repeat()
+
+    def row(self, ordinal: int) -> int:
+        """Row of the packing that the source gives as its ``ordinal``-th."""
+        return int(self._order[ordinal])
+
+
+class Stream:
+    """Rows of packed documents by position.
+
+    Args:
+      stores: the token store of each source, in the order that ``Batch.source`` counts.
+      weights: share of rows of each source, any scale; unused if ``history`` is given.
+      length: T, tokens in a row.
+      seed: of the shuffles.
+      packing: ``concat`` or ``whole``.
+      history: (stream position, weights) from which each set of weights holds, the first at 0. A
+        source goes on where it was when weights change.
+      skips: [start, stop) ranges of stream positions to jump over.
+
+    Attributes:
+      sources: names, as ``Batch.source`` indexes them.
+
+    Raises:
+      ConfigError: weights that are negative, all zero, or of unknown sources; T below 2.
+      DataError: a source without a row; a history that does not begin at 0 or does not ascend.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, TokenStore],
+        weights: Mapping[str, float],
+        length: int,
+        seed: int = 0,
+        packing: str = "concat",
+        *,
+        history: History = (),
+        skips: Iterable[Sequence[int]] = (),
+    ):
+        self.sources = tuple(stores)
+        self.length, self.seed, self.packing = length, seed, packing
+        self._sources = {
+            name: _Source(name, store.train, packing, length, seed)
+            for name, store in stores.items()
+        }
+        self._follow(tuple(history) or ((0, dict(weights)),), Skips(skips))
+
+    def _follow(self, history: History, skips: Skips) -> None:
+        starts = [start for start, _ in history]
+        if starts[0] != 0 or starts != sorted(set(starts)):
+            raise DataError(
+                f"Mixture history at stream positions {starts}: expected 0 first, then ascending."
+            )
+        for _, weights in history:
+            for name in weights:
+                if name not in self._sources:
+                    near = nearest(name, self.sources)
+                    raise ConfigError(
+                        "Mixture.rates",
+                        name,
+                        f"one of the sources {', '.join(self.sources)}",
+                        f"Did you mean {near!r}?" if near else "",
+                    )
+            check_weights("Mixture.rates", weights)
+        self.history, self._skips = history, skips
+        self._starts = np.array(starts, np.int64)
+        self._parts: list[Proportions] = [proportions(weights) for _, weights in history]
+        # Rows of each source passed before each part of the history.
+        self._passed = [dict.fromkeys(self.sources, 0)]
+        for part, start, stop in zip(self._parts, starts, starts[1:], strict=False):
+            counts = part.counts(stop - start)
+            last = self._passed[-1]
+            self._passed.append({n: last[n] + counts.get(n, 0) for n in self.sources})
+
+    @property
+    def skips(self) -> tuple[tuple[int, int], ...]:
+        """The [start, stop) ranges of stream positions jumped over."""
+        return self._skips.ranges
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The shares that hold in the end, of 1, by source."""
+        last = self.history[-1][1]
+        total = sum(last.values())
+        return {name: last.get(name, 0.0) / total for name in self.sources}
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows in one epoch of each source."""
+        return {name: source.rows for name, source in self._sources.items()}
+
+    @property
+    def efficiency(self) -> dict[str, float]:
+        """Share of places that hold a token, by source."""
+        return {name: source.packing.efficiency for name, source in self._sources.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything but history, skips and position: equal streams give equal rows."""
+        identity = {
+            "stores": {n: s.split.store.fingerprint for n, s in sorted(self._sources.items())},
+            "length": self.length,
+            "seed": self.seed,
+            "packing": self.packing,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def state(self, position: int = 0) -> DataState:
+        """What a checkpoint holds at ``position``."""
+        return DataState(position, self.history, self.skips)
+
+    def at(self, state: DataState) -> Stream:
+        """The same stream with the history and the skips of ``state``."""
+        return self._changed(state.history or self.history, Skips(state.skips))
+
+    def skip(self, position: int, count: int) -> Stream:
+        """The stream that also skips the ``count`` examples due from ``position`` on."""
+        return self._changed(self.history, self._skips.add(position, count))
+
+    def reweight(self, position: int, weights: Mapping[str, float]) -> Stream:
+        """The stream whose weights are these from ``position`` on; the past stays as it is.
+
+        Changes planned at or after ``position`` are dropped.
+        """
+        start = self._skips.stream_position(position)
+        kept = tuple(entry for entry in self.history if entry[0] < start)
+        return self._changed((*kept, (start, dict(weights))), self._skips)
+
+    def _changed(self, history: History, skips: Skips) -> Stream:
+        stream = object.__new__(Stream)
+        stream.__dict__.update(self.__dict__)
+        stream._follow(history, skips)
+        return stream
+
+    def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Index of the source and the source's ordinal, for positions [n]."""
+        at = self._skips.stream_positions(np.asarray(positions, np.int64))
+        part_of = np.searchsorted(self._starts, at, side="right") - 1
+        source = np.empty(len(at), np.int64)
+        ordinal = np.empty(len(at), np.int64)
+        for p in np.unique(part_of):
+            here = part_of == p
+            part = self._parts[p]
+            local, rank = part.locate(at[here] - self._starts[p])
+            index = np.array([self.sources.index(name) for name in part.names])
+            passed = np.array([self._passed[p][name] for name in part.names])
+            source[here], ordinal[here] = index[local], passed[local] + rank
+        return source, ordinal
+
+    def batch(self, position: int, size: int, rows: slice | None = None) -> Batch:
+        """Examples ``position`` to ``position + size``, or those ``rows`` of them.
+
+        Args:
+          position: examples consumed before; any size.
+          size: B of the global batch.
+          rows: the rows of it that are wanted; all of them if None.
+
+        Returns:
+          A Batch of NumPy arrays, the same whoever asks for it.
+        """
+        wanted = np.arange(size, dtype=np.int64)[rows if rows is not None else slice(None)]
+        source, ordinal = self._locate(position + wanted)
+        arrays: dict[str, np.ndarray] = {}
+        for index in np.unique(source):
+            here = np.flatnonzero(source == index)
+            part = self._sources[self.sources[index]]
+            numbers = np.array([part.row(int(o)) for o in ordinal[here]], np.int64)
+            made = assemble(part.split, part.packing.spans(numbers), len(here), self.length)
+            for name, value in made.items():
+                if name not in arrays:
+                    arrays[name] = np.zeros((len(wanted), self.length), value.dtype)
+                arrays[name][here] = value
+        if not arrays:
+            raise DataError(f"No rows in {rows} of a batch of {size}.")
+        return Batch(**arrays, source=source.astype(np.int32))
+
+    def documents(self, position: int) -> list[Piece]:
+        """What the row at ``position`` is made of, and where each piece came from."""
+        (index,), (ordinal,) = self._locate(np.array([position]))
+        part = self._sources[self.sources[index]]
+        spans = part.packing.spans(np.array([part.row(int(ordinal))]))
+        offsets = part.split.offsets
+        column, pieces = 0, []
+        for start, length in zip(spans.start.tolist(), spans.length.tolist(), strict=True):
+            document = int(np.searchsorted(offsets, start, side="right")) - 1
+            first = start - int(offsets[document])
+            pieces.append(
+                Piece(
+                    source=part.name,
+                    document=document,
+                    provenance=part.split.provenance(document),
+                    start=first,
+                    stop=first + length,
+                    column=column,
+                    epoch=int(ordinal) // part.rows,
+                )
+            )
+            column += length
+        return pieces
+
+    def _passed_at(self, stream_position: int) -> dict[str, int]:
+        """Rows of each source among the first ``stream_position``, skipped ones included."""
+        p = bisect.bisect_right(self._starts.tolist(), stream_position) - 1
+        counts = self._parts[p].counts(stream_position - int(self._starts[p]))
+        return {n: self._passed[p][n] + counts.get(n, 0) for n in self.sources}
+
+    def consumed(self, position: int) -> dict[str, Consumed]:
+        """What the first ``position`` examples took from each source; no iteration."""
+        passed = self._passed_at(self._skips.stream_position(position))
+        eaten = dict(passed)
+        for start, stop in self._skips.before(position):
+            first, last = self._passed_at(start), self._passed_at(stop)
+            for name in eaten:
+                eaten[name] -= last[name] - first[name]
+        return {
+            name: Consumed(
+                examples=eaten[name],
+                tokens=round(eaten[name] * self.length * source.packing.efficiency),
+                epochs=passed[name] / source.rows,
+            )
+            for name, source in self._sources.items()
+        }
+
+    def tree(self, examples: int | None = None) -> str:
+        """The mixture as a printable table; with ``examples``, also the epochs they amount to."""
+        head = ["source", "share", "documents", "tokens", "bytes", "rows", "filled"]
+        table = [head + (["epochs"] if examples is not None else [])]
+        eaten: Mapping[str, Any] = self.consumed(examples) if examples is not None else {}
+        for name, share in self.weights.items():
+            source = self._sources[name]
+            split = source.split
+            line = [name, f"{share:.2%}", f"{len(split):,}", f"{split.tokens:,}"]
+            line += [f"{split.total_bytes:,}", f"{source.rows:,}"]
+            line += [f"{source.packing.efficiency:.1%}"]
+            table.append(line + ([f"{eaten[name].epochs:.2f}"] if eaten else []))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in table
+        ]
+        title = f"mixture: {len(self.sources)} sources, rows of {self.length} tokens"
+        if examples is not None:
+            title += f", {examples:,} examples"
+        return "\n".join([title + f", {self.packing}", *lines])
