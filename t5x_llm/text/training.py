@@ -63,7 +63,7 @@ class TokenizerTraining:
             f"{name}.vocab_size", self.vocab_size, low=low, high=MAX_VOCABULARY, integer=True,
             remedy="4 special tokens and 256 bytes come first." if self.byte_fallback else "",
         )  # fmt: skip
-        check_number(f"{name}.character_coverage", self.character_coverage, low=0.9, high=1)
+        check_number(f"{name}.character_coverage", self.character_coverage, low=0.98, high=1)
         check_number(f"{name}.max_piece_length", self.max_piece_length, low=1, high=512,
                      integer=True)  # fmt: skip
         if self.sample_bytes is not None:
@@ -153,7 +153,6 @@ def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
         allow_whitespace_only_pieces=True,
-        required_chars="\n",
         unk_id=0, bos_id=1, eos_id=2, pad_id=3,
         max_sentence_length=8 * SENTENCE_CHARS,
         shuffle_input_sentence=False,
@@ -187,4 +186,8 @@ def _explain(config: TokenizerTraining, message: str) -> Exception:
             field, config.vocab_size, f"at least {found[1]} for the characters of this text",
             "Raise it, or lower TokenizerTraining.character_coverage.",
         )  # fmt: skip
+    if re.search(r"(sentences_|required_chars_)\.empty", message):
+        return DataError(
+            "No text to train a tokenizer on: only line ends, tabs or control characters."
+        )
     return DataError(f"SentencePiece could not train on this text: {message}")
