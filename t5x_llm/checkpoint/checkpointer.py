@@ -216,27 +216,28 @@ class Checkpointer:
     def _read(self, abstract: Any, step: int, partial: bool = False) -> Any:
         path, where = self.path(step) / _STATE, f"The checkpoint {self.path(step)}"
         wanted = leaves(abstract)
+        reader = ocp.PyTreeCheckpointHandler()
         try:
-            with ocp.PyTreeCheckpointer() as reader:
-                tree = reader.metadata(path).item_metadata.tree
-                saved = leaves(tree)
-                if partial:
-                    tops = {name.split(".")[0] for name in wanted}
-                    saved = {k: v for k, v in saved.items() if k.split(".")[0] in tops}
-                check_tree(saved, wanted, where)
-                return reader.restore(
-                    path,
-                    args=ocp.args.PyTreeRestore(
-                        item=abstract,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                        partial_restore=partial,
-                    ),
-                )
+            saved = leaves(reader.metadata(path).tree)
+            if partial:
+                tops = {name.split(".")[0] for name in wanted}
+                saved = {k: v for k, v in saved.items() if k.split(".")[0] in tops}
+            check_tree(saved, wanted, where)
+            return reader.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=abstract,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                    partial_restore=partial,
+                ),
+            )
         except CheckpointError:
             raise
         # Orbax and TensorStore raise many types, plain Exception among them.
         except Exception as e:
             raise self._damaged(step, e) from e
+        finally:
+            reader.close()
 
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         others = [s for s in self.steps() if s != step]

@@ -7,10 +7,10 @@ from typing import Any
 
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
 from t5x_llm.train.hooks import Hook, Results
-from t5x_llm.train.loop import LiveRun
+from t5x_llm.train.loop import Run
 
 
-class Evaluate(Hook):
+class Evaluation(Hook):
     """Evaluates every ``Loop.eval_every`` steps, and in full at the last step.
 
     Give it before the Checkpoint hook, so that a resumed run has it behind it.
@@ -27,7 +27,7 @@ class Evaluate(Hook):
         self.evaluator, self.held_out, self.limit = evaluator, list(held_out), limit
         self.results: Results = {}
 
-    def on_dispatch(self, run: LiveRun) -> None:
+    def on_dispatch(self, run: Run) -> None:
         """Evaluates when due; all hooks hear of it."""
         every = run.config.eval_every
         if not (run.last or (every and run.step % every == 0)):
@@ -47,10 +47,10 @@ class Every(Hook):
       function: called with the run.
     """
 
-    def __init__(self, name: str, steps: int, function: Callable[[LiveRun], Any]):
+    def __init__(self, name: str, steps: int, function: Callable[[Run], Any]):
         self.name, self.steps, self.function = name, steps, function
 
-    def on_dispatch(self, run: LiveRun) -> None:
+    def on_dispatch(self, run: Run) -> None:
         """Calls the function when due."""
         if run.last or (self.steps and run.step % self.steps == 0):
             with run.paused(self.name):

@@ -36,7 +36,13 @@ _OPEN_ROWS = 32
 
 
 class Documents(Protocol):
-    """Token ids of documents, first and last token as trained on, and their UTF-8 sizes."""
+    """Documents with begin and end tokens as trained on; ``data.store.Split`` is one.
+
+    Attributes:
+      tokens: of all documents together.
+    """
+
+    tokens: int
 
     def __len__(self) -> int:
         """Documents."""
@@ -290,8 +296,8 @@ def _results(held_out: Sequence[HeldOut], sums: dict[str, _Sums]) -> Results:
 
 def _tokens(source: HeldOut, limit: int | None) -> int:
     """About how many tokens will be read, for the bar."""
-    size = getattr(source.documents, "token_count", None)
-    return min(size, limit) if size is not None and limit is not None else size or limit or 0
+    size = source.documents.tokens
+    return size if limit is None else min(size, limit)
 
 
 def _bar(total: int, progress: bool | None) -> Any:

@@ -35,7 +35,7 @@ class _Pending:
     compiled: bool
 
 
-class LiveRun:
+class Run:
     """One run in progress: what the loop moves forward and the hooks look at.
 
     Args:
@@ -140,7 +140,7 @@ class LiveRun:
         return self.step >= self.config.steps
 
 
-def train(run: LiveRun, step: StepFunction, feed: Callable[[Any], Generator[Fed]]) -> None:
+def train(run: Run, step: StepFunction, feed: Callable[[Any], Generator[Fed]]) -> None:
     """Trains until ``run.config.steps``. Nothing in here waits for the device but ``deliver``,
     which reads metrics of ``LAG`` steps ago.
 
@@ -165,5 +165,5 @@ def train(run: LiveRun, step: StepFunction, feed: Callable[[Any], Generator[Fed]
         run.deliver(0)
 
 
-def _end(hook: Hook, run: LiveRun, kind: Any, error: BaseException | None, trace: Any) -> None:
+def _end(hook: Hook, run: Run, kind: Any, error: BaseException | None, trace: Any) -> None:
     hook.on_end(run, error)

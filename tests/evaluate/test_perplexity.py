@@ -8,7 +8,7 @@ import pytest
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.evaluate.hooks import Evaluate, Every
+from t5x_llm.evaluate.hooks import Evaluation, Every
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
 from t5x_llm.models.families.gpt2 import GPT2
 from t5x_llm.models.families.llama import Llama
@@ -25,6 +25,7 @@ class Texts:
     def __init__(self, seed, lengths):
         rng = np.random.default_rng(seed)
         self.texts = [rng.integers(3, 64, n).astype(np.uint16) for n in lengths]
+        self.tokens = sum(lengths)
 
     def __len__(self):
         return len(self.texts)
@@ -175,7 +176,7 @@ def test_batch_separates_segments():
 
 def test_hooks_call_when_due(tmp_path):
     from t5x_llm.train.hooks import Hook
-    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.loop import Run
     from t5x_llm.train.state import TrainState
 
     heard, calls = [], []
@@ -188,8 +189,8 @@ def test_hooks_call_when_due(tmp_path):
         return {"limit": limit}
 
     config = Loop(steps=10, batch_size=8, sequence_length=16, eval_every=4)
-    hooks = [Evaluate(evaluator, [], limit=7), Every("s", 5, lambda r: calls.append(r.step))]
-    run = LiveRun(config, tmp_path, TrainState(0, {}, ()), None, ("a",), [Hear(), *hooks])
+    hooks = [Evaluation(evaluator, [], limit=7), Every("s", 5, lambda r: calls.append(r.step))]
+    run = Run(config, tmp_path, TrainState(0, {}, ()), None, ("a",), [Hear(), *hooks])
     for step in range(1, 11):
         run.step = step
         for hook in run.hooks:

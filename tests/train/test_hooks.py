@@ -25,7 +25,7 @@ from t5x_llm.train.hooks import (
     read_lines,
 )
 from t5x_llm.train.hooks.lines import flatten
-from t5x_llm.train.loop import LiveRun
+from t5x_llm.train.loop import Run
 
 
 def record(step, loss=2.0, tokens=100.0, seconds=0.5, compiled=False):
@@ -45,7 +45,7 @@ def record(step, loss=2.0, tokens=100.0, seconds=0.5, compiled=False):
 
 def live(tmp_path, hooks=(), steps=20, log_every=2):
     config = Loop(steps=steps, batch_size=8, sequence_length=16, log_every=log_every)
-    return LiveRun(config, tmp_path, toy.init(), toy.ToyData(), toy.SOURCES, hooks)
+    return Run(config, tmp_path, toy.init(), toy.ToyData(), toy.SOURCES, hooks)
 
 
 def test_metrics_lines_are_means_over_tokens(tmp_path):

@@ -20,7 +20,7 @@ from t5x_llm.optim import BatchRamp
 from t5x_llm.train.config import Loop
 from t5x_llm.train.feed import ahead, feed
 from t5x_llm.train.hooks import Checkpoint, Hook, JsonLines, Metrics, read_lines, resume
-from t5x_llm.train.loop import LAG, LiveRun, train
+from t5x_llm.train.loop import LAG, Run, train
 
 COURSE = Loop(steps=23, batch_size=8, sequence_length=16, log_every=5)
 TIMES = ("tokens_per_second", "data_wait")
@@ -65,7 +65,7 @@ def go(directory, config=COURSE, hooks=(), stream=None, every=5, identity="a"):
         state, meta = resume(keeper, abstract, facts, hooks)
         data = toy.ToyData(**meta["data"])
     stream = stream or toy.ToyStream()
-    run = LiveRun(config, directory, state, data, toy.SOURCES, hooks)
+    run = Run(config, directory, state, data, toy.SOURCES, hooks)
     try:
         train(
             run,
@@ -207,7 +207,7 @@ def test_nothing_waits_for_data_or_metrics(tmp_path):
 
     config = dataclasses.replace(COURSE, steps=60)
     mesh, rules = toy.one_mesh()
-    run = LiveRun(config, tmp_path, toy.init(), toy.ToyData(), toy.SOURCES, [watch := Watch()])
+    run = Run(config, tmp_path, toy.init(), toy.ToyData(), toy.SOURCES, [watch := Watch()])
     train(run, slow, lambda d: feed(SlowStream(), d, config.size_at, mesh, rules, 2))
     waited = sorted(r.waited for r in watch.records[5:])
     assert waited[len(waited) // 2] < 0.002

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.loop import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +50,23 @@ class Hook:
 
     name = "hook"
 
-    def on_start(self, run: LiveRun) -> None:
+    def on_start(self, run: Run) -> None:
         """Before the first step, after a restore."""
 
-    def on_dispatch(self, run: LiveRun) -> None:
+    def on_dispatch(self, run: Run) -> None:
         """After each step was handed to the device; ``run.state`` is that step's.
 
         The device is still at work: whoever reads arrays here enters ``run.paused(name)``, which
         first lets all metrics arrive.
         """
 
-    def on_step(self, run: LiveRun, record: StepRecord) -> None:
+    def on_step(self, run: Run, record: StepRecord) -> None:
         """When the metrics of a step have arrived, in order, some steps behind the device."""
 
-    def on_eval(self, run: LiveRun, results: Results) -> None:
+    def on_eval(self, run: Run, results: Results) -> None:
         """When an evaluation at ``run.step`` is done: {source: {measure: value}}."""
 
-    def on_end(self, run: LiveRun, error: BaseException | None) -> None:
+    def on_end(self, run: Run, error: BaseException | None) -> None:
         """Once, at the end; ``error`` is what ended the run early."""
 
     def state(self) -> dict[str, Any]:

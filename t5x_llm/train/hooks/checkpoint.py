@@ -11,7 +11,7 @@ from t5x_llm.train.hooks.base import Hook
 from t5x_llm.train.state import TrainState
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.loop import Run
 
 
 class Checkpoint(Hook):
@@ -28,7 +28,7 @@ class Checkpoint(Hook):
         self.checkpointer = checkpointer
         self.config = {k: to_dict(v) for k, v in (config or {}).items()}
 
-    def on_dispatch(self, run: LiveRun) -> None:
+    def on_dispatch(self, run: Run) -> None:
         """Saves when due, and at the last step."""
         every = self.checkpointer.config.every_steps
         if run.last or (every and run.step % every == 0):
@@ -37,7 +37,7 @@ class Checkpoint(Hook):
         else:
             self.checkpointer.check()
 
-    def meta(self, run: LiveRun) -> dict[str, Any]:
+    def meta(self, run: Run) -> dict[str, Any]:
         """All that is not arrays."""
         return {
             "step": run.step,
@@ -46,10 +46,9 @@ class Checkpoint(Hook):
             "hooks": {hook.name: hook.state() for hook in run.hooks},
         }
 
-    def on_end(self, run: LiveRun, error: BaseException | None) -> None:
-        """Lets the last save finish."""
-        if error is None:
-            self.checkpointer.wait()
+    def on_end(self, run: Run, error: BaseException | None) -> None:
+        """Lets the last save finish, however the run ended."""
+        self.checkpointer.wait()
 
 
 def resume(

@@ -12,7 +12,7 @@ from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.lines import Writer
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.loop import Run
 
 
 class Throughput:
@@ -81,7 +81,7 @@ class Metrics(Hook):
         self._nll: list[float] = []
         self._tokens: list[float] = []
 
-    def on_start(self, run: LiveRun) -> None:
+    def on_start(self, run: Run) -> None:
         """Opens the writers, and notes what the run is."""
         if not self._eaten:
             self._eaten = [0.0] * len(run.sources)
@@ -94,7 +94,7 @@ class Metrics(Hook):
         facts = {"flops_convention": CONVENTION, "peak": peak.source if peak else None}
         self._write({"kind": "start", "step": run.step} | run.facts | facts)
 
-    def on_step(self, run: LiveRun, record: StepRecord) -> None:
+    def on_step(self, run: Run, record: StepRecord) -> None:
         """Adds a step; writes when the interval is full or the run at its end."""
         self.throughput.add(record)
         zeros = [0.0] * len(run.sources)
@@ -113,7 +113,7 @@ class Metrics(Hook):
             self._clear()
             self.throughput.clear()
 
-    def _line(self, run: LiveRun, record: StepRecord) -> dict[str, Any]:
+    def _line(self, run: Run, record: StepRecord) -> dict[str, Any]:
         tokens = max(self._sums["tokens"], 1.0)
         by_source = zip(run.sources, self._nll, self._tokens, strict=True)
         return {
@@ -132,7 +132,7 @@ class Metrics(Hook):
             **self.throughput.figures(),
         }
 
-    def on_eval(self, run: LiveRun, results: Results) -> None:
+    def on_eval(self, run: Run, results: Results) -> None:
         """Writes the results."""
         self._write({"kind": "eval", "step": run.step, "results": results})
         for writer in self.writers:
@@ -142,7 +142,7 @@ class Metrics(Hook):
         for writer in self.writers:
             writer.write(line)
 
-    def on_end(self, run: LiveRun, error: BaseException | None) -> None:
+    def on_end(self, run: Run, error: BaseException | None) -> None:
         """Closes the writers."""
         if self._open:
             for writer in self.writers:

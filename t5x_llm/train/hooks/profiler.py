@@ -10,7 +10,7 @@ import jax
 from t5x_llm.train.hooks.base import Hook
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.loop import Run
 
 
 class Profiler(Hook):
@@ -28,28 +28,28 @@ class Profiler(Hook):
         self.first, self.last = steps
         self._tracing = False
 
-    def on_start(self, run: LiveRun) -> None:
+    def on_start(self, run: Run) -> None:
         """Begins where the first step of the run is to be traced."""
         self._begin(run)
 
-    def on_dispatch(self, run: LiveRun) -> None:
+    def on_dispatch(self, run: Run) -> None:
         """Begins before ``first``, ends after ``last``."""
         self._begin(run)
         if self._tracing and run.step >= self.last:
             self._finish(run)
 
-    def on_end(self, run: LiveRun, error: BaseException | None) -> None:
+    def on_end(self, run: Run, error: BaseException | None) -> None:
         """Ends a trace that is open."""
         if self._tracing:
             self._finish(run)
 
-    def _begin(self, run: LiveRun) -> None:
+    def _begin(self, run: Run) -> None:
         if run.step == self.first - 1 and run.step < run.config.steps:
             with run.paused("profile"):
                 jax.profiler.start_trace(os.fspath(run.directory / "profile"))
             self._tracing = True
 
-    def _finish(self, run: LiveRun) -> None:
+    def _finish(self, run: Run) -> None:
         with run.paused("profile"):
             jax.block_until_ready(run.state)
             jax.profiler.stop_trace()

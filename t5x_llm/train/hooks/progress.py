@@ -10,7 +10,7 @@ from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.metrics import Throughput
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import LiveRun
+    from t5x_llm.train.loop import Run
 
 
 class Progress(Hook):
@@ -41,7 +41,7 @@ class Progress(Hook):
         self._rate: float | None = None
         self._quiet = False
 
-    def on_start(self, run: LiveRun) -> None:
+    def on_start(self, run: Run) -> None:
         """Says what will happen; the first step takes long because it is compiled."""
         self._quiet = not run.primary
         if self._quiet or run.last:
@@ -62,7 +62,7 @@ class Progress(Hook):
                 bar_format="{desc}{n_fmt}/{total_fmt} |{bar}| {postfix}",
             )
 
-    def on_step(self, run: LiveRun, record: StepRecord) -> None:
+    def on_step(self, run: Run, record: StepRecord) -> None:
         """Shows a step."""
         if self._quiet:
             return
@@ -90,7 +90,7 @@ class Progress(Hook):
             self._loss = self._tokens = 0.0
             self.throughput.clear()
 
-    def _text(self, run: LiveRun, record: StepRecord) -> str:
+    def _text(self, run: Run, record: StepRecord) -> str:
         values, figures = record.values, self.throughput.figures()
         loss = self._loss / self._tokens if self._tokens else values["loss"]
         parts = [
@@ -109,7 +109,7 @@ class Progress(Hook):
             parts.append(f"first step {record.seconds:.1f} s")
         return "  ".join(part for part in parts if part)
 
-    def on_eval(self, run: LiveRun, results: Results) -> None:
+    def on_eval(self, run: Run, results: Results) -> None:
         """One line for an evaluation."""
         if self._quiet:
             return
@@ -122,7 +122,7 @@ class Progress(Hook):
         ]
         self._say(f"held out at step {run.step}: {', '.join(parts)}")
 
-    def on_end(self, run: LiveRun, error: BaseException | None) -> None:
+    def on_end(self, run: Run, error: BaseException | None) -> None:
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
