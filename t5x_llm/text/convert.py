@@ -2,6 +2,8 @@
 
 Hugging Face's own converters keep U+2581 for the space and so lose a U+2581 that stands in the
 text; here the vocabulary holds real spaces, and a character outside it falls back to its bytes.
+One difference cannot be written in a tokenizer.json: a unigram model from elsewhere that lacks a
+character of, say, "<0x41>" will there match that text as the byte token. Ours has them all.
 """
 
 from __future__ import annotations

@@ -153,6 +153,10 @@ def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
         allow_whitespace_only_pieces=True,
+        # Hugging Face's unigram can match "</s>" or "<0x41>" in the text as the token of that name,
+        # but prefers the characters where they are pieces. (BPE has no such path, and its trainer
+        # aborts the process over a required character of frequency 0.)
+        required_chars="<>/0123456789ABCDEFxsunkpad" if config.kind == "unigram" else "",
         unk_id=0, bos_id=1, eos_id=2, pad_id=3,
         max_sentence_length=8 * SENTENCE_CHARS,
         shuffle_input_sentence=False,

@@ -88,7 +88,8 @@ def test_sentencepiece_with_the_usual_prefix(tmp_path, texts, kind):
     assert loaded.pad_id is None and (loaded.bos_id, loaded.eos_id) == (1, 2)
     loaded.save(tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for text in [*SAMPLES, "  two spaces", "the end", *texts[::20]]:
+    samples = [s for s in SAMPLES if "</s>" not in s]  # see text/convert.py for unigram models
+    for text in [*samples, "  two spaces", "the end", *texts[::20]]:
         ids = loaded.encode(text)
         assert loaded.decode(ids) == text
         if "▁" not in text:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.text import load_tokenizer
+from t5x_llm.text import TokenizerTraining, load_tokenizer, train_tokenizer
 from t5x_llm.text.tokenizer import STRETCH
 
 CASES = [
@@ -124,3 +124,16 @@ def test_reload_is_the_same(trained):
     assert through_json.vocab_size == tokenizer.vocab_size
     for name in ("bos_id", "eos_id", "pad_id", "unk_id"):
         assert getattr(through_json, name) == getattr(tokenizer, name)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_names_of_tokens_are_text_even_where_their_characters_are_rare(tmp_path, texts, kind):
+    transformers = pytest.importorskip("transformers")
+    speeches = [t for t in texts[:20] if "<" not in t]
+    config = TokenizerTraining(vocab_size=500, kind=kind)
+    tokenizer = train_tokenizer(config, speeches, tmp_path, progress=False)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("</s><s><pad><unk>", "<0x41> <0xFF><0x0A>", "x~</s>~{<0x41>}"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == ids
