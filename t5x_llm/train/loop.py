@@ -7,13 +7,15 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from t5x_llm.core.paths import as_path
+from t5x_llm.data.positions import DataState
+from t5x_llm.data.prefetch import Prefetch
 from t5x_llm.train.config import Loop
 from t5x_llm.train.feed import Fed
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
@@ -42,7 +44,7 @@ class Run:
       config: the course.
       directory: the run directory.
       state: the state to start from, fresh or restored.
-      data: where the data stream stands: a ``DataState``.
+      data: where the data stream stands.
       sources: names, in the order of the metric vectors.
       hooks: called in this order.
       facts: JSON for the record: environment, parameter count, mixture.
@@ -57,7 +59,7 @@ class Run:
         config: Loop,
         directory: Any,
         state: TrainState,
-        data: Any,
+        data: DataState,
         sources: Sequence[str],
         hooks: Sequence[Hook] = (),
         facts: Mapping[str, Any] | None = None,
@@ -140,7 +142,7 @@ class Run:
         return self.step >= self.config.steps
 
 
-def train(run: Run, step: StepFunction, feed: Callable[[Any], Generator[Fed]]) -> None:
+def train(run: Run, step: StepFunction, feed: Callable[[DataState], Prefetch[Fed]]) -> None:
     """Trains until ``run.config.steps``. Nothing in here waits for the device but ``deliver``,
     which reads metrics of ``LAG`` steps ago.
 
@@ -153,7 +155,7 @@ def train(run: Run, step: StepFunction, feed: Callable[[Any], Generator[Fed]]) -
         for hook in run.hooks:
             ending.push(functools.partial(_end, hook, run))
             hook.on_start(run)
-        batches = ending.enter_context(contextlib.closing(feed(run.data)))
+        batches = ending.enter_context(feed(run.data))
         run.begin()
         while not run.last:
             start = time.perf_counter()

@@ -11,6 +11,7 @@ import pytest
 import toy
 from test_loop import go
 
+from t5x_llm.data.positions import DataState
 from t5x_llm.train.config import Loop
 from t5x_llm.train.flops import Peak, flops_per_token, peak_of
 from t5x_llm.train.hooks import (
@@ -45,7 +46,7 @@ def record(step, loss=2.0, tokens=100.0, seconds=0.5, compiled=False):
 
 def live(tmp_path, hooks=(), steps=20, log_every=2):
     config = Loop(steps=steps, batch_size=8, sequence_length=16, log_every=log_every)
-    return Run(config, tmp_path, toy.init(), toy.ToyData(), toy.SOURCES, hooks)
+    return Run(config, tmp_path, toy.init(), DataState(), toy.SOURCES, hooks)
 
 
 def test_metrics_lines_are_means_over_tokens(tmp_path):

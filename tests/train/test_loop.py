@@ -16,9 +16,10 @@ import toy
 
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.data.positions import DataState
 from t5x_llm.optim import BatchRamp
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import ahead, feed
+from t5x_llm.train.feed import feed
 from t5x_llm.train.hooks import Checkpoint, Hook, JsonLines, Metrics, read_lines, resume
 from t5x_llm.train.loop import LAG, Run, train
 
@@ -57,13 +58,13 @@ def go(directory, config=COURSE, hooks=(), stream=None, every=5, identity="a"):
     facts = {"model": {"class": "Toy", "name": identity}}
     metrics = Metrics([JsonLines(directory / "metrics.jsonl")])
     hooks = [metrics, *hooks, Checkpoint(keeper, facts)]
-    state, data = toy.init(), toy.ToyData()
+    state, data = toy.init(), DataState()
     if keeper.latest_step() is not None:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
         state, meta = resume(keeper, abstract, facts, hooks)
-        data = toy.ToyData(**meta["data"])
+        data = DataState.from_json(meta["data"])
     stream = stream or toy.ToyStream()
     run = Run(config, directory, state, data, toy.SOURCES, hooks)
     try:
@@ -190,7 +191,7 @@ def test_error_of_the_stream_reaches_the_caller(tmp_path):
     with pytest.raises(OSError, match="the disk is gone"):
         go(tmp_path, hooks=[watch], stream=toy.ToyStream(fail_at=80))
     assert watch.seen[-1] == ("end", "OSError")
-    assert not [t for t in threading.enumerate() if t.name == "feed"]
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
 
 
 def test_nothing_waits_for_data_or_metrics(tmp_path):
@@ -207,7 +208,7 @@ def test_nothing_waits_for_data_or_metrics(tmp_path):
 
     config = dataclasses.replace(COURSE, steps=60)
     mesh, rules = toy.one_mesh()
-    run = Run(config, tmp_path, toy.init(), toy.ToyData(), toy.SOURCES, [watch := Watch()])
+    run = Run(config, tmp_path, toy.init(), DataState(), toy.SOURCES, [watch := Watch()])
     train(run, slow, lambda d: feed(SlowStream(), d, config.size_at, mesh, rules, 2))
     waited = sorted(r.waited for r in watch.records[5:])
     assert waited[len(waited) // 2] < 0.002
@@ -226,23 +227,6 @@ def test_pauses_are_not_the_steps_time(tmp_path):
     run = go(tmp_path, hooks=[Pause(), watch], every=0)
     assert 0.5 <= run.seconds["nap"] < 0.7
     assert sum(r.seconds for r in watch.records[1:]) < 0.4
-
-
-def test_ahead_ends_its_thread_and_keeps_order():
-    made = []
-
-    def numbers():
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    assert list(ahead(numbers(), 3)) == list(range(100))
-    made.clear()
-    items = ahead(numbers(), 3)
-    assert [next(items) for _ in range(3)] == [0, 1, 2]
-    items.close()
-    assert len(made) <= 8
-    assert not [t for t in threading.enumerate() if t.name == "feed"]
 
 
 @pytest.mark.parametrize(
@@ -266,5 +250,5 @@ def test_meta_is_plain_json(tmp_path):
     go(tmp_path)
     path = tmp_path / "checkpoints" / "23" / "meta" / "metadata"
     meta = json.loads(path.read_text())
-    assert meta["step"] == 23 and meta["data"] == {"position": 23 * 8}
+    assert meta["step"] == 23 and meta["data"]["position"] == 23 * 8
     assert set(meta["hooks"]) == {"metrics", "checkpoint"}

@@ -14,14 +14,6 @@ from t5x_llm.train.state import TrainState
 VOCAB, SOURCES = 32, ("en", "zh")
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyData:
-    position: int = 0
-
-    def to_json(self):
-        return {"position": self.position}
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ToyBatch:
@@ -36,6 +28,9 @@ class ToyStream:
     def __init__(self, length=16, fail_at=None):
         self.length, self.fail_at = length, fail_at
         self.asked = []
+
+    def at(self, data):
+        return self
 
     def batch(self, position, size, rows=None):
         self.asked.append((position, size))
