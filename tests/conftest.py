@@ -4,9 +4,16 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-_FLAG = "--xla_force_host_platform_device_count=8"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Tiny programs: compiling them is what takes the time, so LLVM is told not to try hard.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+_given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_given, *(f for f in _FLAGS if f.split("=")[0] not in _given)]
+).strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+import time
 from typing import Any
 
 import jax
@@ -12,17 +12,17 @@ from jax.sharding import Mesh
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.cli.run import Run
 from t5x_llm.core.rng import named_key
-from t5x_llm.data import DataState, Stream, open_stores
+from t5x_llm.data import DataState, OpenData
 from t5x_llm.evaluate.hooks import Evaluation, Every
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
-from t5x_llm.infer.hooks import SampleWriter
+from t5x_llm.infer.sampler import generate
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules
-from t5x_llm.text import Tokenizer, load_tokenizer
 from t5x_llm.train import hooks as train_hooks
-from t5x_llm.train import loop as train_loop
 from t5x_llm.train.environment import environment
-from t5x_llm.train.flops import Peak, flops_per_token, peak_of
+from t5x_llm.train.flops import flops_per_token, peak_of
+from t5x_llm.train.loop import Run as Progress
+from t5x_llm.train.report import write_report
 from t5x_llm.train.state import (
     TrainState,
     abstract_state,
@@ -33,30 +33,148 @@ from t5x_llm.train.state import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenData:
-    """What training reads: the stream, held-out documents by source, the tokenizer."""
-
-    stream: Stream
-    held_out: list[HeldOut]
-    tokenizer: Tokenizer
-    facts: dict[str, Any]
-
-
-def model_flops(run: Run, model: Model) -> float:
+def token_flops(run: Run, model: Model) -> float:
     """Training FLOPs of one token, by the convention of ``train/flops.py``."""
-    counts = model.parameter_count()
-    table = 0 if run.model.decoder().tied else counts["embed"]
-    blocks = [b for g in run.model.decoder().groups for b in g.blocks * g.repeat]
-    width = max(b.attention.n_heads * b.attention.head_dim for b in blocks)
-    return flops_per_token(
-        counts["total"] - table - counts.get("position_embed", 0),
-        len(blocks),
-        width,
-        run.loop.sequence_length,
+    config, counts = model.config, model.parameter_count()
+    tables = counts.get("position_embed", 0) + (0 if config.tied else counts["embed"])
+    attention = [b.attention for g in config.groups for b in g.blocks * g.repeat]
+    width = sum(a.n_heads * a.head_dim for a in attention) // len(attention)
+    length = run.loop.sequence_length
+    return flops_per_token(counts["total"] - tables, len(attention), width, length)
+
+
+def held_out(data: OpenData) -> list[HeldOut]:
+    """The held-out documents of every source that has any."""
+    return [
+        HeldOut(name, store.validation, store.language)
+        for name, store in data.stores.items()
+        if len(store.validation)
+    ]
+
+
+def make_hooks(
+    run: Run,
+    directory: Any,
+    model: Model,
+    mesh: Mesh,
+    rules: Rules,
+    data: OpenData,
+    checkpointer: Checkpointer,
+) -> list[train_hooks.Hook]:
+    """Progress, metrics, profile, evaluation, samples and, last, the checkpoint."""
+    flops, peak = token_flops(run, model), peak_of(list(mesh.devices.flat), run.precision.compute)
+    writers = [
+        train_hooks.JsonLines(directory / "metrics.jsonl"),
+        train_hooks.TensorBoard(directory / "tensorboard"),
+    ]
+    hooks: list[train_hooks.Hook] = [
+        train_hooks.Progress(train_hooks.Throughput(flops, peak)),
+        train_hooks.Metrics(writers, train_hooks.Throughput(flops, peak)),
+    ]
+    if run.loop.profile_steps is not None:
+        hooks.append(train_hooks.Profiler(run.loop.profile_steps))
+    if documents := held_out(data):
+        length, rows = run.loop.sequence_length, run.evaluation.batch_size
+        evaluator = Evaluator(model, mesh, rules, length, rows)
+        hooks.append(Evaluation(evaluator, documents, run.evaluation.limit))
+    if run.samples.prompts and jax.process_count() == 1:
+        hooks.append(
+            Every("samples", run.samples.every, sample_writer(run, directory, model, data))
+        )
+    hooks.append(train_hooks.Checkpoint(checkpointer, run.shared()))
+    return hooks
+
+
+def sample_writer(run: Run, directory: Any, model: Model, data: OpenData) -> Any:
+    """A function that lets the model continue the prompts and appends them to samples.txt."""
+
+    def write(progress: Progress) -> None:
+        completions = generate(
+            model, progress.state.params, data.tokenizer, run.samples.prompts, run.samples.sampling
+        )
+        texts = [f"=== step {progress.step} ===\n"]
+        texts += [f"[{c.prompt}]{c.text}\n" for c in completions]
+        path = directory / "samples.txt"
+        earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+        kept = earlier.split(texts[0])[0]  # what a resumed run writes again
+        path.write_text(kept + "\n".join(texts) + "\n", encoding="utf-8")
+
+    return write
+
+
+def start(
+    run: Run,
+    model: Model,
+    tx: Any,
+    mesh: Mesh,
+    rules: Rules,
+    checkpointer: Checkpointer,
+    hooks: list[train_hooks.Hook],
+) -> tuple[TrainState, DataState]:
+    """Where training begins: at the newest checkpoint, at imported weights, or fresh."""
+    if checkpointer.latest_step() is not None:
+        shardings = state_shardings(model, tx, mesh, rules)
+        wanted = with_shardings(abstract_state(model, tx), shardings)
+        state, meta = train_hooks.resume(checkpointer, wanted, run.shared(), hooks)
+        print(f"Continuing {run.directory} from step {int(state.step)}.", file=sys.stderr)
+        return state, DataState.from_json(meta["data"])
+    fresh = DataState()
+    if run.start_from is not None:
+        return state_from_params(imported(run), model, tx, mesh, rules), fresh
+    key = named_key(run.loop.seed, "params")
+    return init_state(model, tx, key, mesh, rules), fresh
+
+
+def imported(run: Run) -> Any:
+    """Parameters of ``Run.start_from``, checked against the run's model."""
+    from t5x_llm.checkpoint import check_compatible
+    from t5x_llm.config import to_dict
+    from t5x_llm.hf.import_ import import_hf
+
+    assert run.start_from is not None
+    family, params, _ = import_hf(run.start_from)
+    # How fresh weights are drawn is no part of a model that has some.
+    allowed = ("init_std", "residual_scale", "max_length")
+    ours, theirs = (
+        {k: v for k, v in to_dict(f).items() if k not in allowed} for f in (run.model, family)
     )
+    check_compatible({"model": theirs}, {"model": ours}, f"Run.start_from {run.start_from}")
+    return params
 
 
-def utilisation_peak(run: Run, mesh: Mesh) -> Peak | None:
-    """The peak of the mesh's devices for the compute dtype."""
-    return peak_of(list(mesh.devices.flat), run.precision.compute)
+def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:
+    """What the record of a run begins with."""
+    return {
+        "parameters": model.parameter_count()["total"],
+        "mixture": dict(zip(data.stream.sources, data.stream.weights, strict=True)),
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "environment": environment(list(mesh.devices.flat)),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def finish(run: Run, directory: Any, state: TrainState, data: OpenData) -> None:
+    """Exports, reports, and says what to do next."""
+    from t5x_llm.hf.export import export_hf
+
+    lines = [f"Run directory: {run.directory}"]
+    lines.append(f"  report        {write_report(directory)}")
+    if run.export.enabled and jax.process_count() > 1:
+        lines.append(f"  to export     t5x-llm export {run.directory}")
+    elif run.export.enabled:
+        out = directory / "hf"
+        params = jax.device_get(state.params)
+        parity = export_hf(
+            params,
+            run.model,
+            data.tokenizer,
+            out,
+            max_shard_bytes=run.export.max_shard_bytes,
+            dtype=run.export.dtype,
+        )
+        worst = max(p.max_abs for p in parity.prompts.values())
+        lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")
+    if run.samples.prompts:
+        lines.append(f"  samples       {directory / 'samples.txt'}")
+    lines.append(f"Next: t5x-llm generate {run.directory} --prompt '...'")
+    print("\n".join(lines), file=sys.stderr)

@@ -18,7 +18,6 @@ COMMANDS = {
     "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
     "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
     "report": ("report", "rebuild report.html and loss.png of a run"),
-    "inspect": ("inspect", "print a tokenizer's, a store's or a run's facts"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -70,31 +69,31 @@ def train(run: Any, operative_config: str) -> None:
     from t5x_llm import parallel
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.cli import assemble
+    from t5x_llm.cli.prepare import prepare_in_subprocess
     from t5x_llm.cli.run import OPERATIVE_CONFIG, check_fits, check_tokenizer_size
     from t5x_llm.core.paths import check_writable, write_atomic
+    from t5x_llm.data import open_data
     from t5x_llm.train.feed import feed
+    from t5x_llm.train.loop import Run as Progress
     from t5x_llm.train.loop import train as loop
     from t5x_llm.train.state import state_shardings
     from t5x_llm.train.step import make_train_step
 
     parallel.initialize()
-    primary = jax.process_index() == 0
-    directory = check_writable("Run.directory", run.directory)
     mesh, rules = parallel.make_mesh(run.mesh), run.mesh.rules()
     check_fits(run, mesh)
-    prepare(run, directory)
-    if primary:
-        write_atomic(directory / OPERATIVE_CONFIG, operative_config)
-
-    data = assemble.open_data(run)
+    directory = check_writable("Run.directory", run.directory)
+    if jax.process_index() == 0:
+        prepare_in_subprocess(run, operative_config)
+    data = open_data(run.data, run.loop.sequence_length, run.loop.seed)
     check_tokenizer_size(run, data.tokenizer)
+
     model = run.build_model()
-    schedule = run.optimizer.schedule.build(run.loop.steps)
     tx = run.optimizer.build(run.loop.steps, model.logical_axes())
     step = make_train_step(
         model,
         tx,
-        schedule,
+        run.optimizer.schedule.build(run.loop.steps),
         mesh=mesh,
         rules=rules,
         state_shardings=state_shardings(model, tx, mesh, rules),
@@ -103,28 +102,16 @@ def train(run: Any, operative_config: str) -> None:
         z_loss=run.z_loss,
     )
     checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint)
-    hooks = assemble.make_hooks(run, directory, model, mesh, rules, data, checkpointer)
-    progress = assemble.start(run, directory, model, tx, mesh, rules, data, checkpointer, hooks)
     try:
-        loop(
-            progress,
-            step,
-            lambda state: feed(
-                data.stream, state, run.loop.size_at, mesh, rules, run.loop.prefetch
-            ),
-        )
+        hooks = assemble.make_hooks(run, directory, model, mesh, rules, data, checkpointer)
+        state, position = assemble.start(run, model, tx, mesh, rules, checkpointer, hooks)
+        if jax.process_index() == 0:
+            write_atomic(directory / OPERATIVE_CONFIG, operative_config)
+        facts = assemble.facts(run, model, mesh, data)
+        progress = Progress(run.loop, directory, state, position, data.stream.sources, hooks, facts)
+        size_at, depth = run.loop.size_at, run.loop.prefetch
+        loop(progress, step, lambda at: feed(data.stream, at, size_at, mesh, rules, depth))
     finally:
         checkpointer.close()
-    if primary:
-        assemble.finish(run, directory, progress, data.tokenizer)
-
-
-def prepare(run: Any, directory: Any) -> None:
-    """Builds tokenizer and token stores where they are missing, in a process of its own.
-
-    Preparation needs TensorFlow and seqio; training must not pay for importing them.
-    """
-    from t5x_llm.data.prepare_check import is_prepared
-
-    if is_prepared(run.data):
-        return
+    if jax.process_index() == 0:
+        assemble.finish(run, directory, progress.state, data)

@@ -1,0 +1,73 @@
+"""Held-out loss and bits per byte."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from t5x_llm.cli.main import guard
+from t5x_llm.cli.train import GIN_HELP
+from t5x_llm.config import parse_flags
+
+DESCRIPTION = """Evaluate a run's checkpoint on its held-out documents.
+
+  t5x-llm eval runs/quickstart
+  t5x-llm eval runs/quickstart/hf --gin_file=configs/recipes/quickstart.gin
+
+A Hugging Face directory needs gin flags that say which data; its tokenizer must be the data's."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``t5x-llm eval``."""
+    guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv)
+    parser = argparse.ArgumentParser(
+        prog="t5x-llm eval",
+        description=DESCRIPTION,
+        epilog=GIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    from t5x_llm.cli import load
+
+    load.add_arguments(parser)
+    parser.add_argument("--sequence_length", type=int, help="tokens of a window; the run's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(flags.rest)
+
+    from t5x_llm.cli.assemble import held_out
+    from t5x_llm.cli.run import load_run
+    from t5x_llm.data import open_data
+    from t5x_llm.evaluate.perplexity import evaluate
+    from t5x_llm.parallel import MeshConfig, make_mesh
+
+    model = load.load(args.path, args.step)
+    run = load_run(flags)[0] if flags.gin_files or flags.bindings else model.run
+    if run is None:
+        parser.error("a Hugging Face directory needs --gin_file=... that says which data")
+    length = args.sequence_length or run.loop.sequence_length
+    data = open_data(run.data, length, run.loop.seed)
+    mesh = MeshConfig()
+    results = evaluate(
+        model.model,
+        model.params,
+        held_out(data),
+        make_mesh(mesh),
+        mesh.rules(),
+        length,
+        run.evaluation.batch_size,
+    )
+    if args.json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))
+        return
+    print(f"{'source':<20} {'bits/byte':>9} {'loss':>8} {'perplexity':>10} {'tokens':>10}")
+    for name, r in results.items():
+        print(
+            f"{name:<20} {r['bits_per_byte']:>9.4f} {r['loss']:>8.4f} "
+            f"{r['perplexity']:>10.2f} {r['tokens']:>10,}"
+        )

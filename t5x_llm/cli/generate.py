@@ -1,0 +1,65 @@
+"""Let a model continue a text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from t5x_llm.cli.main import guard
+
+DESCRIPTION = """Continue texts with a run's newest checkpoint, or with a Hugging Face model.
+
+  t5x-llm generate runs/quickstart --prompt "The President" --prompt "春风"
+  echo "春风" | t5x-llm generate runs/quickstart --temperature 0
+
+Without --prompt, every line of standard input is one."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``t5x-llm generate``."""
+    guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm.cli import load
+    from t5x_llm.infer.sampler import Sampling, generate
+
+    default = Sampling()
+    parser = argparse.ArgumentParser(
+        prog="t5x-llm generate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    load.add_arguments(parser)
+    parser.add_argument("--prompt", action="append", help="repeatable")
+    parser.add_argument("--max_tokens", type=int, default=default.max_tokens)
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    parser.add_argument("--top_k", type=int, default=default.top_k, help="0 keeps all")
+    parser.add_argument("--top_p", type=float, default=0.95)
+    parser.add_argument("--repetition_penalty", type=float, default=default.repetition_penalty)
+    parser.add_argument("--stop", action="append", default=[], help="ends a text; repeatable")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations")
+    args = parser.parse_args(argv)
+
+    fields = {f.name for f in dataclasses.fields(Sampling)}
+    values = {k: v for k, v in vars(args).items() if k in fields}
+    sampling = Sampling(**values | {"stop": tuple(args.stop)})
+    prompts = args.prompt or [line.rstrip("\n") for line in sys.stdin]
+    model = load.load(args.path, args.step, args.dtype)
+
+    def show(row: int, text: str) -> None:
+        print(text, end="", flush=True)
+
+    stream = show if len(prompts) == 1 and sys.stdout.isatty() else None
+    if stream is not None:
+        print(prompts[0], end="", flush=True)
+    done = generate(model.model, model.params, model.tokenizer, prompts, sampling, on_text=stream)
+    if stream is not None:
+        print()
+        return
+    for i, completion in enumerate(done):
+        print(f"{'' if i == 0 else chr(10)}{completion.prompt}{completion.text}")

@@ -1,0 +1,85 @@
+"""A model to use, from wherever it lies: a run directory, a Hugging Face directory, a GGUF file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NamedTuple
+
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.paths import as_path
+from t5x_llm.models.model import Model
+
+
+class Loaded(NamedTuple):
+    """A model with its parameters on one device.
+
+    Attributes:
+      family: the preset dataclass.
+      model: computes in the run's or the given dtype.
+      params: nested dict of arrays.
+      tokenizer: or None where there is none.
+      run: the ``cli.run.Run`` it comes from, or None.
+    """
+
+    family: Any
+    model: Model
+    params: Any
+    tokenizer: Any
+    run: Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which model."""
+    parser.add_argument("path", help="a run directory, a Hugging Face directory or a .gguf file")
+    parser.add_argument("--step", type=int, help="checkpoint of a run; the newest if left out")
+
+
+def load(path: str, step: int | None = None, compute: str | None = None) -> Loaded:
+    """Loads a model.
+
+    Args:
+      path: a run directory, a Hugging Face directory or a ``.gguf`` file.
+      step: checkpoint of a run.
+      compute: dtype of activations; the run's, or float32 for a conversion, if None.
+
+    Raises:
+      ConfigError: if nothing can be loaded from there.
+    """
+    from t5x_llm.cli.run import OPERATIVE_CONFIG
+
+    place = as_path(path)
+    if (place / OPERATIVE_CONFIG).exists():
+        return _from_run(path, step, compute)
+    if place.suffix == ".gguf" or (place / "config.json").exists():
+        from t5x_llm.hf.import_ import import_model
+
+        found = import_model(path, check=False)
+        model = Model(found.family.decoder(), Policy(compute=compute or "float32"))
+        return Loaded(found.family, model, found.params, found.tokenizer, None)
+    raise ConfigError(
+        "path",
+        path,
+        f"a run directory (with {OPERATIVE_CONFIG}), a Hugging Face directory (with config.json) "
+        "or a .gguf file",
+    )
+
+
+def _from_run(path: str, step: int | None, compute: str | None) -> Loaded:
+    import jax
+
+    from t5x_llm.checkpoint import Checkpointer
+    from t5x_llm.checkpoint.checkpointer import abstract_on
+    from t5x_llm.cli.run import load_saved
+    from t5x_llm.data import open_tokenizer
+
+    run, _ = load_saved(path)
+    policy = run.precision if compute is None else Policy(run.precision.params, compute)
+    model = Model(run.model.decoder(), policy)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
+    try:
+        params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)
+    finally:
+        checkpointer.close()
+    return Loaded(run.model, model, params, open_tokenizer(run.data), run)
