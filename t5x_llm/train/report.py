@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +112,7 @@ def render(name: str, lines: Sequence[Line], config: str = "", samples: str = ""
         _mixture(start, train),
     ]
     if samples.strip():
-        body.append(f"<h2>Samples</h2><pre class=text>{_e(samples.strip())}</pre>")
+        body.append(_texts(samples.strip()))
     if config.strip():
         body.append(
             "<h2>Configuration</h2><details><summary>operative_config.gin: alone, it reproduces "
@@ -237,6 +238,17 @@ def _mixture(start: Line, train: Sequence[Line]) -> str:
         rows.append([_e(name), bar, f"{share:.2%}", plan, f"{tokens:,.0f}"])
     head = ("source", "", "of tokens eaten", "of rows planned", "tokens eaten")
     return "<h2>Mixture</h2>" + _table(head, rows)
+
+
+def _texts(samples: str) -> str:
+    """The newest section (``=== step N ===``) open, earlier ones folded."""
+    sections = [part for part in re.split(r"^(?==== )", samples, flags=re.M) if part.strip()]
+    newest, earlier = sections[-1], sections[:-1]
+    body = f"<h2>Samples</h2><pre class=text>{_e(newest.strip())}</pre>"
+    if earlier:
+        inner = _e("".join(earlier).strip())
+        body += f"<details><summary>Earlier</summary><pre class=text>{inner}</pre></details>"
+    return body
 
 
 def _environment(start: Line) -> str:

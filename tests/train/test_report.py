@@ -146,6 +146,13 @@ def test_only_the_newest_samples_are_shown(tmp_path):
     assert "last" in page and "first\n" not in page and "earlier samples left out" in page
 
 
+def test_newest_samples_come_first():
+    samples = "=== step 5 ===\n\n[a]b\n\n=== step 10 ===\n\n[a]c ==== d\n"
+    page = render("x", make_lines(), samples=samples)
+    assert page.index("step 10 ===") < page.index("Earlier") < page.index("step 5 ===")
+    assert page.count("<pre") == 2
+
+
 def test_curves():
     lines = make_lines()
     assert len(series(lines, "loss")) == 49, "what is not a number is left out"
