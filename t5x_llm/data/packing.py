@@ -8,9 +8,9 @@ last row of a source is padded.
 ``whole``: every document in one piece, longer ones cut every T predicted tokens; pieces share rows
 so that little is padded. A document of n tokens takes n - 1 places: its end token is predicted, not
 read. Pieces are matched to rows by the histogram of their lengths, longest first, each into the
-fullest row that takes it (Krell et al. 2021, "Efficient sequence packing without cross-contamination",
-arXiv:2107.02027, shortest-pack-first with the best fit): the plan costs one sort of the lengths plus
-about T steps, whatever the number of documents.
+fullest row that takes it (Krell et al. 2021, "Efficient sequence packing without
+cross-contamination", arXiv:2107.02027, best fit): the plan costs one sort of the lengths plus about
+T steps, whatever the number of documents.
 
 Both find a row in O(log n). Row contents never depend on anything but lengths and T.
 """

@@ -17,10 +17,11 @@ Offsets and sizes are kept in memory: 8 bytes a document.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,9 @@ class ArrayWriter:
             },
             "store_data_equal_to_fill_value": True,
         }
-        self._array = ts.open(spec, create=True).result()
+        self._path = path
+        with self._explained():
+            self._array = ts.open(spec, create=True, delete_existing=True).result()
         self._length, self._shard = length, shard
         self._pending: list[np.ndarray] = []
         self._held = self._written = 0
@@ -127,8 +130,18 @@ class ArrayWriter:
 
     def _flush(self) -> None:
         stop = self._written + self._held
-        self._array[self._written : stop].write(np.concatenate(self._pending)).result()
+        with self._explained():
+            self._array[self._written : stop].write(np.concatenate(self._pending)).result()
         self._written, self._held, self._pending = stop, 0, []
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError, OSError) as e:  # as TensorStore reports a full disk
+            raise DataError(
+                f"Cannot write {self._path} ({e}). Free space, or choose another Data.store_dir."
+            ) from e
 
 
 class Split:

@@ -2,8 +2,8 @@
 
 Every source is shuffled row by row and repeated without end through Grain's index-addressed
 datasets, each epoch in an order of its own; ``mixing`` says which source a position belongs to and
-how often that source came before. Nothing is iterated, so position 10^9 costs what position 0 costs,
-and any process can make any rows of any batch.
+how often that source came before. Nothing is iterated, so position 10^9 costs what position 0
+costs, and any process can make any rows of any batch.
 """
 
 from __future__ import annotations

@@ -1,0 +1,226 @@
+"""Building one token store: jobs on this process or a pool, joined in order, put in place whole."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path, write_json
+from t5x_llm.data import jobs as shard_jobs
+from t5x_llm.data.jobs import Job, Made
+from t5x_llm.data.reading import JOB_BYTES
+from t5x_llm.data.store import FORMAT, SPLITS, ArrayWriter
+from t5x_llm.text import Tokenizer
+
+# A worker takes a second or two to start; it must have more to do than that.
+_BYTES_A_WORKER = 4 * JOB_BYTES
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a store is built from.
+
+    Attributes:
+      name: of the source.
+      digest: hash of the input and of how it is read.
+      jobs: in order.
+      files: names that a document's provenance points to.
+    """
+
+    name: str
+    digest: str
+    jobs: tuple[Job, ...]
+    files: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of input; 0 if not known."""
+        return sum(job.size for job in self.jobs)
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is in a bucket: no renames, no locks."""
+    return "://" in path
+
+
+@contextlib.contextmanager
+def workspace(store_dir: str) -> Iterator[str]:
+    """A directory that is gone afterwards, beside the stores if they are local."""
+    parent = None if is_remote(store_dir) else str(as_path(store_dir))
+    path = tempfile.mkdtemp(prefix=".tmp-", dir=parent)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def build_store(
+    plan: Plan,
+    target: str,
+    store_dir: str,
+    fingerprint: str,
+    tokenizer: Tokenizer,
+    tokenizer_path: str,
+    workers: int,
+) -> dict[str, Any]:
+    """Runs the plan's jobs and puts the store at ``target``, all of it or nothing.
+
+    Args:
+      plan: what to build.
+      target: directory of the store; not there yet, or a bucket's leftovers without a manifest.
+      store_dir: where work in progress may lie.
+      fingerprint: for the manifest.
+      tokenizer: for the texts.
+      tokenizer_path: where workers load it from.
+      workers: processes; 0 chooses.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DataError: from the jobs; a source without a document to train on.
+    """
+    with workspace(store_dir) as temporary:
+        made = _run_jobs(plan, temporary, tokenizer, tokenizer_path, workers)
+        documents = sum(m.documents["train"] for m in made)
+        if not documents:
+            held = sum(m.documents["validation"] for m in made)
+            raise DataError(
+                f"Source {plan.name!r} has no document to train on: "
+                + (f"all {held} are held out; lower its validation_fraction." if held else
+                   f"{', '.join(plan.files[:3])} hold no text.")
+            )  # fmt: skip
+        remote = is_remote(target)
+        where = target if remote else os.path.join(temporary, "store")
+        if remote and as_path(where).exists():
+            as_path(where).rmtree()
+        _join(made, where)
+        manifest = {
+            "format": FORMAT,
+            "source": plan.name,
+            "fingerprint": fingerprint,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "token_dtype": np.dtype(shard_jobs.token_dtype(tokenizer)).name,
+            "masked": any(m.masked for m in made),
+            "splits": {
+                split: {
+                    "documents": sum(m.documents[split] for m in made),
+                    "tokens": sum(m.tokens[split] for m in made),
+                    "bytes": sum(m.bytes[split] for m in made),
+                }
+                for split in SPLITS
+            },
+            "files": list(plan.files),
+        }
+        write_json(f"{where}/manifest.json", manifest)
+        if not remote:
+            os.rename(where, target)
+    return manifest
+
+
+def _run_jobs(
+    plan: Plan, directory: str, tokenizer: Tokenizer, tokenizer_path: str, workers: int
+) -> list[Made]:
+    """The jobs' results, in order, whoever ran them."""
+    cores = os.cpu_count() or 1
+    count = workers or min(cores, plan.size // _BYTES_A_WORKER)
+    count = min(count, len(plan.jobs))
+    in_bytes = plan.size > 0
+    bar = tqdm(
+        total=plan.size if in_bytes else len(plan.jobs),
+        desc=f"store: {plan.name}",
+        unit="B" if in_bytes else " shards",
+        unit_scale=in_bytes,
+        disable=None,
+    )
+    outs = [os.path.join(directory, f"job-{job.index:06d}") for job in plan.jobs]
+    with bar:
+        if count <= 1:
+            made = []
+            for job, out in zip(plan.jobs, outs, strict=True):
+                progress: Callable[[int], Any] = bar.update if in_bytes else int
+                made.append(shard_jobs.run(job, tokenizer, out, cores, progress))
+                if not in_bytes:
+                    bar.update(1)
+            return made
+        return _on_pool(plan, outs, tokenizer_path, count, bar)
+
+
+def _on_pool(plan: Plan, outs: list[str], tokenizer_path: str, count: int, bar: Any) -> list[Made]:
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    )
+    try:
+        futures = [
+            pool.submit(shard_jobs.run_in_worker, job, tokenizer_path, out)
+            for job, out in zip(plan.jobs, outs, strict=True)
+        ]
+        for future, job in zip(futures, plan.jobs, strict=True):
+            step = job.size if plan.size else 1
+            future.add_done_callback(functools.partial(lambda n, _: bar.update(n), step))
+        return [future.result() for future in futures]
+    except concurrent.futures.process.BrokenProcessPool as e:
+        raise DataError(
+            f"A worker process reading source {plan.name!r} was ended from outside, perhaps for "
+            "want of memory. Set Data.workers = 1, or less than now."
+        ) from e
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed must not linger."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _join(made: list[Made], where: str) -> None:
+    """Writes the store's arrays from the jobs' files."""
+    masked = any(m.masked for m in made)
+    for split in SPLITS:
+        documents = sum(m.documents[split] for m in made)
+        tokens = sum(m.tokens[split] for m in made)
+        writers: dict[str, ArrayWriter] = {}
+
+        def add(name: str, values: np.ndarray, length: int, split: str = split,
+                writers: dict[str, ArrayWriter] = writers) -> None:  # fmt: skip
+            if name not in writers:
+                writers[name] = ArrayWriter(f"{where}/{split}/{name}", values.dtype, length)
+            writers[name].write(values)
+
+        add("offsets", np.zeros(1, np.int64), documents + 1)
+        end = 0
+        for part in made:
+            with np.load(part.path) as arrays:
+                lengths = arrays[f"{split}/lengths"]
+                add("offsets", end + np.cumsum(lengths), documents + 1)
+                end += int(lengths.sum())
+                flat = arrays[f"{split}/tokens"]
+                add("tokens", flat, tokens)
+                for name in ("bytes", "file", "line"):
+                    add(name, arrays[f"{split}/{name}"], documents)
+                if masked:
+                    mask = arrays[f"{split}/mask"] if part.masked else np.ones(len(flat), np.uint8)
+                    add("mask", mask, tokens)
+        for writer in writers.values():
+            writer.close()

@@ -1,0 +1,119 @@
+"""What ``prepare`` writes beside the stores, and how training finds its stores without seqio.
+
+``<store_dir>/<Data.name>.json`` names the tokenizer, and each source's store and resolved rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from t5x_llm.core.errors import DataError, nearest
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.sources import Data
+from t5x_llm.data.store import FORMAT, TokenStore
+from t5x_llm.data.stream import Stream
+from t5x_llm.text import Tokenizer, load_tokenizer
+
+_PREPARE = "Run `t5x-llm prepare` with this configuration first."
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Everything training needs of the data.
+
+    Attributes:
+      tokenizer: the one the stores were built with.
+      tokenizer_path: where it was loaded from.
+      stores: by source, in the order of the configuration.
+      weights: share of each source, of 1.
+      languages: language of each source, "" if not given.
+      licenses: licence of each source, "" if not given.
+    """
+
+    tokenizer: Tokenizer
+    tokenizer_path: str
+    stores: dict[str, TokenStore]
+    weights: dict[str, float]
+    languages: dict[str, str]
+    licenses: dict[str, str]
+
+
+def described(data: Data) -> dict[str, Any]:
+    """The part of the configuration that decides what is built, as JSON."""
+    value = json.loads(json.dumps(dataclasses.asdict(data)))
+    for name in ("store_dir", "workers", "packing"):
+        del value[name]
+    return value
+
+
+def catalog_path(data: Data) -> Any:
+    """The catalogue's file."""
+    return as_path(data.store_dir) / f"{data.name}.json"
+
+
+def read_catalog(data: Data) -> dict[str, Any] | None:
+    """The catalogue, or None if there is none of this format.
+
+    Raises:
+      DataError: if it is not JSON.
+    """
+    path = catalog_path(data)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as e:
+        raise DataError(f"{path}: not JSON ({e}). Delete it and run `t5x-llm prepare`.") from e
+    return value if isinstance(value, dict) and value.get("format") == FORMAT else None
+
+
+def open_stores(data: Data) -> Opened:
+    """The tokenizer, stores and rates that ``prepare`` made for this configuration.
+
+    Raises:
+      DataError: they are not there, or were made with another configuration or tokenizer.
+    """
+    catalog = read_catalog(data)
+    if catalog is None:
+        others = [p.stem for p in as_path(data.store_dir).glob("*.json") if p.name[0] != "."]
+        near = nearest(data.name, others)
+        raise DataError(
+            f"No prepared data called {data.name!r} in {data.store_dir}. "
+            + (f"Did you mean Data.name = {near!r}? " if near else "")
+            + _PREPARE
+        )
+    for key, wanted in described(data).items():
+        built = catalog["config"].get(key)
+        if built != wanted:
+            raise DataError(
+                f"The data in {data.store_dir} was prepared with another configuration: "
+                f"Data.{key} was {_short(built)}, now it is {_short(wanted)}. {_PREPARE}"
+            )
+    where = catalog["tokenizer"]
+    path = str(as_path(data.store_dir) / where) if catalog["trained"] else where
+    tokenizer = load_tokenizer(path)
+    stores = {}
+    for source in catalog["sources"]:
+        store = TokenStore.open(str(as_path(data.store_dir) / source["store"]))
+        store.check_tokenizer(tokenizer.fingerprint)
+        stores[source["name"]] = store
+    return Opened(
+        tokenizer=tokenizer,
+        tokenizer_path=path,
+        stores=stores,
+        weights={s["name"]: s["rate"] for s in catalog["sources"]},
+        languages={s["name"]: s["language"] for s in catalog["sources"]},
+        licenses={s["name"]: s["license"] for s in catalog["sources"]},
+    )
+
+
+def open_stream(data: Data, opened: Opened, length: int, seed: int = 0) -> Stream:
+    """The training stream over opened stores; ``Stream.at(state)`` for a resumed run."""
+    return Stream(opened.stores, opened.weights, length, seed, data.packing)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else f"{text[:157]}..."

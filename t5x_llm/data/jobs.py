@@ -1,0 +1,234 @@
+"""Shard jobs: documents to token ids, a pure function of (source, shard).
+
+A job writes one file of arrays and returns its counts; ``prepare`` joins the files in
+the order of the jobs. Within a job documents are ordered by the hash of their text, which shuffles
+them the same way wherever they stood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.data.reading import Stretch, read
+from t5x_llm.data.sources import Data, Source
+from t5x_llm.data.store import SPLITS
+from t5x_llm.text import Tokenizer, load_tokenizer
+
+_ENCODE_CHARS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A document as a job sees it.
+
+    Attributes:
+      content: its text, or token ids [n] made elsewhere.
+      file, line: where it came from.
+      mask: [n] uint8 for token ids, 1 where a token is to be predicted; None for all.
+    """
+
+    content: str | np.ndarray
+    file: int
+    line: int
+    mask: np.ndarray | None = None
+
+    def digest(self) -> bytes:
+        """SHA-256 of the content: decides split and order."""
+        if isinstance(self.content, str):
+            return hashlib.sha256(self.content.encode()).digest()
+        return hashlib.sha256(self.content.astype("<i8").tobytes()).digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A shard of a source.
+
+    Attributes:
+      source: its name.
+      index: number of the shard.
+      held_out: share of documents held out.
+      text: the Source, for text and jsonl.
+      stretches: what to read of its files.
+      data: for a seqio task, the configuration that registers it.
+      task: name of the seqio task.
+      shards: number of the task's shards.
+    """
+
+    source: str
+    index: int
+    held_out: float
+    text: Source | None = None
+    stretches: tuple[Stretch, ...] = ()
+    data: Data | None = None
+    task: str = ""
+    shards: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of input; 0 if not known."""
+        return sum(stretch.stop - stretch.start for stretch in self.stretches)
+
+    def records(self, progress: Callable[[int], Any] = int) -> Iterator[Record]:
+        """Its documents, in the order of the input."""
+        if self.text is not None:
+            for document in read(self.text, self.stretches, progress):
+                yield Record(document.text, document.file, document.line)
+        else:
+            from t5x_llm.data import tasks
+
+            assert self.data is not None
+            yield from tasks.records(self.data, self.task, self.index, self.shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a job wrote: the file's path, whether a mask came up, and counts by split."""
+
+    path: str
+    masked: bool
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    bytes: dict[str, int]
+
+
+def split_of(digest: bytes, held_out: float) -> str:
+    """``validation`` for a share ``held_out`` of all digests, else ``train``."""
+    return SPLITS[int.from_bytes(digest[:8], "big") < held_out * 2.0**64]
+
+
+def training_texts(jobs: Iterable[Job], tokenizer_made_elsewhere: str) -> Iterator[str]:
+    """The texts trained on, for a tokenizer; no held-out document is among them.
+
+    Args:
+      jobs: of all sources.
+      tokenizer_made_elsewhere: what to tell a user whose source has no text but token ids.
+    """
+    for job in jobs:
+        for record in job.records():
+            if not isinstance(record.content, str):
+                raise DataError(
+                    f"Source {job.source!r} gives token ids. {tokenizer_made_elsewhere}"
+                )
+            if split_of(record.digest(), job.held_out) == "train":
+                yield record.content
+
+
+def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
+        progress: Callable[[int], Any] = int) -> Made:  # fmt: skip
+    """Tokenizes the documents of a job and writes them to ``out``.npz.
+
+    Args:
+      job: what to read.
+      tokenizer: for texts.
+      out: local path, without suffix.
+      threads: of the tokenizer.
+      progress: called with the bytes read.
+    """
+    columns: dict[str, dict[str, list[Any]]] = {
+        split: {c: [] for c in ("digest", "ids", "bytes", "file", "line", "mask")}
+        for split in SPLITS
+    }
+    dtype = token_dtype(tokenizer)
+    for records in _groups(job.records(progress)):
+        texts = [r.content for r in records if isinstance(r.content, str)]
+        encoded = iter(tokenizer.encode_batch(texts, threads=threads))
+        for record in records:
+            digest = record.digest()
+            column = columns[split_of(digest, job.held_out)]
+            if isinstance(record.content, str):
+                ids, size = np.array(next(encoded), np.int64), len(record.content.encode())
+            else:
+                _check_ids(job, record, tokenizer)
+                ids = record.content.astype(np.int64)
+                size = len(tokenizer.decode(ids.tolist()).encode())
+            framed, mask = frame(ids, record.mask, tokenizer)
+            column["digest"].append(digest)
+            column["ids"].append(framed.astype(dtype))
+            column["bytes"].append(size)
+            column["file"].append(record.file)
+            column["line"].append(record.line)
+            column["mask"].append(mask)
+    masked = any(m is not None for column in columns.values() for m in column["mask"])
+    arrays: dict[str, np.ndarray] = {}
+    made = Made(f"{out}.npz", masked, {}, {}, {})
+    for split, column in columns.items():
+        digests = column["digest"]
+        order = sorted(range(len(digests)), key=lambda i: (digests[i], i))
+        ids = [column["ids"][i] for i in order]
+        lengths = np.array([len(x) for x in ids], np.int64)
+        arrays[f"{split}/tokens"] = np.concatenate(ids) if ids else np.empty(0, dtype)
+        arrays[f"{split}/lengths"] = lengths
+        for name, kind in (("bytes", np.int64), ("file", np.int32), ("line", np.int64)):
+            arrays[f"{split}/{name}"] = np.array([column[name][i] for i in order], kind)
+        if masked:
+            masks = [column["mask"][i] for i in order]
+            parts = [
+                np.ones(n, np.uint8) if m is None else m
+                for n, m in zip(lengths.tolist(), masks, strict=True)
+            ]
+            arrays[f"{split}/mask"] = np.concatenate(parts) if parts else np.empty(0, np.uint8)
+        made.documents[split] = len(order)
+        made.tokens[split] = int(lengths.sum())
+        made.bytes[split] = int(arrays[f"{split}/bytes"].sum())
+    np.savez(made.path, **arrays)
+    return made
+
+
+def frame(
+    ids: np.ndarray, mask: np.ndarray | None, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """[bos] ids [eos], each added unless it is there or the tokenizer has none; and the mask."""
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    head = [] if bos is None or (len(ids) and ids[0] == bos) else [bos]
+    tail = [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
+    framed = np.concatenate([np.array(head, np.int64), ids, np.array(tail, np.int64)])
+    if mask is not None:
+        mask = np.concatenate([np.zeros(len(head)), mask, np.ones(len(tail))]).astype(np.uint8)
+    return framed, mask
+
+
+def token_dtype(tokenizer: Tokenizer) -> Any:
+    """uint16 if every id fits, else uint32."""
+    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+
+def run_in_worker(job: Job, tokenizer_path: str, out: str) -> Made:
+    """``run`` for a process pool."""
+    return run(job, _tokenizer(tokenizer_path), out)
+
+
+@functools.cache
+def _tokenizer(path: str) -> Tokenizer:
+    return load_tokenizer(path)
+
+
+def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Records together until they hold a million characters, to be encoded in one call."""
+    group: list[Record] = []
+    held = 0
+    for record in records:
+        group.append(record)
+        held += len(record.content)
+        if held >= _ENCODE_CHARS:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _check_ids(job: Job, record: Record, tokenizer: Tokenizer) -> None:
+    ids = record.content
+    assert isinstance(ids, np.ndarray)
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+        raise DataError(
+            f"Task {job.task!r}, record {record.line} of shard {job.index}: token ids from "
+            f"{ids.min()} to {ids.max()}, but the tokenizer has {tokenizer.vocab_size}. Give "
+            "Data.tokenizer the vocabulary that the task uses."
+        )

@@ -1,0 +1,293 @@
+"""Text to tokenizer and token stores: fingerprinted, killed without harm, skipped when unchanged.
+
+    <store_dir>/.lock                   held while preparing
+    <store_dir>/.tmp-*                  work in progress: never read, removed by the next run
+    <store_dir>/.inputs.json            hashes of input files by (size, modification time)
+    <store_dir>/tokenizer-<hash>/       if one is trained
+    <store_dir>/<source>-<hash>/        token stores
+    <store_dir>/<Data.name>.json        the catalogue, written last
+
+Nothing is changed in place: another input, tokenizer or setting has another hash. Several processes
+may call this at once. On a file system the first takes the lock and builds, the others wait for it
+and find the work done. In a bucket, which has no locks, process 0 builds and the others wait for
+the catalogue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path, check_writable, write_json
+from t5x_llm.data.building import Plan, build_store, is_remote, workspace
+from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
+from t5x_llm.data.inputs import content_hash, make_plans
+from t5x_llm.data.jobs import training_texts
+from t5x_llm.data.sources import Data
+from t5x_llm.data.store import FORMAT, TokenStore
+from t5x_llm.text import Tokenizer, load_tokenizer, train_tokenizer
+
+_WAIT_SECONDS = 6 * 3600.0
+_TRAINED = "trained.json"
+
+
+def prepare(
+    data: Data,
+    *,
+    force: bool = False,
+    process_index: int = 0,
+    say: Callable[[str], Any] = tqdm.write,
+) -> Opened:
+    """Builds what is missing of the tokenizer and the token stores, and opens them.
+
+    Args:
+      data: the configuration.
+      force: look at the inputs of seqio tasks again even if they seem unchanged.
+      process_index: of this process, where several prepare the same directory in a bucket.
+      say: takes the lines that tell what is done.
+
+    Raises:
+      ConfigError: a directory that cannot be written, a module or seqio mixture that is not there.
+      DataError: an input that cannot be used, by file and line; nothing half-written remains.
+    """
+    check_writable("Data.store_dir", data.store_dir)
+    if is_remote(data.store_dir):
+        if process_index:
+            _await_catalog(data, say)
+        else:
+            _prepare(data, force, say)
+        return open_stores(data)
+    with _lock(data.store_dir, say):
+        for leftover in as_path(data.store_dir).glob(".tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            _prepare(data, force, say)
+        except OSError as e:
+            raise DataError(
+                f"Preparing data in {data.store_dir} failed: {e.strerror or e}. "
+                "Free space, or choose another Data.store_dir."
+            ) from e
+    return open_stores(data)
+
+
+def _prepare(data: Data, force: bool, say: Callable[[str], Any]) -> None:
+    begin = time.monotonic()
+    root = str(as_path(data.store_dir))
+    before = _catalog_of(data)
+    plans, record = make_plans(data, root, before and before["seqio_inputs"], force)
+    inputs = {plan.name: plan.digest for plan in plans}
+    if before and before["inputs"] == inputs and _whole(data, root, before):
+        if record != before["seqio_inputs"]:
+            write_json(catalog_path(data), {**before, "seqio_inputs": record})
+        say(f"data: {data.name} in {root} is up to date, nothing to do")
+        return
+    with contextlib.closing(_Rates(data)) as resolve:
+        tokenizer, tokenizer_name, trained = _tokenizer(data, root, plans)
+        path = f"{root}/{tokenizer_name}" if trained else tokenizer_name
+        targets = {p.name: f"{p.name}-{_fingerprint(p, tokenizer)[:12]}" for p in plans}
+        stores = {p.name: _store(data, root, p, targets, tokenizer, path, say) for p in plans}
+        rates = resolve({name: store.train.tokens for name, store in stores.items()})
+    own = {s.name: s for s in data.mixture.sources} if data.mixture else {}
+    catalog = {
+        "format": FORMAT,
+        "name": data.name,
+        "config": described(data),
+        "tokenizer": tokenizer_name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "trained": trained,
+        "sources": [
+            {
+                "name": name,
+                "store": targets[name],
+                "rate": rates[name],
+                "language": own[name].language if name in own else "",
+                "license": own[name].license if name in own else "",
+            }
+            for name in targets
+        ],
+        "inputs": inputs,
+        "seqio_inputs": record,
+    }
+    write_json(catalog_path(data), catalog)
+    shares = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+    say(f"data: {data.name} prepared in {time.monotonic() - begin:.1f} s ({shares})")
+
+
+def _whole(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
+    """Whether all that the catalogue names is there, made with the tokenizer that is there."""
+    name = catalog["tokenizer"]
+    if catalog["trained"] and not (as_path(root) / name / _TRAINED).exists():
+        return False
+    tokenizer = load_tokenizer(as_path(root) / name if catalog["trained"] else name)
+    return tokenizer.fingerprint == catalog["tokenizer_fingerprint"] and all(
+        (as_path(root) / source["store"] / "manifest.json").exists()
+        for source in catalog["sources"]
+    )
+
+
+def _catalog_of(data: Data) -> dict[str, Any] | None:
+    catalog = read_catalog(data)
+    return catalog if catalog and catalog["config"] == described(data) else None
+
+
+def _fingerprint(plan: Plan, tokenizer: Tokenizer) -> str:
+    """Hash of all that decides the content of a store."""
+    return content_hash(
+        format=FORMAT,
+        input=plan.digest,
+        held_out=[job.held_out for job in plan.jobs[:1]],
+        tokenizer=tokenizer.fingerprint,
+        frame=[tokenizer.bos_id, tokenizer.eos_id],
+    )
+
+
+def _tokenizer(data: Data, root: str, plans: list[Plan]) -> tuple[Tokenizer, str, bool]:
+    """The tokenizer; its path, or directory under ``root``; whether it was trained here."""
+    config = data.tokenizer
+    if isinstance(config, str):
+        return load_tokenizer(config), config, False
+    made_from = content_hash(
+        format=FORMAT,
+        training=dataclasses.asdict(config),
+        inputs=[[plan.digest, plan.jobs[0].held_out] for plan in plans],
+    )
+    name = f"tokenizer-{made_from[:12]}"
+    target = as_path(root) / name
+    if (target / _TRAINED).exists():
+        return load_tokenizer(target), name, True
+    with workspace(root) as temporary:
+        texts = training_texts(
+            (job for plan in plans for job in plan.jobs),
+            "A tokenizer cannot be trained on it; set Data.tokenizer to the path of its own.",
+        )
+        tokenizer = train_tokenizer(config, texts, f"{temporary}/tokenizer")
+        note = {"fingerprint": made_from, "training": dataclasses.asdict(config)}
+        if is_remote(root):
+            tokenizer.save(target)
+            write_json(target / _TRAINED, note)
+        else:
+            write_json(f"{temporary}/tokenizer/{_TRAINED}", note)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(f"{temporary}/tokenizer", target)
+    return load_tokenizer(target), name, True
+
+
+def _store(
+    data: Data,
+    root: str,
+    plan: Plan,
+    targets: Mapping[str, str],
+    tokenizer: Tokenizer,
+    tokenizer_path: str,
+    say: Callable[[str], Any],
+) -> TokenStore:
+    """The source's store, built unless it is there."""
+    target = f"{root}/{targets[plan.name]}"
+    if not (as_path(target) / "manifest.json").exists():
+        begin = time.monotonic()
+        _check_vocabulary(data, plan, tokenizer)
+        build_store(
+            plan, target, root, _fingerprint(plan, tokenizer), tokenizer, tokenizer_path,
+            data.workers,
+        )  # fmt: skip
+        split = TokenStore.open(target).train
+        held = len(TokenStore.open(target).validation)
+        say(
+            f"data: {plan.name}: {len(split):,} documents, {split.tokens:,} tokens, "
+            f"{split.total_bytes / max(split.tokens, 1):.2f} bytes a token, {held:,} held out; "
+            f"{time.monotonic() - begin:.1f} s"
+        )
+    return TokenStore.open(target)
+
+
+def _check_vocabulary(data: Data, plan: Plan, tokenizer: Tokenizer) -> None:
+    """Token ids made by a seqio vocabulary must be the tokenizer's."""
+    job = plan.jobs[0]
+    if not job.task:
+        return
+    from t5x_llm.data import tasks
+
+    theirs = tasks.vocabulary_fingerprint(data, job.task)
+    if theirs not in (None, tokenizer.fingerprint):
+        raise DataError(
+            f"seqio task {job.task!r} makes token ids with the vocabulary {theirs[:12]}, but "
+            f"Data.tokenizer is {tokenizer.fingerprint[:12]}. Set Data.tokenizer to the "
+            "SentencePiece model of the task."
+        )
+
+
+class _Rates:
+    """Rates as seqio resolves them; see the program in ``tasks``."""
+
+    def __init__(self, data: Data):
+        self._data = data
+        sources = data.mixture.sources if data.mixture else ()
+        if sources and not data.modules and all(s.kind != "tfds" for s in sources):
+            self._program: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [sys.executable, "-m", "t5x_llm.data.tasks"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
+            )
+        else:  # seqio is needed here as well
+            self._program = None
+
+    def __call__(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        if self._program:
+            out, _ = self._program.communicate(pickle.dumps((self._data, dict(sizes))))
+            if self._program.returncode == 0:
+                return json.loads(out)
+        from t5x_llm.data import tasks
+
+        return tasks.rates(self._data, sizes)
+
+    def close(self) -> None:
+        """Ends the program if it still runs."""
+        if self._program and self._program.poll() is None:
+            self._program.kill()
+            self._program.communicate()
+
+
+@contextlib.contextmanager
+def _lock(store_dir: str, say: Callable[[str], Any]) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock when a process dies."""
+    with open(as_path(store_dir) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"data: waiting for another process that prepares {store_dir}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _await_catalog(data: Data, say: Callable[[str], Any], seconds: float = _WAIT_SECONDS) -> None:
+    """Waits until the catalogue is of this configuration and of these inputs."""
+    say(f"data: waiting for process 0 to prepare {data.store_dir}")
+    end = time.monotonic() + seconds
+    root = str(as_path(data.store_dir))
+    while True:
+        catalog = _catalog_of(data)
+        if catalog:
+            plans, _ = make_plans(data, root, catalog["seqio_inputs"])
+            if catalog["inputs"] == {plan.name: plan.digest for plan in plans}:
+                return
+        if time.monotonic() > end:
+            raise DataError(
+                f"Process 0 has not prepared {data.store_dir} within {seconds / 3600:.1f} hours. "
+                "Look at its log, or run `t5x-llm prepare` before the job."
+            )
+        time.sleep(5)

@@ -1,0 +1,258 @@
+"""Documents from text and jsonl files, and the cutting of files into jobs. No TensorFlow.
+
+A job is some 8 MB of input: stretches of lines of large files, or several small files. Which jobs
+there are depends on the files alone, so any number of workers makes the same store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from t5x_llm.core.errors import DataError, nearest
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.sources import Source
+
+JOB_BYTES = 8 << 20
+_BLOCK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What one pass over a file found.
+
+    Attributes:
+      path: the file.
+      size: in bytes.
+      sha256: of its content, hex.
+      cuts: (byte, line from 1) at which stretches of about 8 MB begin; only the first if the file
+        is one document.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    cuts: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Bytes [start, stop) of a file, whole lines of it; ``line`` is the number of the first."""
+
+    file: int
+    path: str
+    start: int
+    stop: int
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A document and where it came from: index of the file, line or record from 1."""
+
+    text: str
+    file: int
+    line: int
+
+
+def find_files(source: Source) -> list[str]:
+    """The source's files, sorted, each once.
+
+    Raises:
+      DataError: a path that is not there, a glob that matches nothing, a directory.
+    """
+    found: set[str] = set()
+    for pattern in source.paths:
+        path = as_path(pattern)
+        if any(c in pattern for c in "*?["):
+            fixed, _, rest = _split_glob(pattern)
+            matches = [str(p) for p in as_path(fixed or ".").glob(rest) if not p.is_dir()]
+            if not matches:
+                raise DataError(
+                    f"Source {source.name!r}: no file matches {pattern!r} (Source.files). "
+                    "Check the pattern; paths are relative to the directory you started in."
+                )
+            found.update(matches)
+        elif path.is_dir():
+            raise DataError(
+                f"Source {source.name!r}: {pattern!r} (Source.files) is a directory. "
+                f"Name its files, for instance {pattern.rstrip('/')}/*.{_suffix(source)}."
+            )
+        elif not path.exists():
+            near = nearest(path.name, _neighbours(path))
+            raise DataError(
+                f"Source {source.name!r}: there is no file {pattern!r} (Source.files)."
+                + (f" Did you mean {str(path.parent / near)!r}?" if near else "")
+            )
+        else:
+            found.add(str(path))
+    return sorted(found)
+
+
+def scan(path: str, lines: bool, progress: Callable[[int], Any] = int) -> Scan:
+    """Hashes a file and finds where it can be cut.
+
+    Args:
+      path: the file.
+      lines: whether it may be cut between lines.
+      progress: called with the bytes of each block.
+
+    Raises:
+      DataError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    position, line, cuts = 0, 1, [(0, 1)]
+    try:
+        with as_path(path).open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                if lines:
+                    begin = 0
+                    while position + len(block) - cuts[-1][0] >= JOB_BYTES:
+                        wanted = max(cuts[-1][0] + JOB_BYTES - position - 1, begin)
+                        end = block.find(b"\n", wanted) + 1
+                        if not end:
+                            break
+                        line += block.count(b"\n", begin, end)
+                        cuts.append((position + end, line))
+                        begin = end
+                    line += block.count(b"\n", begin)
+                position += len(block)
+                progress(len(block))
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e}).") from e
+    if len(cuts) > 1 and cuts[-1][0] == position:
+        cuts.pop()
+    return Scan(path, position, digest.hexdigest(), tuple(cuts))
+
+
+def plan_jobs(scans: Iterable[Scan]) -> list[tuple[Stretch, ...]]:
+    """The stretches of each job, in the order of the files."""
+    jobs: list[tuple[Stretch, ...]] = []
+    current: list[Stretch] = []
+    held = 0
+    for index, found in enumerate(scans):
+        stops = [byte for byte, _ in found.cuts[1:]] + [found.size]
+        for (start, line), stop in zip(found.cuts, stops, strict=True):
+            if current and held + stop - start > JOB_BYTES * 5 // 4:
+                jobs.append(tuple(current))
+                current, held = [], 0
+            current.append(Stretch(index, found.path, start, stop, line))
+            held += stop - start
+    return [*jobs, tuple(current)] if current else jobs
+
+
+def read(
+    source: Source, stretches: Iterable[Stretch], progress: Callable[[int], Any] = int
+) -> Iterator[Document]:
+    """The documents in these stretches, one at a time; blank lines and empty texts are left out.
+
+    Raises:
+      DataError: naming file, line and byte, for text that is not UTF-8, a line that is not JSON,
+        a field that is missing or is not a string.
+    """
+    for stretch in stretches:
+        try:
+            with as_path(stretch.path).open("rb") as file:
+                if source.kind == "text" and source.unit == "file":
+                    raw = file.read()
+                    text = _decode(raw, stretch.path, 0)
+                    progress(len(raw))
+                    if text:
+                        yield Document(text, stretch.file, 1)
+                    continue
+                file.seek(stretch.start)
+                position, number = stretch.start, stretch.line
+                while position < stretch.stop:
+                    raw = file.readline()
+                    if not raw:
+                        raise DataError(f"{stretch.path}: shrank while it was read.")
+                    text = _decode(raw, stretch.path, position, number)
+                    if text.strip():
+                        text = _text(source, text, f"{stretch.path}:{number}")
+                        if text:
+                            yield Document(text, stretch.file, number)
+                    position, number = position + len(raw), number + 1
+                    progress(len(raw))
+        except OSError as e:
+            raise DataError(f"{stretch.path}: cannot be read ({e.strerror or e}).") from e
+
+
+def _decode(raw: bytes, path: str, start: int, line: int = 0) -> str:
+    skip = len(_BOM) if start == 0 and raw.startswith(_BOM) else 0
+    try:
+        return raw[skip:].decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = line or raw.count(b"\n", 0, skip + e.start) + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 at byte {start + skip + e.start} of the file "
+            f"(0x{raw[skip + e.start]:02x}: {e.reason}). Convert the file to UTF-8, for instance "
+            "with iconv, or leave it out."
+        ) from e
+
+
+def _text(source: Source, line: str, where: str) -> str:
+    """The document in one line of a file."""
+    if source.kind == "text":
+        return line.rstrip("\r\n")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        column = f", column {e.colno}" if isinstance(e, json.JSONDecodeError) else ""
+        raise DataError(
+            f"{where}: not a JSON object{column} ({e}). Repair or remove the line."
+        ) from e
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{where}: expected a JSON object with the field {source.field!r}, "
+            f"found {_kind(value)}. Is Source.kind = 'jsonl' right for {source.name!r}?"
+        )
+    if source.field not in value:
+        near = nearest(source.field, value)
+        raise DataError(
+            f"{where}: no field {source.field!r}; there are {', '.join(sorted(value)) or 'none'}. "
+            + (f"Did you mean {near!r}? " if near else "")
+            + f"Set Source.field of {source.name!r}, or remove the line."
+        )
+    text = value[source.field]
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: field {source.field!r} holds {_kind(text)}, expected a string. "
+            "Repair or remove the line."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f"{where}: field {source.field!r} holds half of a surrogate pair at character "
+            f"{e.start}, which is not a character. Repair or remove the line."
+        ) from e
+    return text
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return names.get(type(value), "null" if value is None else f"the number {value}"[:60])
+
+
+def _split_glob(pattern: str) -> tuple[str, str, str]:
+    """Directory without wildcards, "/", rest."""
+    parts = pattern.split("/")
+    wild = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
+    fixed = "/".join(parts[:wild])
+    return (fixed or "/" if pattern.startswith("/") else fixed), "/", "/".join(parts[wild:])
+
+
+def _suffix(source: Source) -> str:
+    return "jsonl" if source.kind == "jsonl" else "txt"
+
+
+def _neighbours(path: Any) -> list[str]:
+    try:
+        return [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return []
