@@ -7,7 +7,8 @@
 The peer is transformers' LLaMA in torch, bf16 autocast. Each side gets the shipped text, the same
 tokenizer and the same held-out documents, which are predicted in full, end-of-text included, in
 windows of T tokens: what ``t5x_llm.evaluate.perplexity`` computes. The clock starts before the
-first step, which compiles on our side and takes torch seconds as well; imports, tokenization and evaluation are not counted. Results go to --out as JSON lines.
+first step, which compiles on our side and takes torch seconds as well; imports, tokenization and
+evaluation are not counted. Results go to --out as JSON lines.
 """
 
 from __future__ import annotations
