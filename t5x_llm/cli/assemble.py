@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from typing import Any
@@ -12,7 +13,9 @@ from jax.sharding import Mesh
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.cli.run import Run
 from t5x_llm.core.rng import named_key
-from t5x_llm.data import DataState, OpenData
+from t5x_llm.data.catalog import Opened, open_stores, open_stream
+from t5x_llm.data.positions import DataState
+from t5x_llm.data.stream import Stream
 from t5x_llm.evaluate.hooks import Evaluation, Every
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
 from t5x_llm.infer.sampler import generate
@@ -33,6 +36,39 @@ from t5x_llm.train.state import (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenData:
+    """What training reads.
+
+    Attributes:
+      opened: stores and tokenizer.
+      stream: the training rows.
+    """
+
+    opened: Opened
+    stream: Stream
+
+
+def held_out(opened: Opened) -> list[HeldOut]:
+    """The held-out documents of every source that has any."""
+    return [
+        HeldOut(name, store.validation, opened.languages[name])
+        for name, store in opened.stores.items()
+        if len(store.validation)
+    ]
+
+
+def open_data(run: Run) -> OpenData:
+    """Prepared stores and the stream over them.
+
+    Raises:
+      DataError: if they were not prepared, or for another configuration.
+    """
+    opened = open_stores(run.data)
+    loop = run.loop
+    return OpenData(opened, open_stream(run.data, opened, loop.sequence_length, loop.seed))
+
+
 def token_flops(run: Run, model: Model) -> float:
     """Training FLOPs of one token, by the convention of ``train/flops.py``."""
     config, counts = model.config, model.parameter_count()
@@ -41,15 +77,6 @@ def token_flops(run: Run, model: Model) -> float:
     width = sum(a.n_heads * a.head_dim for a in attention) // len(attention)
     length = run.loop.sequence_length
     return flops_per_token(counts["total"] - tables, len(attention), width, length)
-
-
-def held_out(data: OpenData) -> list[HeldOut]:
-    """The held-out documents of every source that has any."""
-    return [
-        HeldOut(name, store.validation, store.language)
-        for name, store in data.stores.items()
-        if len(store.validation)
-    ]
 
 
 def make_hooks(
@@ -73,7 +100,7 @@ def make_hooks(
     ]
     if run.loop.profile_steps is not None:
         hooks.append(train_hooks.Profiler(run.loop.profile_steps))
-    if documents := held_out(data):
+    if documents := held_out(data.opened):
         length, rows = run.loop.sequence_length, run.evaluation.batch_size
         evaluator = Evaluator(model, mesh, rules, length, rows)
         hooks.append(Evaluation(evaluator, documents, run.evaluation.limit))
@@ -90,7 +117,11 @@ def sample_writer(run: Run, directory: Any, model: Model, data: OpenData) -> Any
 
     def write(progress: Progress) -> None:
         completions = generate(
-            model, progress.state.params, data.tokenizer, run.samples.prompts, run.samples.sampling
+            model,
+            progress.state.params,
+            data.opened.tokenizer,
+            run.samples.prompts,
+            run.samples.sampling,
         )
         texts = [f"=== step {progress.step} ===\n"]
         texts += [f"[{c.prompt}]{c.text}\n" for c in completions]
@@ -146,7 +177,7 @@ def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:
     """What the record of a run begins with."""
     return {
         "parameters": model.parameter_count()["total"],
-        "mixture": dict(zip(data.stream.sources, data.stream.weights, strict=True)),
+        "mixture": data.stream.weights,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "environment": environment(list(mesh.devices.flat)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -167,7 +198,7 @@ def finish(run: Run, directory: Any, state: TrainState, data: OpenData) -> None:
         parity = export_hf(
             params,
             run.model,
-            data.tokenizer,
+            data.opened.tokenizer,
             out,
             max_shard_bytes=run.export.max_shard_bytes,
             dtype=run.export.dtype,

@@ -42,7 +42,7 @@ def _main(argv: Sequence[str]) -> None:
 
     from t5x_llm.cli.assemble import held_out
     from t5x_llm.cli.run import load_run
-    from t5x_llm.data import open_data
+    from t5x_llm.data.catalog import open_stores
     from t5x_llm.evaluate.perplexity import evaluate
     from t5x_llm.parallel import MeshConfig, make_mesh
 
@@ -51,12 +51,11 @@ def _main(argv: Sequence[str]) -> None:
     if run is None:
         parser.error("a Hugging Face directory needs --gin_file=... that says which data")
     length = args.sequence_length or run.loop.sequence_length
-    data = open_data(run.data, length, run.loop.seed)
     mesh = MeshConfig()
     results = evaluate(
         model.model,
         model.params,
-        held_out(data),
+        held_out(open_stores(run.data)),
         make_mesh(mesh),
         mesh.rules(),
         length,

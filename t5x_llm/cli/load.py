@@ -71,7 +71,7 @@ def _from_run(path: str, step: int | None, compute: str | None) -> Loaded:
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.checkpoint.checkpointer import abstract_on
     from t5x_llm.cli.run import load_saved
-    from t5x_llm.data import open_tokenizer
+    from t5x_llm.data.catalog import open_stores
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
@@ -82,4 +82,4 @@ def _from_run(path: str, step: int | None, compute: str | None) -> Loaded:
         params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)
     finally:
         checkpointer.close()
-    return Loaded(run.model, model, params, open_tokenizer(run.data), run)
+    return Loaded(run.model, model, params, open_stores(run.data).tokenizer, run)

@@ -32,7 +32,7 @@ def _main(argv: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--workers", type=int, default=None, help="processes; all cores if left out"
+        "--force", action="store_true", help="read seqio tasks again even if they seem unchanged"
     )
     args = parser.parse_args(flags.rest)
 
@@ -40,17 +40,17 @@ def _main(argv: Sequence[str]) -> None:
     from t5x_llm.data.prepare import prepare
 
     run, _ = load_run(flags)
-    prepare(run.data, workers=args.workers)
+    prepare(run.data, force=args.force)
 
 
 def prepare_in_subprocess(run: Any, operative_config: str) -> None:
-    """Runs ``t5x-llm prepare`` for a run whose stores are not there, or not of these inputs.
+    """Runs ``t5x-llm prepare``, which does nothing where the stores are those of the inputs.
 
-    Preparation imports TensorFlow and seqio; training must not pay for that in time and memory.
+    A process of its own, since building imports TensorFlow and seqio, and training must not pay
+    for them in time and memory. Where there is a store but none of its inputs (a pod that was
+    given the store alone), the store is taken as it is.
     """
-    from t5x_llm.data import is_prepared
-
-    if is_prepared(run.data):
+    if _inputs_are_elsewhere(run.data):
         return
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "run.gin")
@@ -63,6 +63,27 @@ def prepare_in_subprocess(run: Any, operative_config: str) -> None:
         sys.exit(2)
     if done.returncode:
         raise DataError(f"Preparing the data ended with status {done.returncode}; see above.")
+
+
+def _inputs_are_elsewhere(data: Any) -> bool:
+    from t5x_llm.data.catalog import open_stores
+    from t5x_llm.data.reading import find_files
+
+    if data.mixture is None:
+        return False
+    for source in data.mixture.sources:
+        if source.kind == "tfds":
+            return False
+        try:
+            find_files(source)
+        except DataError:
+            continue
+        return False
+    try:
+        open_stores(data)
+    except DataError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

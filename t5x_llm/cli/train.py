@@ -72,7 +72,6 @@ def train(run: Any, operative_config: str) -> None:
     from t5x_llm.cli.prepare import prepare_in_subprocess
     from t5x_llm.cli.run import OPERATIVE_CONFIG, check_fits, check_tokenizer_size
     from t5x_llm.core.paths import check_writable, write_atomic
-    from t5x_llm.data import open_data
     from t5x_llm.train.feed import feed
     from t5x_llm.train.loop import Run as Progress
     from t5x_llm.train.loop import train as loop
@@ -85,8 +84,8 @@ def train(run: Any, operative_config: str) -> None:
     directory = check_writable("Run.directory", run.directory)
     if jax.process_index() == 0:
         prepare_in_subprocess(run, operative_config)
-    data = open_data(run.data, run.loop.sequence_length, run.loop.seed)
-    check_tokenizer_size(run, data.tokenizer)
+    data = assemble.open_data(run)
+    check_tokenizer_size(run, data.opened.tokenizer)
 
     model = run.build_model()
     tx = run.optimizer.build(run.loop.steps, model.logical_axes())
