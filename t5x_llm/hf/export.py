@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -105,14 +106,12 @@ def _write_weights(
             )
         return out
 
-    thunks = dict(to_hf(family.weight_map(), params))
+    tensors = [
+        (name, functools.partial(narrowed, name, make))
+        for name, make in to_hf(family.weight_map(), params)
+    ]
     sizes = {k: n * target.itemsize for k, n in hf_sizes(family.weight_map(), params).items()}
-    write_safetensors(
-        draft,
-        [(name, lambda n=name, m=make: narrowed(n, m)) for name, make in thunks.items()],
-        sizes,
-        max_shard_bytes,
-    )
+    write_safetensors(draft, tensors, sizes, max_shard_bytes)
 
 
 def _prove(

@@ -78,7 +78,8 @@ def import_model(
         from t5x_llm.hf.gguf_io import GgufReader
 
         gguf = GgufReader(path)
-        config, weights = gguf.config, gguf
+        config = gguf.config
+        weights: Weights = gguf
         with tempfile.TemporaryDirectory() as scratch:
             gguf.write_tokenizer(pathlib.Path(scratch))
             tokenizer = _tokenizer(pathlib.Path(scratch))

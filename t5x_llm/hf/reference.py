@@ -40,7 +40,8 @@ def reference(
     Raises:
       ParityError: if nothing here can compute this model.
     """
-    if torch_available():
+    loader = "accelerate" if pathlib.Path(path).suffix == ".gguf" else "transformers"
+    if torch_available() and importlib.util.find_spec(loader):
         return torch_reference(path)
     model_type = config.get("model_type")
     if model_type not in NUMPY:

@@ -259,7 +259,8 @@ def write_safetensors(
     """
     shards = plan_shards(sizes.items(), max_shard_bytes)
     thunks = dict(tensors)
-    weight_map, files = {}, []
+    weight_map: dict[str, str] = {}
+    files: list[str] = []
     for i, names in enumerate(shards):
         one = len(shards) == 1
         file = SINGLE if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"

@@ -208,7 +208,7 @@ def generate(
       prompts: texts of any length, empty ones too if the tokenizer has a ``bos_id``.
       sampling: defaults to ``Sampling()``.
       add_bos: begin prompts with ``bos_id``, as documents of the token store begin; by default
-        as the tokenizer says (``add_bos``), else wherever there is one.
+        as the tokenizer says. An empty prompt always does.
       end_ids: further tokens that end a completion.
       on_text: called with (row, new text) as text becomes certain.
 
@@ -247,8 +247,8 @@ def _encode(
     model: Model, tokenizer: Tokenizer, row: int, prompt: str, add_bos: bool | None
 ) -> list[int]:
     ids = list(tokenizer.encode(prompt))
-    wanted = getattr(tokenizer, "add_bos", True) if add_bos is None else add_bos
-    if wanted and tokenizer.bos_id is not None:
+    wanted = tokenizer.add_bos if add_bos is None else add_bos
+    if (wanted or not ids) and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
     if not ids:
         raise ConfigError(

@@ -67,7 +67,14 @@ class HFTokenizer(Tokenizer):
         ids = {k: vocabulary.get(v) for k, v in self._names.items()}
         self.bos_id, self.eos_id = ids.get("bos_token"), ids.get("eos_token")
         self.pad_id, self.unk_id = ids.get("pad_token"), ids.get("unk_token")
+        self.add_bos = self._adds_bos()
         self.fingerprint = fingerprint(data)
+
+    def _adds_bos(self) -> bool:
+        """As tokenizer_config.json says, or as the file itself does."""
+        said = json.loads(self._companions.get("tokenizer_config.json", b"{}")).get("add_bos_token")
+        first = self._tokenizer.encode("a").ids[:1]
+        return said if isinstance(said, bool) else first == [self.bos_id]
 
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -89,8 +96,7 @@ class HFTokenizer(Tokenizer):
         """Whether the file itself puts a bos in front; a made-up config must not change that."""
         if name != "tokenizer_config.json":
             return {}
-        first = self._tokenizer.encode("a").ids[:1]
-        return {"add_bos_token": bool(first) and first[0] == self.bos_id}
+        return {"add_bos_token": self.add_bos}
 
     def _special_names(self, origin: str) -> dict[str, str]:
         names: dict[str, str] = {}

@@ -27,6 +27,7 @@ class Tokenizer(abc.ABC):
     Attributes:
       vocab_size: one more than the largest id.
       bos_id, eos_id, pad_id, unk_id: ids of the special tokens; None where there is none.
+      add_bos: whether a prompt begins with ``bos_id``.
       fingerprint: SHA-256 (hex) of the model file.
     """
 
@@ -35,6 +36,7 @@ class Tokenizer(abc.ABC):
     eos_id: int | None
     pad_id: int | None
     unk_id: int | None
+    add_bos: bool = True
     fingerprint: str
 
     @abc.abstractmethod

@@ -23,6 +23,7 @@ class Bytes:
     """Token i is byte i; 256 begins, 257 ends."""
 
     vocab_size, bos_id, eos_id, pad_id, unk_id = 258, 256, 257, None, None
+    add_bos = True
 
     def encode(self, text):
         return list(text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
 
 import jax
@@ -130,6 +131,7 @@ class Numbers:
     """Token i is written as the character with code i + 65."""
 
     vocab_size, bos_id, eos_id, pad_id, unk_id = 64, None, None, None, None
+    add_bos = False
 
     def encode(self, text):
         return [ord(c) - 65 for c in text]
@@ -174,12 +176,28 @@ def smollm2():
 
 @pytest.mark.slow
 def test_smollm2_logits(smollm2):
-    """The real model, 135 million parameters: the gate itself, on 512 tokens."""
-    _, imported = smollm2
-    long = imported.report.prompts["long"]
-    assert imported.report.reference.startswith("transformers") and long.tokens == 512
-    assert long.relative < 2e-5 and long.top1 == 1.0 and long.kl_max < 1e-8
+    """The real model, 134.5 million parameters, on 512 random tokens and 512 tokens of text.
+
+    Logits reach 40, and 30 layers of float32 rounding move them by some 1e-5 on average; the
+    yardstick is how far transformers in float32 is from transformers in float64.
+    """
+    path, imported = smollm2
     assert sum(x.size for x in jax.tree.leaves(imported.params)) == 134_515_008
+    gate = imported.report.prompts["long"]
+    assert imported.report.reference.startswith("transformers") and gate.tokens == 512
+    assert gate.relative < 1e-4 and gate.top1 == 1.0 and gate.kl_max < 1e-7
+
+    text = (pathlib.Path(__file__).parents[2] / "data/quickstart/en_sotu.jsonl").open().readline()
+    tokens = np.asarray(imported.tokenizer.encode(json.loads(text)["text"])[:512], np.int32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    ours = parity.our_logits(imported.family, imported.params)(tokens)
+    narrow, wide = torch_logits(model, tokens), torch_logits(model.double(), tokens)
+    found = parity.compare(ours, narrow)
+    assert found.tokens == 512 and found.top1 == 1.0
+    assert found.mean_abs < 5e-5 and found.relative < 1e-5, found
+    assert np.abs(ours - wide).mean() < 2 * np.abs(narrow - wide).mean()
 
 
 @pytest.mark.slow
@@ -188,8 +206,7 @@ def test_smollm2_answers(smollm2):
 
     _, imported = smollm2
     model = Model(imported.family.decoder(), Policy(compute="float32"))
-    chat = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    prompts = ["The capital of France is", chat]
+    prompts = ["The capital of France is", "Q: What is the capital of France?\nA:"]
     sampling = Sampling(max_tokens=24, temperature=0)
     for found in generate(model, imported.params, imported.tokenizer, prompts, sampling):
         assert "Paris" in found.text, found
@@ -201,10 +218,14 @@ def test_smollm2_tokenizer_and_export(smollm2, tmp_path):
     export_hf(imported.params, imported.family, imported.tokenizer, tmp_path / "out", 200_000_000)
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for text in ("The capital of France is", "12345 don't\n\n  你好，世界", "<|im_start|>user\nHi"):
+    for text in ("The capital of France is", "12345 don't\n\n  你好，世界"):
         ids = theirs(text).input_ids
         assert imported.tokenizer.encode(text) == ids == ours(text).input_ids
-        assert imported.tokenizer.decode(ids) == text or "<|" in text
+        assert imported.tokenizer.decode(ids) == text
+    assert (
+        ours("<|im_start|>Hi<|im_end|>").input_ids == theirs("<|im_start|>Hi<|im_end|>").input_ids
+    )
+    assert not imported.tokenizer.add_bos
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     out = model.generate(**ours("The capital of France is", return_tensors="pt"), max_new_tokens=8)
     assert "Paris" in ours.decode(out[0])
