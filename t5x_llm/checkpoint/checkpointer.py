@@ -125,6 +125,8 @@ class Checkpointer:
         self.wait()
         if step in self.steps():
             return False
+        # It is written in the background, and what it was made of goes on changing.
+        meta = json.loads(json.dumps(meta))
         with self._explained(step):
             if self.path(step).exists():
                 self.path(step).rmtree()

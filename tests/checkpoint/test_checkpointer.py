@@ -138,6 +138,17 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
     keeper.close()
 
 
+def test_meta_may_change_while_it_is_written(tmp_path):
+    keeper = Checkpointer(tmp_path, CheckpointConfig(keep=100))
+    for step in range(20):
+        meta = {"sums": {"n": step}}
+        keeper.save(step, {"x": jnp.zeros(3)}, meta)
+        meta["sums"]["n"] = -1
+        keeper.wait()
+        assert keeper.meta(step) == {"sums": {"n": step}}
+    keeper.close()
+
+
 def test_save_returns_in_tens_of_milliseconds(tmp_path):
     """30 MB of state; the bound is wide because machines are shared."""
     state = make_state(width=2048)
