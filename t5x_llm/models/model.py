@@ -13,8 +13,8 @@ from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
 from t5x_llm.models.decoder import Decoder, DecoderConfig
 from t5x_llm.nn.block import REMAT
+from t5x_llm.nn.linear import one_cpu
 from t5x_llm.objectives.lm import cross_entropy
-from t5x_llm.parallel import platform
 
 Params = dict[str, Any]
 
@@ -133,7 +133,7 @@ class Model:
             batch.loss_mask,
             z_loss=z_loss,
             transposed=self.config.tied,
-            platform=platform(),
+            one_cpu=one_cpu(),
         )
 
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:

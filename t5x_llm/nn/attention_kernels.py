@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def attend(
     if window is not None and not causal:
         raise ValueError("window needs causal=True")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    static = dict(causal=causal, window=window, softcap=softcap, scale=scale)
+    static: dict[str, Any] = dict(causal=causal, window=window, softcap=softcap, scale=scale)
     if platform() == "tpu" and splash_fits(q, k):
         return splash_attend(q, k, v, q_segment_ids, kv_segment_ids, sinks=sinks, **static)
     if platform() == "gpu" and _cudnn_fits(q, k, softcap, sinks):
@@ -93,9 +94,7 @@ def visible(
     return seen
 
 
-def _cudnn_fits(
-    q: jax.Array, k: jax.Array, softcap: float | None, sinks: jax.Array | None
-) -> bool:
+def _cudnn_fits(q: jax.Array, k: jax.Array, softcap: float | None, sinks: jax.Array | None) -> bool:
     return (
         jax.default_backend() == "gpu"
         and q.dtype in (jnp.bfloat16, jnp.float16)

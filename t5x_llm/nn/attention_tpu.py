@@ -65,7 +65,7 @@ def splash_attend(
     else:
         mask = splash.FullMask((length, length))
 
-    def local(q, k, v, q_segments, kv_segments, sinks):  # type: ignore[no-untyped-def]
+    def local(q, k, v, q_segments, kv_segments, sinks):
         kernel = splash.make_splash_mha(
             splash.MultiHeadMask([mask] * q.shape[2]),
             block_sizes=sizes,

@@ -1,13 +1,36 @@
-"""Next-token cross entropy that never holds the logits of the whole batch."""
+"""Next-token cross entropy that never holds the logits of the whole batch.
+
+The loss is the last thing the forward pass computes and the first the backward pass needs, so the
+forward pass over a chunk of positions makes the gradients of that chunk at once (as Liger does,
+arXiv 2410.10989, section 3.2): logits are computed once, never stored, never computed again.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Aux = dict[str, jax.Array]
+_CPU_ROWS = 512  # rows whose float32 logits stay in cache: 16 MB at a vocabulary of 8192
+
+
+class _Static(NamedTuple):
+    """What is known when tracing."""
+
+    z_loss: float
+    softcap: float | None
+    logit_scale: float | None
+    transposed: bool
+    chunk: int
+    one_cpu: bool
+
+    @property
+    def flipped(self) -> bool:
+        """The kernel's gradient is summed in the other layout: fewer bytes to transpose."""
+        return self.one_cpu and self.transposed
 
 
 def cross_entropy(
@@ -21,7 +44,7 @@ def cross_entropy(
     logit_scale: float | None = None,
     transposed: bool = False,
     chunk: int | None = None,
-    platform: str = "tpu",
+    one_cpu: bool = False,
 ) -> tuple[jax.Array, Aux]:
     """Summed negative log likelihood of ``targets``, plus z-loss.
 
@@ -34,46 +57,134 @@ def cross_entropy(
       softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118).
       logit_scale: factor on the logits, before the cap.
       transposed: the layout of ``kernel``.
-      chunk: positions of T processed at once; chosen by default.
-      platform: 'cpu', 'gpu' or 'tpu': may change the form of the products, never the result.
+      chunk: positions of T processed at once; chosen by default. T need not be a multiple.
+      one_cpu: use the forms that suit a single CPU device; the result is the same.
 
     Returns:
-      (scalar float32 to differentiate: sum(nll) + z_loss term,
+      (scalar float32 to differentiate by ``hidden`` and ``kernel``: sum(nll) + z-loss term,
        {'nll': [B, T] float32 weighted by ``mask``, 'z_loss': the z-loss term}); no gradient flows
       through the second.
     """
     b, t, _ = hidden.shape
-    size = chunk or _chunk_length(t)
+    if chunk is None:
+        chunk = max(1, _CPU_ROWS // b) if one_cpu else 512
+    chunk = -(-t // -(-t // min(chunk, t)))  # as few chunks as that allows, of equal length
+    static = _Static(z_loss, softcap, logit_scale, transposed, chunk, one_cpu)
+    value, nll, z_term = _loss(static, hidden, kernel, targets, mask)
+    return value, jax.tree.map(jax.lax.stop_gradient, {"nll": nll, "z_loss": z_term})
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def rows(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
-        form = "btd,vd->btv" if transposed else "btd,dv->btv"
-        logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
-        if logit_scale is not None:
-            logits *= logit_scale
-        if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-        nll = (log_z - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)) * mask
-        return nll, z_loss * jnp.square(log_z) * mask
 
-    def body(_: None, i: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
-        cut = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size, axis=1
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(
+    static: _Static, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _run(static, hidden, kernel, targets, mask, gradients=False)[0]
+
+
+def _loss_fwd(
+    static: _Static, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, mask: jax.Array
+) -> Any:
+    return _run(static, hidden, kernel, targets, mask, gradients=True)
+
+
+def _loss_bwd(static: _Static, saved: Any, cotangents: Any) -> Any:
+    d_hidden, d_kernel = saved
+    scale = cotangents[0]
+    return (
+        (d_hidden * scale).astype(d_hidden.dtype),
+        (d_kernel * scale).astype(d_hidden.dtype),
+        None,
+        None,
+    )
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _run(
+    static: _Static,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    *,
+    gradients: bool,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+    """The loss chunk by chunk along T, so that a sharded batch stays as it lies."""
+    b, t, d = hidden.shape
+    mask = mask.astype(jnp.float32)
+    count = -(-t // static.chunk)
+    fill = count * static.chunk - t
+    if fill:
+        hidden, targets, mask = (
+            jnp.pad(a, ((0, 0), (0, fill)) + ((0, 0),) * (a.ndim - 2))
+            for a in (hidden, targets, mask)
         )
-        return None, rows(cut(hidden), cut(targets), cut(mask))
 
-    if size == t:
-        nll, z = rows(hidden, targets, mask)
-    else:
-        _, out = jax.lax.scan(body, None, jnp.arange(t // size))
-        nll, z = (jnp.moveaxis(a, 0, 1).reshape(b, t) for a in out)
-    z_term = jnp.sum(z)
-    aux = {"nll": nll, "z_loss": z_term}
-    return jnp.sum(nll) + z_term, jax.tree.map(jax.lax.stop_gradient, aux)
+    def body(d_kernel: Any, i: jax.Array) -> tuple[Any, Any]:
+        x, y, w = (
+            jax.lax.dynamic_slice_in_dim(a, i * static.chunk, static.chunk, axis=1)
+            for a in (hidden, targets, mask)
+        )
+        nll, z, d_logits = _chunk(static, x, kernel, y, w, gradients)
+        if not gradients:
+            return None, (nll, z)
+        dx, dw = _chunk_gradients(static, x, kernel, d_logits)
+        return d_kernel + dw, (nll, z, dx)
+
+    zero = jnp.zeros(kernel.T.shape if static.flipped else kernel.shape, jnp.float32)
+    d_kernel, out = jax.lax.scan(body, zero if gradients else None, jnp.arange(count))
+    if gradients and static.flipped:
+        d_kernel = jax.lax.optimization_barrier(d_kernel).T
+    whole = [jnp.moveaxis(a, 0, 1).reshape(b, t + fill, *a.shape[3:])[:, :t] for a in out]
+    z_term = jnp.sum(whole[1])
+    value = jnp.sum(whole[0]) + z_term
+    return (value, whole[0], z_term), (whole[2], d_kernel) if gradients else None
 
 
-def _chunk_length(length: int, most: int = 512) -> int:
-    """The largest divisor of ``length`` that is at most ``most``."""
-    return max(c for c in range(1, min(length, most) + 1) if length % c == 0)
+def _chunk(
+    static: _Static,
+    x: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    gradients: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """nll and z-loss [B, c] of one chunk, and d(loss)/d(product) [B, c, V] in x's dtype."""
+    form = "btd,vd->btv" if static.transposed else "btd,dv->btv"
+    raw = jnp.einsum(form, x, kernel, preferred_element_type=jnp.float32)
+    logits = raw if static.logit_scale is None else raw * static.logit_scale
+    if static.softcap is not None:
+        tanh = jnp.tanh(logits / static.softcap)
+        logits = static.softcap * tanh
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+    nll = (log_z - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)) * mask
+    z = static.z_loss * jnp.square(log_z) * mask
+    if not gradients:
+        return nll, z, None
+    pull = mask * (1.0 + 2.0 * static.z_loss * log_z)
+    d_logits = jnp.exp(logits - log_z[..., None]) * pull[..., None]
+    d_logits -= jnp.where(hit, mask[..., None], 0.0)
+    if static.softcap is not None:
+        d_logits *= 1.0 - jnp.square(tanh)
+    if static.logit_scale is not None:
+        d_logits *= static.logit_scale
+    return nll, z, d_logits.astype(x.dtype)
+
+
+def _chunk_gradients(
+    static: _Static, x: jax.Array, kernel: jax.Array, d_logits: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """d(loss)/dx in x's dtype and d(loss)/d(kernel) in float32, of one chunk."""
+    form = "btv,vd->btd" if static.transposed else "btv,dv->btd"
+    dx = jnp.einsum(form, d_logits, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+    if static.one_cpu and x.dtype == jnp.bfloat16:
+        # The CPU's fast kernels contract the last axis of a row-major left operand; a transposed
+        # array that is the reshape of a flat one is row-major.
+        x_t = x.reshape(-1, x.shape[-1]).T
+        x_t = jax.lax.optimization_barrier(x_t.reshape(-1)).reshape(x_t.shape)
+        flat = d_logits.reshape(-1, d_logits.shape[-1])
+        return dx, jnp.dot(x_t, flat, preferred_element_type=jnp.float32)
+    form = "btd,btv->vd" if static.transposed and not static.one_cpu else "btd,btv->dv"
+    return dx, jnp.einsum(form, x, d_logits, preferred_element_type=jnp.float32)
