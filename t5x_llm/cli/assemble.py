@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.cli.run import Run
+from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.catalog import Opened, open_stores, open_stream
 from t5x_llm.data.positions import DataState
@@ -90,7 +91,7 @@ def make_hooks(
 ) -> list[train_hooks.Hook]:
     """Progress, metrics, profile, evaluation, samples and, last, the checkpoint."""
     flops, peak = token_flops(run, model), peak_of(list(mesh.devices.flat), run.precision.compute)
-    writers = [
+    writers: list[train_hooks.Writer] = [
         train_hooks.JsonLines(directory / "metrics.jsonl"),
         train_hooks.TensorBoard(directory / "tensorboard"),
     ]
@@ -147,7 +148,12 @@ def start(
         shardings = state_shardings(model, tx, mesh, rules)
         wanted = with_shardings(abstract_state(model, tx), shardings)
         state, meta = train_hooks.resume(checkpointer, wanted, run.shared(), hooks)
-        print(f"Continuing {run.directory} from step {int(state.step)}.", file=sys.stderr)
+        step, last = int(state.step), run.loop.steps
+        told = f"Continuing {run.directory} from step {step}."
+        if step >= last:
+            told = f"{run.directory} is finished: step {step} of Loop.steps = {last} is done."
+        if jax.process_index() == 0:
+            print(told, file=sys.stderr)
         return state, DataState.from_json(meta["data"])
     fresh = DataState()
     if run.start_from is not None:
@@ -158,19 +164,38 @@ def start(
 
 def imported(run: Run) -> Any:
     """Parameters of ``Run.start_from``, checked against the run's model."""
-    from t5x_llm.checkpoint import check_compatible
-    from t5x_llm.config import to_dict
     from t5x_llm.hf.import_ import import_hf
 
+    check_start_from(run)
     assert run.start_from is not None
-    family, params, _ = import_hf(run.start_from)
-    # How fresh weights are drawn is no part of a model that has some.
-    allowed = ("init_std", "residual_scale", "max_length")
+    return import_hf(run.start_from)[1]
+
+
+def check_start_from(run: Run) -> None:
+    """Raises CheckpointError unless the model of ``Run.start_from`` is the run's; reads no weights.
+
+    How fresh weights are drawn and the length an export is meant for are no part of that.
+    """
+    if run.start_from is None:
+        return
+    from t5x_llm.checkpoint import check_compatible
+    from t5x_llm.config import to_dict
+    from t5x_llm.hf.import_ import family_of, read_config
+
+    path = as_path(run.start_from)
+    if path.suffix == ".gguf":
+        from t5x_llm.hf.gguf_io import GgufReader
+
+        family = family_of(GgufReader(path).config)
+    else:
+        family = family_of(read_config(path))
+    allowed = {"init_std", "residual_scale"}
+    if run.model.decoder().learned_positions is None:
+        allowed.add("max_length")
     ours, theirs = (
         {k: v for k, v in to_dict(f).items() if k not in allowed} for f in (run.model, family)
     )
     check_compatible({"model": theirs}, {"model": ours}, f"Run.start_from {run.start_from}")
-    return params
 
 
 def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:

@@ -78,3 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     module = importlib.import_module(f"t5x_llm.cli.{COMMANDS[argv[0]][0]}")
     module.main(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,7 @@ def _main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
 
     report = import_model(args.path).report
+    assert report is not None
     print(f"Reference: {report.reference}, float32, weights stored as {report.dtype}")
     for name, prompt in report.prompts.items():
         print(

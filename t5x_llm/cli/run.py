@@ -119,7 +119,8 @@ class Run:
     export: Export = dataclasses.field(default_factory=Export)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, tuple(FAMILIES.values())):
+        families: tuple[Any, ...] = tuple(FAMILIES.values())
+        if not isinstance(self.model, families):
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
             raise ConfigError("Run.model", self.model, f"a family preset: {names}")
         check_choice("Run.remat", self.remat, REMAT)

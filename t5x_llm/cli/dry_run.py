@@ -1,0 +1,232 @@
+"""What a run would be, without running it: every check, and the plan in words and numbers.
+
+Nothing is compiled or written. A mesh that this machine does not have is described all the same:
+shardings are arithmetic on axis sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import textwrap
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from t5x_llm import parallel
+from t5x_llm.checkpoint import Checkpointer, check_compatible
+from t5x_llm.cli.assemble import check_start_from, token_flops
+from t5x_llm.cli.memory import Estimate, estimate
+from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
+from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.catalog import Opened, open_stores
+from t5x_llm.data.reading import find_files
+from t5x_llm.optim import decay_summary
+from t5x_llm.text import load_tokenizer
+from t5x_llm.train.flops import CONVENTION
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def describe(run: Run, resolved: Any) -> str:
+    """Checks a run and describes it.
+
+    Args:
+      run: what would run.
+      resolved: the ``config.Resolved`` it came from.
+
+    Returns:
+      The resolved config, parameters, mesh and shardings, mixture, memory and FLOPs, as text.
+
+    Raises:
+      T5xLLMError: whatever the run itself would raise before its first step.
+    """
+    check_can_write(run.directory)
+    mesh, note = planned_mesh(run)
+    check_fits(run, mesh)
+    check_start_from(run)
+    opened, why = _prepared(run)
+    if opened is not None:
+        check_tokenizer_size(run, opened.tokenizer)
+    elif isinstance(run.data.tokenizer, str):
+        check_tokenizer_size(run, load_tokenizer(run.data.tokenizer))
+    model, rules = run.build_model(), run.mesh.rules()
+    tx = run.optimizer.build(run.loop.steps, model.logical_axes())
+    table = parallel.dump_shardings(model.logical_axes(), model.abstract_params(), mesh, rules)
+    parts = [
+        ("Config", resolved.operative_config_text()),
+        ("Parameters", _parameters(run, model)),
+        ("Mesh", _mesh(mesh, note)),
+        ("Parameter shardings", table),
+        ("Mixture", _mixture(run, opened, why)),
+        ("Memory of a device", _memory(estimate(run, model, tx, mesh, rules))),
+        ("Work", _work(run, model)),
+        ("Run directory", _directory(run)),
+    ]
+    return "\n\n".join(f"== {title} ==\n{text.strip()}" for title, text in parts)
+
+
+def planned_mesh(run: Run) -> tuple[Mesh | AbstractMesh, str]:
+    """The mesh of this machine if the run fits it, else one of sizes alone and a note saying so.
+
+    Raises:
+      ConfigError: if the axes leave the number of devices open and this machine's cannot be it.
+    """
+    here = jax.device_count()
+    asked = [getattr(run.mesh, axis) for axis in parallel.AXES]
+    wanted = here if -1 in asked else math.prod(asked)
+    if wanted == here:
+        return parallel.make_mesh(run.mesh), ""
+    sizes = run.mesh.shape(wanted)
+    kind = (AxisType.Auto,) * len(sizes)
+    note = f"this machine has {here} device{'s'[: here != 1]}; the plan is for {wanted}"
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kind), note
+
+
+def check_can_write(directory: str) -> None:
+    """Raises ConfigError unless ``directory`` is one, or could be made; makes nothing."""
+    if "://" in directory:
+        return
+    path = pathlib.Path(directory).expanduser().absolute()
+    place = next(p for p in (path, *path.parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "cannot be written" if place.is_dir() else "is a file"
+        raise ConfigError(
+            "Run.directory",
+            directory,
+            f"a directory that can be written ({place} {reason})",
+            "Choose another directory.",
+        )
+
+
+def _prepared(run: Run) -> tuple[Opened | None, str]:
+    """The stores, or why there are none; then the inputs must be there."""
+    try:
+        return open_stores(run.data), ""
+    except DataError as e:
+        why = str(e)
+    for source in run.data.mixture.sources if run.data.mixture else ():
+        if source.kind != "tfds":
+            find_files(source)
+    return None, why
+
+
+def _parameters(run: Run, model: Any) -> str:
+    counts = model.parameter_count()
+    lines = [f"{name:<16} {count:>16,}" for name, count in counts.items()]
+    params, axes = model.abstract_params(), model.logical_axes()
+    decays = decay_summary(params, run.optimizer.decay_mask, axes)
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    sizes = {".".join(str(k.key) for k in path): math.prod(x.shape) for path, x in flat}
+    for word, chosen in (("decayed", True), ("not decayed", False)):
+        names = [name for name in sizes if decays[name.lower()] is chosen]
+        text = f"{word} by {run.optimizer.name} ({run.optimizer.decay_mask}): "
+        text += f"{sum(sizes[n] for n in names):,} in {', '.join(names) or 'nothing'}"
+        lines.append(textwrap.fill(text, 100, subsequent_indent="  ", break_long_words=False))
+    return "\n".join(lines)
+
+
+def _mesh(mesh: Mesh | AbstractMesh, note: str) -> str:
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    kind = "" if note else f", {jax.devices()[0].device_kind}"
+    count = f"{mesh.size} device{'s'[: mesh.size != 1]}"
+    return "\n".join([f"{axes or 'one device'} ({count}{kind})", *([note] if note else [])])
+
+
+def _mixture(run: Run, opened: Opened | None, why: str) -> str:
+    data, loop = run.data, run.loop
+    rates = data.mixture.rates if data.mixture else f"seqio {data.seqio_mixture}"
+    lines = [f"{data.name} ({rates}, packing {data.packing})"]
+    if opened is None:
+        lines[0] += ": not prepared yet"
+        rows = [_source_files(s) for s in data.mixture.sources] if data.mixture else []
+    else:
+        eaten = loop.examples * loop.sequence_length
+        rows = []
+        for name, store in opened.stores.items():
+            train, rate = store.train, opened.weights[name]
+            epochs = eaten * rate / max(train.tokens, 1)
+            about = [x for x in (opened.languages[name], opened.licenses[name]) if x]
+            rows.append(
+                f"{name:<16} {rate:>6.1%}  {train.tokens:,} tokens in {len(train):,} documents, "
+                f"{len(store.validation):,} held out; read {epochs:.2f} times "
+                f"({', '.join(about) or 'no licence given'})"
+            )
+    for i, row in enumerate(rows):
+        lines.append(f"{'└─' if i == len(rows) - 1 else '├─'} {row}")
+    if opened is None:
+        lines.append(why)
+    else:
+        lines.append(f"tokenizer {opened.tokenizer_path}, {opened.tokenizer.vocab_size:,} tokens")
+    return "\n".join(lines)
+
+
+def _source_files(source: Any) -> str:
+    if source.kind == "tfds":
+        return f"{source.name:<16} tfds {source.tfds} {source.tfds_split}"
+    return f"{source.name:<16} {source.kind} {', '.join(source.paths)}"
+
+
+def _memory(e: Estimate) -> str:
+    rows = [
+        ("parameters", e.params, "exact"),
+        ("gradients", e.gradients, "exact" if e.buffers == 1 else "exact: a sum and one part's"),
+        ("optimizer state", e.optimizer, "exact"),
+        ("activations", e.activations, "estimate: all that the backward pass keeps, unfused"),
+        ("cast parameters", e.casts, "estimate: copies in the compute dtype that it keeps"),
+        ("logits", e.logits, "estimate: float32 logits of one chunk and their gradient"),
+        ("total", e.total, "working memory of kernels and collectives comes on top"),
+    ]
+    lines = [f"{name:<16} {size(n):>12}  {word}" for name, n, word in rows]
+    if e.scores:
+        lines.append(
+            f"(With this machine's attention {size(e.scores)} of scores would be kept besides; "
+            "the fused kernels of TPU and GPU keep none.)"
+        )
+    return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    power = min(int(math.log(max(count, 1), 1024)), len(_UNITS) - 1)
+    return f"{count / 1024**power:,.{0 if power == 0 else 2}f} {_UNITS[power]}"
+
+
+def _work(run: Run, model: Any) -> str:
+    loop, flops = run.loop, token_flops(run, model)
+    tokens = loop.batch_size * loop.sequence_length
+    parts = f" in {loop.microbatches} microbatches" if loop.microbatches > 1 else ""
+    ramp = f", after a ramp from {loop.sizes[0]} rows" if loop.ramp else ""
+    whole = loop.examples * loop.sequence_length
+    return "\n".join(
+        [
+            f"tokens of a step {tokens:>16,}  ({loop.batch_size} rows of "
+            f"{loop.sequence_length}{parts}{ramp})",
+            f"FLOPs of a token {flops:>16.4e}  ({CONVENTION})",
+            f"FLOPs of a step  {flops * tokens:>16.4e}",
+            f"FLOPs of the run {flops * whole:>16.4e}  ({whole:,} tokens in {loop.steps:,} steps)",
+        ]
+    )
+
+
+def _directory(run: Run) -> str:
+    directory = as_path(run.directory) / "checkpoints"
+    if not directory.exists():
+        return f"{run.directory}: new"
+    checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
+    try:
+        step = checkpointer.latest_step()
+        if step is None:
+            return f"{run.directory}: no checkpoint yet"
+        config = checkpointer.meta(step)["config"]
+        where = f"The checkpoint {checkpointer.path(step)}"
+        check_compatible(config, run.shared(), where, run.checkpoint.allow_changes)
+    finally:
+        checkpointer.close()
+    left = run.loop.steps - step
+    return f"{run.directory}: " + (
+        f"would continue from step {step} of {run.loop.steps}" if left > 0 else "finished"
+    )

@@ -1,0 +1,168 @@
+"""Bytes that a device holds during a train step, from abstract values alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from t5x_llm.cli.run import Run
+from t5x_llm.data.batch import Batch
+from t5x_llm.models.decoder import DecoderConfig
+from t5x_llm.models.model import Model
+from t5x_llm.parallel import Rules, ways
+from t5x_llm.train.state import abstract_state, state_shardings
+
+# Rows of logits that the loss holds at once, see objectives/lm.py.
+_LOGIT_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device.
+
+    Attributes:
+      params: exact, from shapes and shardings.
+      gradients: exact, ``buffers`` copies of them.
+      buffers: 1, or 2 where microbatches add up: the sum and the part being added.
+      optimizer: exact.
+      activations: what differentiation keeps for the backward pass under the run's remat choice,
+        before the compiler fuses anything; attention scores left out.
+      casts: parameters in the compute dtype that it keeps, lying as the parameters lie.
+      logits: float32 logits of one chunk and their gradient.
+      scores: [T, T] attention scores that it would keep where attention is not a fused kernel.
+    """
+
+    params: int
+    gradients: int
+    buffers: int
+    optimizer: int
+    activations: int
+    casts: int
+    logits: int
+    scores: int
+
+    @property
+    def total(self) -> int:
+        """All but the scores."""
+        return (
+            self.params
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.casts
+            + self.logits
+        )
+
+
+def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Estimate:
+    """Memory of a device.
+
+    Activations are those of the model that one device computes (its rows, its share of heads,
+    feed-forward and vocabulary), found by differentiating it abstractly for one row and for two:
+    what grows with the rows are activations, the rest are casts of parameters.
+
+    Args:
+      run: for batch and sequence length.
+      model: the whole model.
+      tx: the optimizer.
+      mesh: the mesh; its devices need not exist.
+      rules: how logical axes lie on it.
+    """
+    any_mesh: Any = mesh
+    state = abstract_state(model, tx)
+    shardings = state_shardings(model, tx, any_mesh, rules)
+    params = _held(state.params, shardings.params)
+    whole = sum(_bytes(x) for x in jax.tree.leaves(state.params))
+
+    rows = -(-run.loop.batch_size // run.loop.microbatches // ways(any_mesh, rules, "batch"))
+    length = run.loop.sequence_length // ways(any_mesh, rules, "length")
+    local = Model(_local(model.config, any_mesh, rules), model.policy, model.remat)
+    traced = _unmistakable(length, local)
+    one, two = (_kept(local, n, traced) for n in (1, 2))
+    per_row, scores = two[0] - one[0], two[1] - one[1]
+    casts = max(one[0] - per_row, 0) * ways(any_mesh, rules, "heads")
+    buffers = 1 + (run.loop.microbatches > 1)
+    chunk = rows * min(length, _LOGIT_ROWS) * local.vocab_size
+    return Estimate(
+        params=params,
+        gradients=params * buffers,
+        buffers=buffers,
+        optimizer=_held(state.opt_state, shardings.opt_state),
+        activations=per_row * rows * length // traced,
+        casts=round(casts * params / whole),
+        logits=2 * 4 * chunk,
+        scores=scores * rows * length**2 // traced**2,
+    )
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _held(tree: Any, shardings: Any) -> int:
+    sizes = jax.tree.map(
+        lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def _local(config: DecoderConfig, mesh: Any, rules: Rules) -> DecoderConfig:
+    """The decoder that one device computes: its share of what the mesh cuts."""
+
+    def share(axis: str, count: int) -> int:
+        pieces = ways(mesh, rules, axis)
+        return count // pieces if count % pieces == 0 else count
+
+    def block(b: Any) -> Any:
+        heads = share("heads", b.attention.n_heads)
+        kv_heads = share("kv_heads", b.attention.n_kv_heads)
+        attention = dataclasses.replace(
+            b.attention, n_heads=heads, n_kv_heads=math.gcd(heads, kv_heads)
+        )
+        return dataclasses.replace(
+            b,
+            attention=attention,
+            mlp=dataclasses.replace(b.mlp, d_ff=share("mlp", b.mlp.d_ff)),
+        )
+
+    groups = tuple(
+        dataclasses.replace(group, blocks=tuple(block(b) for b in group.blocks))
+        for group in config.groups
+    )
+    return dataclasses.replace(config, groups=groups, vocab_size=share("vocab", config.vocab_size))
+
+
+def _unmistakable(length: int, model: Model) -> int:
+    """A length like ``length`` that no dimension of a parameter has, so that scores are told by it.
+
+    Activations grow with the length and scores with its square, so that another will do.
+    """
+    sizes = {n for x in jax.tree.leaves(model.abstract_params()) for n in x.shape}
+    while length in sizes:
+        length *= 2
+    return length
+
+
+def _kept(model: Model, rows: int, length: int) -> tuple[int, int]:
+    """Bytes that the backward pass of so many rows keeps besides parameters; of them, scores."""
+    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((rows, length), jnp.float32)
+    batch = Batch(ids, ids, ids, ids, mask, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    params = model.abstract_params()
+
+    def pullback(params: Any, batch: Batch) -> Any:
+        return jax.vjp(lambda p: model.loss(p, batch)[0], params)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pullback, params, batch))
+    scores = [x for x in kept if x.shape[-2:] == (length, length)]
+    known = sum(_bytes(x) for x in jax.tree.leaves(params))
+    held = sum(_bytes(x) for x in kept) - sum(map(_bytes, scores))
+    # Where a parameter itself is kept (under remat), it is no copy.
+    shapes = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
+    same = sum(_bytes(x) for x in kept if (x.shape, x.dtype) in shapes)
+    return held - min(same, known), sum(map(_bytes, scores))
