@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": ("evaluate", "held-out loss and bits per byte of a run or a Hugging Face directory"),
     "generate": ("generate", "let a run or a Hugging Face directory continue a text"),
     "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
+    "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
     "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
     "report": ("report", "rebuild report.html and loss.png of a run"),
 }
