@@ -1,0 +1,71 @@
+"""The quickstart recipe on a v5e-256 slice, compiled by the TPU compiler on this host."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+RECIPE = (
+    "--gin_file=configs/recipes/quickstart.gin",
+    "--gin_file=configs/meshes/v5e_256.gin",
+    "--gin.Loop.batch_size=256",
+    "--gin.Evaluation.batch_size=256",
+)
+PROGRAM = """
+import sys
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from t5x_llm.cli.run import check_fits, load_run
+from t5x_llm.config import parse_flags
+from t5x_llm.data.batch import Batch
+from t5x_llm.parallel import batch_sharding, make_mesh
+from t5x_llm.train.state import abstract_state, state_shardings, with_shardings
+from t5x_llm.train.step import make_train_step
+
+run, _ = load_run(parse_flags(sys.argv[2:]))
+slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:16x16")
+mesh, rules = make_mesh(run.mesh, slice_.devices), run.mesh.rules()
+check_fits(run, mesh)
+model = run.build_model()
+tx = run.optimizer.build(run.loop.steps, model.logical_axes())
+shardings = state_shardings(model, tx, mesh, rules)
+step = make_train_step(
+    model, tx, run.optimizer.schedule.build(run.loop.steps), mesh=mesh, rules=rules,
+    state_shardings=shardings, n_sources=3, microbatches=run.loop.microbatches,
+    z_loss=run.z_loss,
+)
+rows = (run.loop.batch_size, run.loop.sequence_length)
+def array(dtype, shape=rows):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, rules, len(shape)))
+ids = array(jnp.int32)
+batch = Batch(ids, ids, ids, ids, array(jnp.float32), array(jnp.int32, rows[:1]))
+state = with_shardings(abstract_state(model, tx), shardings)
+compiled = step.lower(state, batch).compile()
+memory = compiled.memory_analysis()
+with open(sys.argv[1], "w") as file:
+    file.write(compiled.as_text())
+print("STATE", memory.argument_size_in_bytes, "TEMP", memory.temp_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="make test-slow brings libtpu")
+def test_recipe_compiles_for_v5e_256_in_bfloat16(tmp_path):
+    hlo = tmp_path / "hlo.txt"
+    env = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(hlo), *RECIPE], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "STATE" in done.stdout
+    text = hlo.read_text()
+    # Matrix products are dots or, on TPU, convolutions; the operands' types stand in their shapes.
+    types = dict(re.findall(r"^\s*(?:ROOT )?(%[\w.-]+) = (\w+)\[", text, re.M))
+    products = re.findall(r" (?:dot|convolution)\((%[\w.-]+), (%[\w.-]+)\)", text)
+    assert len(products) > 10
+    wide = [pair for pair in products if {types[name] for name in pair} != {"bf16"}]
+    assert not wide, [(pair, [types[n] for n in pair]) for pair in wide]
