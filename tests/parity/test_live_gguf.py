@@ -1,0 +1,131 @@
+"""Small GGUF files written here, read by us and by transformers; and files that lie."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+gguf = pytest.importorskip("gguf")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from cases import GOLDEN, prompt  # noqa: E402
+
+from t5x_llm.core.errors import CheckpointError, ConfigError, T5xLLMError  # noqa: E402
+from t5x_llm.hf import parity  # noqa: E402
+from t5x_llm.hf.gguf_io import _NAMES, GgufReader  # noqa: E402
+from t5x_llm.hf.import_ import import_model  # noqa: E402
+from t5x_llm.hf.safetensors_io import SafetensorsReader  # noqa: E402
+
+
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute."""
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
+
+
+def write(path: pathlib.Path, change=lambda writer: None, arch: str = "llama") -> None:
+    """The untied golden LLaMA as a float32 GGUF file."""
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(512)
+    writer.add_embedding_length(24)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(40)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-3)
+    writer.add_rope_freq_base(500.0)
+    writer.add_rope_dimension_count(6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*(chr(33 + i) for i in range(63)), "!!"])
+    writer.add_token_types([1] * 64)
+    writer.add_token_merges(["! !"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    change(writer)
+    source = SafetensorsReader(GOLDEN / "llama_untied")
+    table = {hf: name for name, hf in _NAMES["llama"].items()}
+    for name in source.names():
+        layer = next((part for part in name.split(".") if part.isdigit()), None)
+        key = name if layer is None else name.replace(f".{layer}.", ".{}.")
+        array = source.read(name).copy()
+        if "q_proj" in name or "k_proj" in name:
+            array = permute(array, 4 if "q_proj" in name else 2)
+        writer.add_tensor(table[key].format(*([] if layer is None else [layer])), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_reads_what_llama_cpp_writes(tmp_path):
+    path = tmp_path / "x.gguf"
+    write(path)
+    reader, original = GgufReader(path), SafetensorsReader(GOLDEN / "llama_untied")
+    assert set(reader.names()) == set(original.names())
+    for name in original.names():
+        np.testing.assert_array_equal(reader.read(name), original.read(name), err_msg=name)
+    imported = import_model(path)
+    assert imported.report.reference.startswith("transformers")
+    again = import_model(GOLDEN / "llama_untied", check=False)
+    ours, theirs = (parity.our_logits(m.family, m.params)(prompt()) for m in (imported, again))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.add_uint32("llama.expert_count", 8), "llama.expert_count"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "linear"), "rope.scaling.type"),
+        (lambda w: w.add_uint32("llama.attention.value_length", 4), "value_length"),
+        (lambda w: w.add_uint32("mystery.key", 4), "mystery.key"),
+    ],
+)
+def test_metadata_that_changes_the_maths_is_refused(tmp_path, change, message):
+    write(tmp_path / "x.gguf", change)
+    with pytest.raises(ConfigError, match=message):
+        GgufReader(tmp_path / "x.gguf")
+
+
+def test_unknown_tensors_and_tokenizers(tmp_path):
+    path = tmp_path / "x.gguf"
+    write(path, lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)))
+    with pytest.raises(CheckpointError, match="rope_freqs.weight"):
+        GgufReader(path)
+    path.unlink()
+    write(path)
+    reader = GgufReader(path)
+    for key, value in (("model", "bert"), ("pre", "martian")):
+        reader.fields[f"tokenizer.ggml.{key}"] = value
+        with pytest.raises(ConfigError, match=f"tokenizer.ggml.{key}"):
+            reader.write_tokenizer(tmp_path)
+        reader.fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}
+
+
+def test_damaged_files_end_in_our_errors(tmp_path):
+    path = tmp_path / "x.gguf"
+    write(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    cuts = [whole[:n] for n in (0, 3, 20, 200, len(whole) // 2)]
+    for _ in range(40):
+        spoilt = bytearray(whole)
+        for at in rng.integers(0, 2500, 3):
+            spoilt[at] = rng.integers(256)
+        cuts.append(bytes(spoilt))
+    refused = 0
+    for content in cuts:
+        path.write_bytes(content)
+        try:
+            reader = GgufReader(path)
+            [reader.read(name) for name in reader.names()]
+        except T5xLLMError:
+            refused += 1
+    assert refused >= 10
