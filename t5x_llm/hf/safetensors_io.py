@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
@@ -283,6 +284,7 @@ def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
     Raises:
       ConfigError: if ``target`` holds something that is no export, or cannot be written.
+      CheckpointError: if the disk is full or fails.
     """
     final = pathlib.Path(target).expanduser()
     check_writable("out_dir", final.parent)
@@ -300,9 +302,14 @@ def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         if final.exists():
             final.rename(old)
         draft.rename(final)
-    except BaseException:
+    except BaseException as e:
         if old.exists() and not final.exists():
             old.rename(final)
+        if isinstance(e, (OSError, SafetensorError)):
+            raise CheckpointError(
+                f"Cannot write {final}: {e}. Nothing was written, and what was there is as it was; "
+                "free space or choose another directory."
+            ) from e
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

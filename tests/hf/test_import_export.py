@@ -223,6 +223,28 @@ def test_an_unwritable_place(tmp_path):
         export_hf(params_of(small(90)), small(90), None, tmp_path / "file" / "out")
 
 
+def test_a_full_disk_loses_nothing(tmp_path):
+    """Stood in for by a limit on file size: writing fails after the first bytes, as there."""
+    import resource
+    import signal
+
+    family, out = small(90), tmp_path / "out"
+    export_hf(params_of(family), family, None, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    params = params_of(family)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        with pytest.raises(CheckpointError, match="Cannot write .*free space"):
+            export_hf(params, family, None, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_no_reference_means_no_conversion(directory, monkeypatch):
     monkeypatch.setattr(reference, "NUMPY", {})
     with pytest.raises(ParityError, match="Install torch and transformers"):
