@@ -234,17 +234,19 @@ class _Rates:
 
     def __init__(self, data: Data):
         self._data = data
-        sources = data.mixture.sources if data.mixture else ()
-        if sources and not data.modules and all(s.kind != "tfds" for s in sources):
-            self._program: subprocess.Popen[bytes] | None = subprocess.Popen(
-                [sys.executable, "-m", "t5x_llm.data.tasks"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
-            )
-        else:  # seqio is needed here as well
-            self._program = None
+        self._program = self._begin()
+
+    def _begin(self) -> subprocess.Popen[bytes] | None:
+        sources = self._data.mixture.sources if self._data.mixture else ()
+        if not sources or self._data.modules or any(s.kind == "tfds" for s in sources):
+            return None  # seqio is needed in this process as well
+        return subprocess.Popen(
+            [sys.executable, "-m", "t5x_llm.data.tasks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
+        )
 
     def __call__(self, sizes: Mapping[str, int]) -> dict[str, float]:
         if self._program:

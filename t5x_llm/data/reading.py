@@ -200,12 +200,13 @@ def _text(source: Source, line: str, where: str) -> str:
     if source.kind == "text":
         return line.rstrip("\r\n")
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        column = f", column {e.colno}" if isinstance(e, json.JSONDecodeError) else ""
+        value = json.loads(line.rstrip("\r\n"))
+    except json.JSONDecodeError as e:
         raise DataError(
-            f"{where}: not a JSON object{column} ({e}). Repair or remove the line."
+            f"{where}: not a JSON object, column {e.colno} ({e.msg}). Repair or remove the line."
         ) from e
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits, brackets 10,000 deep
+        raise DataError(f"{where}: not a JSON object ({e}). Repair or remove the line.") from e
     if not isinstance(value, dict):
         raise DataError(
             f"{where}: expected a JSON object with the field {source.field!r}, "

@@ -53,8 +53,12 @@ class Source:
         check_choice("Source.unit", self.unit, UNITS)
         files = (self.files,) if isinstance(self.files, str) else tuple(self.files)
         object.__setattr__(self, "files", files)
-        if self.kind == "tfds" and not self.tfds:
-            raise ConfigError("Source.tfds", self.tfds, f"the tfds name of source {self.name!r}")
+        if self.kind == "tfds" and ":" not in self.tfds:
+            raise ConfigError(
+                "Source.tfds",
+                self.tfds,
+                f"a tfds name with its version for source {self.name!r}, e.g. 'wiki40b/en:1.3.0'",
+            )
         if self.kind != "tfds" and not all(isinstance(f, str) and f for f in files or [""]):
             raise ConfigError(
                 "Source.files", files, f"at least one path or glob for source {self.name!r}"

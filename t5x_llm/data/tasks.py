@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -204,7 +205,7 @@ def source_names(data: Data, mixture: seqio.Mixture) -> dict[str, str]:
     """Source name -> task name, in the order of the configuration or of the mixture."""
     if data.mixture is not None:
         return {s.name: f"t5x_llm.{data.name}.{s.name}" for s in data.mixture.sources}
-    return {task.name.replace("/", "_").replace(":", "_"): task.name for task in mixture.tasks}
+    return {re.sub(r"\W", "_", task.name): task.name for task in mixture.tasks}
 
 
 def rates(data: Data, sizes: Mapping[str, int]) -> dict[str, float]:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import make_store, random_documents
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.packing import Whole, assemble, make_packing
-from tests.data.stores import make_store, random_documents
 
 FIELDS = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
 
@@ -69,9 +69,7 @@ def test_whole_predicts_every_token_once_from_its_own_document(
         for segment in range(1, ids.max() + 1):
             here = ids == segment
             np.testing.assert_array_equal(arrays["positions"][row, here], np.arange(here.sum()))
-            found.append(
-                (tuple(arrays["tokens"][row, here]), tuple(arrays["targets"][row, here]))
-            )
+            found.append((tuple(arrays["tokens"][row, here]), tuple(arrays["targets"][row, here])))
         np.testing.assert_array_equal(arrays["loss_mask"][row], ids > 0)
     assert sorted(found) == expected
     assert plan.efficiency == pytest.approx((arrays["segment_ids"] > 0).mean())

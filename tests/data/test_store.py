@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from stores import make_store
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.data import store as store_module
 from t5x_llm.data.store import ArrayWriter, TokenStore, _kvstore, _open
-from tests.data.stores import make_store
 
 
 @pytest.mark.parametrize("pieces", [[1000], [1, 499, 500], [0, 700, 300], [250] * 4])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import make_store, random_documents
 
 from t5x_llm.core.errors import CheckpointError, ConfigError, DataError
+from t5x_llm.data import stream as stream_module
 from t5x_llm.data.positions import DataState, Skips, merge_ranges
 from t5x_llm.data.stream import Stream
-from tests.data.stores import make_store, random_documents
 
 LENGTH = 16
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
@@ -83,6 +84,15 @@ def test_far_positions_cost_what_near_ones_cost(stream):
     assert fastest(10**9) < 5 * fastest(0) + 0.05
 
 
+def test_a_large_source_goes_through_grain(tmp_path):
+    documents = [[1, 3 + i % 50, 2] for i in range(20_000)]
+    stream = Stream({"a": make_store(tmp_path / "a", documents)}, {"a": 1.0}, 8)
+    count = stream.rows["a"]
+    assert count > 4096
+    ordinals = range(2 * count, 3 * count)
+    assert sorted(stream._sources["a"].row(i) for i in ordinals) == list(range(count))
+
+
 def test_types_and_shapes(stream):
     batch = stream.batch(5, 6)
     for name in ("tokens", "targets", "positions", "segment_ids"):
@@ -92,7 +102,9 @@ def test_types_and_shapes(stream):
     assert batch.shape == (6, LENGTH)
 
 
-def test_each_epoch_holds_every_row_once_in_a_new_order(stores):
+@pytest.mark.parametrize("few", [0, 4096], ids=["grain", "few rows"])
+def test_each_epoch_holds_every_row_once_in_a_new_order(stores, monkeypatch, few):
+    monkeypatch.setattr(stream_module, "_FEW_ROWS", few)
     stream = Stream({"a": stores["a"]}, {"a": 1.0}, LENGTH, seed=1)
     count = stream.rows["a"]
     epochs = [rows(stream.batch(e * count, count)) for e in range(3)]
