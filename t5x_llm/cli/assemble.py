@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from t5x_llm.checkpoint import Checkpointer
+from t5x_llm.checkpoint import Checkpointer, check_compatible
 from t5x_llm.cli.run import Run
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
@@ -134,12 +134,34 @@ def sample_writer(run: Run, directory: Any, model: Model, data: OpenData) -> Any
     return write
 
 
+def resumed_step(run: Run) -> int | None:
+    """The step from which the run would continue, None if it would begin.
+
+    Raises:
+      CheckpointError: if the checkpoint was made by a configuration that differs, naming fields.
+    """
+    directory = as_path(run.directory) / "checkpoints"
+    if not directory.exists():
+        return None
+    checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
+    try:
+        step = checkpointer.latest_step()
+        if step is not None:
+            where = f"The checkpoint {checkpointer.path(step)}"
+            saved = checkpointer.meta(step)["config"]
+            check_compatible(saved, run.shared(), where, run.checkpoint.allow_changes)
+        return step
+    finally:
+        checkpointer.close()
+
+
 def start(
     run: Run,
     model: Model,
     tx: Any,
     mesh: Mesh,
     rules: Rules,
+    data: OpenData,
     checkpointer: Checkpointer,
     hooks: list[train_hooks.Hook],
 ) -> tuple[TrainState, DataState]:
@@ -155,7 +177,7 @@ def start(
         if jax.process_index() == 0:
             print(told, file=sys.stderr)
         return state, DataState.from_json(meta["data"])
-    fresh = DataState()
+    fresh = data.stream.state()
     if run.start_from is not None:
         return state_from_params(imported(run), model, tx, mesh, rules), fresh
     key = named_key(run.loop.seed, "params")
@@ -178,7 +200,6 @@ def check_start_from(run: Run) -> None:
     """
     if run.start_from is None:
         return
-    from t5x_llm.checkpoint import check_compatible
     from t5x_llm.config import to_dict
     from t5x_llm.hf.import_ import family_of, read_config
 
@@ -230,7 +251,7 @@ def finish(run: Run, directory: Any, state: TrainState, data: OpenData) -> None:
         )
         worst = max(p.max_abs for p in parity.prompts.values())
         lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")
-    if run.samples.prompts:
-        lines.append(f"  samples       {directory / 'samples.txt'}")
+    if (samples := directory / "samples.txt").exists():
+        lines.append(f"  samples       {samples}")
     lines.append(f"Next: t5x-llm generate {run.directory} --prompt '...'")
     print("\n".join(lines), file=sys.stderr)

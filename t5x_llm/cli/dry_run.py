@@ -16,12 +16,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from t5x_llm import parallel
-from t5x_llm.checkpoint import Checkpointer, check_compatible
-from t5x_llm.cli.assemble import check_start_from, token_flops
+from t5x_llm.cli.assemble import check_start_from, resumed_step, token_flops
 from t5x_llm.cli.memory import Estimate, estimate
 from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.core.paths import as_path
 from t5x_llm.data.catalog import Opened, open_stores
 from t5x_llm.data.reading import find_files
 from t5x_llm.optim import decay_summary
@@ -213,20 +211,11 @@ def _work(run: Run, model: Any) -> str:
 
 
 def _directory(run: Run) -> str:
-    directory = as_path(run.directory) / "checkpoints"
-    if not directory.exists():
-        return f"{run.directory}: new"
-    checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
-    try:
-        step = checkpointer.latest_step()
-        if step is None:
-            return f"{run.directory}: no checkpoint yet"
-        config = checkpointer.meta(step)["config"]
-        where = f"The checkpoint {checkpointer.path(step)}"
-        check_compatible(config, run.shared(), where, run.checkpoint.allow_changes)
-    finally:
-        checkpointer.close()
-    left = run.loop.steps - step
-    return f"{run.directory}: " + (
-        f"would continue from step {step} of {run.loop.steps}" if left > 0 else "finished"
-    )
+    step, last = resumed_step(run), run.loop.steps
+    if step is None:
+        return f"{run.directory}: begins from scratch" + (
+            f" with the weights of {run.start_from}" if run.start_from else ""
+        )
+    if step >= last:
+        return f"{run.directory}: finished, step {step} of {last} is done"
+    return f"{run.directory}: would continue from step {step} of {last}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -22,6 +23,17 @@ COMMANDS = {
 }
 
 
+# What a user can do about a disk that refuses.
+_FREE = "Free space and run the same command again; a run continues from its newest checkpoint."
+_DISK = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: "The system limits the size of a file; raise that limit (ulimit -f).",
+    errno.EROFS: "Choose a directory on a disk that can be written.",
+    errno.EACCES: "Choose another directory, or give yourself permission.",
+}
+
+
 def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     """Runs a command; a mistake of the user's ends it with a message and status 2.
 
@@ -34,6 +46,12 @@ def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
         if os.environ.get("T5X_LLM_TRACEBACK"):
             raise
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno not in _DISK or os.environ.get("T5X_LLM_TRACEBACK"):
+            raise
+        where = f" ({e.filename})" if e.filename else ""
+        print(f"{e.strerror}{where}. {_DISK[e.errno]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -34,21 +34,28 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--force", action="store_true", help="read seqio tasks again even if they seem unchanged"
     )
+    parser.add_argument(
+        "--process_index",
+        type=int,
+        default=0,
+        help="where several processes prepare one bucket: 0 builds, the others wait for it",
+    )
     args = parser.parse_args(flags.rest)
 
     from t5x_llm.cli.run import load_run
     from t5x_llm.data.prepare import prepare
 
     run, _ = load_run(flags)
-    prepare(run.data, force=args.force)
+    prepare(run.data, force=args.force, process_index=args.process_index)
 
 
-def prepare_in_subprocess(run: Any, operative_config: str) -> None:
+def prepare_in_subprocess(run: Any, operative_config: str, process_index: int = 0) -> None:
     """Runs ``t5x-llm prepare``, which does nothing where the stores are those of the inputs.
 
     A process of its own, since building imports TensorFlow and seqio, and training must not pay
     for them in time and memory. Where there is a store but none of its inputs (a pod that was
-    given the store alone), the store is taken as it is.
+    given the store alone), the store is taken as it is. Of several processes of a run each calls
+    this: those that share a directory wait for the one that builds.
     """
     if _inputs_are_elsewhere(run.data):
         return
@@ -58,7 +65,9 @@ def prepare_in_subprocess(run: Any, operative_config: str) -> None:
             file.write(operative_config)
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "t5x_llm.cli.prepare", f"--gin_file={path}"]
-        done = subprocess.run(command, env=environment, check=False)
+        command.append(f"--process_index={process_index}")
+        out = subprocess.DEVNULL if process_index else None  # one of them tells
+        done = subprocess.run(command, env=environment, stdout=out, check=False)
     if done.returncode == 2:  # a mistake of the user's; the message is printed
         sys.exit(2)
     if done.returncode:

@@ -82,8 +82,9 @@ def train(run: Any, operative_config: str) -> None:
     mesh, rules = parallel.make_mesh(run.mesh), run.mesh.rules()
     check_fits(run, mesh)
     directory = check_writable("Run.directory", run.directory)
-    if jax.process_index() == 0:
-        prepare_in_subprocess(run, operative_config)
+    assemble.check_start_from(run)
+    assemble.resumed_step(run)
+    prepare_in_subprocess(run, operative_config, jax.process_index())
     data = assemble.open_data(run)
     check_tokenizer_size(run, data.opened.tokenizer)
 
@@ -103,13 +104,16 @@ def train(run: Any, operative_config: str) -> None:
     checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint)
     try:
         hooks = assemble.make_hooks(run, directory, model, mesh, rules, data, checkpointer)
-        state, position = assemble.start(run, model, tx, mesh, rules, checkpointer, hooks)
+        state, position = assemble.start(run, model, tx, mesh, rules, data, checkpointer, hooks)
         if jax.process_index() == 0:
             write_atomic(directory / OPERATIVE_CONFIG, operative_config)
         facts = assemble.facts(run, model, mesh, data)
         progress = Progress(run.loop, directory, state, position, data.stream.sources, hooks, facts)
         size_at, depth = run.loop.size_at, run.loop.prefetch
         loop(progress, step, lambda at: feed(data.stream, at, size_at, mesh, rules, depth))
+    except KeyboardInterrupt:
+        print("The same command continues from the newest checkpoint.", file=sys.stderr)
+        raise
     finally:
         checkpointer.close()
     if jax.process_index() == 0:
