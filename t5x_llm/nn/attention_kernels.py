@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t5x_llm.nn import attention_cpu
 from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
+from t5x_llm.nn.linear import one_cpu
 from t5x_llm.parallel import platform
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -68,6 +70,9 @@ def attend(
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn"
         )
+    plain = causal and softcap is None and sinks is None
+    if plain and one_cpu() and attention_cpu.fits(q, k):
+        return attention_cpu.causal_attend(q, k, v, q_segment_ids, scale=scale, window=window)
     return _blocked(
         q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, sinks, **static
     )
