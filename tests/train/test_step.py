@@ -17,7 +17,9 @@ from t5x_llm.train.step import accumulate, make_train_step
 
 FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
 MODEL = Model(FAMILY.decoder(), Policy(compute="float32"))
-OPTIMIZER = Optimizer(schedule=Schedule("constant", 1e-2, warmup_steps=0), clip_norm=0.5)
+SCHEDULE = Schedule("constant", 1e-2, warmup_steps=0)
+# SGD, so that parameters differ as gradients do; Adam divides the rounding of a tiny one by itself.
+OPTIMIZER = Optimizer("sgd", SCHEDULE, clip_norm=0.5)
 
 
 def make_batch(seed=0, rows=8, length=16):
@@ -58,12 +60,12 @@ def run_steps(config, devices, batches, microbatches=1, model=MODEL):
     for batch in batches:
         state, m = step(state, batch)
         metrics.append(jax.tree.map(np.asarray, m))
-    return jax.tree.map(np.asarray, state.params), metrics, step
+    return jax.tree.map(np.asarray, state.params), metrics
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return run_steps(MeshConfig(), jax.devices()[:1], [make_batch(0), make_batch(1)])[:2]
+    return run_steps(MeshConfig(), jax.devices()[:1], [make_batch(0), make_batch(1)])
 
 
 STRATEGIES = {
@@ -80,12 +82,12 @@ STRATEGIES = {
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_equals_one_device(name, reference):
-    params, metrics, _ = run_steps(STRATEGIES[name], None, [make_batch(0), make_batch(1)])
+    params, metrics = run_steps(STRATEGIES[name], None, [make_batch(0), make_batch(1)])
     for got, expected in zip(metrics, reference[1], strict=True):
         for key, value in expected.items():
             np.testing.assert_allclose(got[key], value, rtol=2e-5, atol=1e-6, err_msg=key)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, reference[0]
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-7), params, reference[0]
     )
 
 
@@ -103,10 +105,10 @@ def test_accumulated_gradients_are_those_of_the_large_batch(microbatches):
 
 def test_microbatches_on_a_mesh(reference):
     config = MeshConfig(fsdp=4)
-    params, metrics, _ = run_steps(config, jax.devices()[:4], [make_batch(0), make_batch(1)], 2)
+    params, metrics = run_steps(config, jax.devices()[:4], [make_batch(0), make_batch(1)], 2)
     np.testing.assert_allclose(metrics[1]["loss"], reference[1][1]["loss"], rtol=2e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, reference[0]
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-7), params, reference[0]
     )
 
 
@@ -140,19 +142,27 @@ def test_metrics_are_what_optax_computes(reference):
 def test_two_runs_are_equal_to_the_bit():
     batches = [make_batch(0), make_batch(1)]
     config = MeshConfig(fsdp=4, tensor=2)
-    a, _, _ = run_steps(config, None, batches)
-    b, _, _ = run_steps(config, None, batches)
+    a, _ = run_steps(config, None, batches)
+    b, _ = run_steps(config, None, batches)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_state_is_donated_and_stays_in_pieces():
     config = MeshConfig(fsdp=4, tensor=2)
     mesh, rules = make_mesh(config), config.rules()
-    tx = OPTIMIZER.build(10, MODEL.logical_axes())
+    tx = Optimizer("adamw", SCHEDULE).build(10, MODEL.logical_axes())
     state = init_state(MODEL, tx, jax.random.key(0), mesh, rules)
     before = state.params["group_0"]["block_0"]["mlp"]["up"]["kernel"]
     assert before.sharding.shard_shape(before.shape) == (2, 32 // 4, 48 // 2)
-    _, _, step = run_steps(config, None, [])
+    step = make_train_step(
+        MODEL,
+        tx,
+        SCHEDULE.build(10),
+        mesh=mesh,
+        rules=rules,
+        state_shardings=state_shardings(MODEL, tx, mesh, rules),
+        n_sources=2,
+    )
     after, _ = step(state, make_batch())
     assert before.is_deleted()
     moments = [x for x in jax.tree.leaves(after.opt_state) if x.shape == before.shape]
