@@ -1,18 +1,19 @@
 """Which source the n-th example comes from: exact proportions, O(1) in n, no state.
 
 Guarantee: in every window of 100 consecutive positions, wherever it starts, each source appears
-floor(100 w) or floor(100 w) + 1 times, w its share; over n examples its count stays within a few of
-n w. (Grain's own proportional map rounds source after source, so its
-errors add up: windows of 100 were seen off by 1.8 with three sources and by 2.5 with six.)
+floor(100 w) or floor(100 w) + 1 times, w its share. Over n examples its count stays within about 5
+of n w, and n / 10^6 for the rounding of w. (Grain's own proportional map rounds source after
+source, so its errors add up: windows of 100 were seen off by 1.8 with three sources and by 2.5 with
+six.)
 
 How. Positions are cut into blocks of 100 slots. Every source owns floor(100 w) slots, the same in
 each block, spread evenly. The m slots left over are lent anew in each block to m different sources,
 source i in a share f_i = 100 w_i - floor(100 w_i) of the blocks: systematic sampling, i.e. the arcs
 f_i laid end to end around a circle m times and read at one point, which turns by the golden ratio
 from block to block. A source that is chosen again keeps its slot, and a newcomer takes the slot of
-one that leaves, so a sliding window never sees a source's lent slot twice or, where it must have
-one, not at all. Shares f_i are multiples of 1/8192; after 8,192 blocks the table is read backwards,
-which makes the seams identical blocks.
+one that leaves, so a sliding window never sees two lent slots of one source. Shares f_i are
+multiples of 1/8192; after 8,192 blocks the table is read backwards, which makes the seams identical
+blocks.
 """
 
 from __future__ import annotations
