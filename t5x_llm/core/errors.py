@@ -32,6 +32,7 @@ class ConfigError(T5xLLMError):
     ):
         self.field, self.value = field, value
         choices = sorted(map(str, choices))
+        self._arguments = (field, value, expected, remedy, choices)
         if choices:
             expected = expected or f"one of {', '.join(choices)}"
         parts = [f"{field} = {value!r}: expected {expected}."]
@@ -41,6 +42,10 @@ class ConfigError(T5xLLMError):
         if remedy:
             parts.append(remedy)
         super().__init__(" ".join(parts))
+
+    def __reduce__(self) -> Any:
+        """So that one raised in a worker process arrives whole."""
+        return type(self), self._arguments
 
 
 class DataError(T5xLLMError):
