@@ -42,7 +42,7 @@ def describe(run: Run, resolved: Any) -> str:
     Raises:
       T5xLLMError: whatever the run itself would raise before its first step.
     """
-    check_can_write(run.directory)
+    check_can_write("Run.directory", run.directory)
     mesh, note = planned_mesh(run)
     check_fits(run, mesh)
     check_start_from(run)
@@ -84,7 +84,7 @@ def planned_mesh(run: Run) -> tuple[Mesh | AbstractMesh, str]:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kind), note
 
 
-def check_can_write(directory: str) -> None:
+def check_can_write(field: str, directory: str) -> None:
     """Raises ConfigError unless ``directory`` is one, or could be made; makes nothing."""
     if "://" in directory:
         return
@@ -93,7 +93,7 @@ def check_can_write(directory: str) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         reason = "cannot be written" if place.is_dir() else "is a file"
         raise ConfigError(
-            "Run.directory",
+            field,
             directory,
             f"a directory that can be written ({place} {reason})",
             "Choose another directory.",
@@ -106,6 +106,7 @@ def _prepared(run: Run) -> tuple[Opened | None, str]:
         return open_stores(run.data), ""
     except DataError as e:
         why = str(e)
+    check_can_write("Data.store_dir", run.data.store_dir)
     for source in run.data.mixture.sources if run.data.mixture else ():
         if source.kind != "tfds":
             find_files(source)

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from t5x_llm.core.errors import T5xLLMError, nearest
 
@@ -34,12 +35,29 @@ _DISK = {
 }
 
 
+def _quieten() -> None:
+    """Libraries log what they raise as well, pages of it; what a user needs is in our message."""
+    from absl import logging
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.FATAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # A save that failed leaves TensorStore calling back into a loop that is gone.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     """Runs a command; a mistake of the user's ends it with a message and status 2.
 
     Set ``T5X_LLM_TRACEBACK=1`` to see where it was found.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not os.environ.get("T5X_LLM_TRACEBACK"):
+        _quieten()
     try:
         function(argv)
     except T5xLLMError as e:

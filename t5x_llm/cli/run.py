@@ -186,13 +186,15 @@ def load_saved(directory: str) -> tuple[Run, Resolved]:
 
 
 def check_fits(run: Run, mesh: Any) -> None:
-    """The checks that span parts: does the mesh divide the batch and the model?
+    """The checks that span parts: tokenizer and model, mesh and batch, mesh and model.
 
     Raises:
       ConfigError: naming the field, the mesh axes and the remedy.
     """
     rules = run.mesh.rules()
     model = type(run.model).__name__
+    if isinstance(run.data.tokenizer, TokenizerTraining):
+        check_tokenizer_size(run, run.data.tokenizer)
     parts = run.loop.microbatches
     rows = "Loop.batch_size" if parts == 1 else "Loop.batch_size / Loop.microbatches"
     for size in run.loop.sizes:
@@ -206,7 +208,12 @@ def check_fits(run: Run, mesh: Any) -> None:
 
 
 def check_tokenizer_size(run: Run, tokenizer: Any) -> None:
-    """Raises ConfigError unless the model has one row for every token."""
+    """Raises ConfigError unless the model has one row for every token.
+
+    Args:
+      run: with the model.
+      tokenizer: or how it will be trained; it then has exactly the size asked for.
+    """
     if tokenizer.vocab_size != run.model.vocab_size:
         raise ConfigError(
             f"{type(run.model).__name__}.vocab_size",

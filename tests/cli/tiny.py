@@ -51,7 +51,9 @@ def corpus(directory, documents=60):
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(200)]
     texts = {
         "en": [" ".join(draw.choices(words, k=60)) for _ in range(documents)],
-        "zh": ["".join(draw.choices("春风花月夜山水人天地日云雨雪", k=80)) for _ in range(documents)],
+        "zh": [
+            "".join(draw.choices("春风花月夜山水人天地日云雨雪", k=80)) for _ in range(documents)
+        ],
     }
     for name, lines in texts.items():
         rows = [json.dumps({"text": text}, ensure_ascii=False) for text in lines]
