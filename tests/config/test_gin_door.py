@@ -153,9 +153,16 @@ def test_scopes_and_macros():
 
 def test_unused_is_told_apart():
     got = load("fit", [], [*GOOD, "Spare.size = 3", "en/Curve.peak = 2"])
-    assert got.unused == ("Spare.size", "en/Curve.peak")
+    assert got.unused == got.unused_own == ("Spare.size", "en/Curve.peak")
     got = load("fit", [], [*GOOD, "Spare.size = 3", "fit.spare = @Spare()"])
     assert got.unused == () and got.arguments["spare"] == Spare(3)
+
+
+def test_what_an_include_brings_along_needs_no_warning(tmp_path):
+    gin(tmp_path, "Spare.size = 3\nen/Curve.peak = 2\n", "base.gin")
+    recipe = gin(tmp_path, "include 'base.gin'\nen/Curve.peak = 4\n")
+    got = load("fit", [recipe], GOOD)
+    assert got.unused == ("Spare.size", "en/Curve.peak") and got.unused_own == ("en/Curve.peak",)
 
 
 @pytest.mark.parametrize(
