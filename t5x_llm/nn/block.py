@@ -23,9 +23,9 @@ Cache = dict[str, Any]
 # Names are those given by checkpoint_name in the layers.
 _SAVED_NAMES: dict[str, tuple[str, ...]] = {
     "save_qkv": ("query", "key", "value"),
-    "save_qkv_context": ("query", "key", "value", "context"),
+    "save_qkv_context": ("query", "key", "value", "context", "log_sum"),
     "save_projections": (
-        *("query", "key", "value", "context", "attention_out"),
+        *("query", "key", "value", "context", "log_sum", "attention_out"),
         *("mlp_gate", "mlp_up", "mlp_out"),
     ),
 }
