@@ -13,7 +13,7 @@ PARITY ?= .venv-parity
 UV := .uv/bin/uv
 RUN := $(VENV)/bin/python
 export UV_PYTHON_DOWNLOADS = never
-# The interpreter itself, not a shim that another tool resolves.
+# The interpreter itself, not a shim that resolves to it.
 INTERPRETER = $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
 .PHONY: quickstart test test-slow lint parity bench setup lock clean

@@ -40,9 +40,9 @@ def check_compatible(saved: Any, present: Any, where: str, allow: Sequence[str] 
     ]
     if not found:
         return
-    count = f"{len(found)} field{'s' if len(found) > 1 else ''}"
+    count = f"{len(found)} fields differ" if len(found) > 1 else "1 field differs"
     raise CheckpointError(
-        f"{where} was made by another configuration; {count} differ (checkpoint -> this run):\n"
+        f"{where} was made by another configuration; {count} (checkpoint -> this run):\n"
         + _listing([line for _, line in found])
         + "\nSet them back to continue that run, or choose another run directory for a new one. "
         "A change that is meant goes into CheckpointConfig.allow_changes, e.g. "

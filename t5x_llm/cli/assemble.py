@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from t5x_llm.checkpoint import Checkpointer, check_compatible
 from t5x_llm.cli.run import Run
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.catalog import Opened, open_stores, open_stream
@@ -194,12 +195,13 @@ def imported(run: Run) -> Any:
 
 
 def check_start_from(run: Run) -> None:
-    """Raises CheckpointError unless the model of ``Run.start_from`` is the run's; reads no weights.
+    """Raises ConfigError unless the model of ``Run.start_from`` is the run's; reads no weights.
 
-    How fresh weights are drawn and the length an export is meant for are no part of that.
+    How fresh weights are drawn, and the length an export is meant for, are no part of that.
     """
     if run.start_from is None:
         return
+    from t5x_llm.checkpoint.compat import differences
     from t5x_llm.config import to_dict
     from t5x_llm.hf.import_ import family_of, read_config
 
@@ -207,16 +209,24 @@ def check_start_from(run: Run) -> None:
     if path.suffix == ".gguf":
         from t5x_llm.hf.gguf_io import GgufReader
 
-        family = family_of(GgufReader(path).config)
+        theirs = GgufReader(path).config
     else:
-        family = family_of(read_config(path))
-    allowed = {"init_std", "residual_scale"}
+        theirs = read_config(path)
+    skipped = {"init_std", "residual_scale"}
     if run.model.decoder().learned_positions is None:
-        allowed.add("max_length")
-    ours, theirs = (
-        {k: v for k, v in to_dict(f).items() if k not in allowed} for f in (run.model, family)
+        skipped.add("max_length")
+    # Both by way of config.json, which writes out what a preset may leave to its other fields.
+    there, here = (
+        {k: v for k, v in to_dict(family_of(config)).items() if k not in skipped}
+        for config in (theirs, run.model.to_hf_config())
     )
-    check_compatible({"model": theirs}, {"model": ours}, f"Run.start_from {run.start_from}")
+    if found := differences(there, here):
+        raise ConfigError(
+            "Run.start_from",
+            run.start_from,
+            f"the model of this run, but there -> here: {'; '.join(found)}",
+            "Set these fields to what they are there; t5x-llm import prints them all.",
+        )
 
 
 def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:

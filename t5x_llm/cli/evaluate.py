@@ -40,26 +40,31 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(flags.rest)
 
+    import jax
+
     from t5x_llm.cli.assemble import held_out
     from t5x_llm.cli.run import load_run
     from t5x_llm.data.catalog import open_stores
     from t5x_llm.evaluate.perplexity import evaluate
-    from t5x_llm.parallel import MeshConfig, make_mesh
+    from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
 
     model = load.load(args.path, args.step)
     run = load_run(flags)[0] if flags.gin_files or flags.bindings else model.run
     if run is None:
         parser.error("a Hugging Face directory needs --gin_file=... that says which data")
     length = args.sequence_length or run.loop.sequence_length
-    mesh = MeshConfig()
+    config = MeshConfig()
+    mesh, rules = make_mesh(config), config.rules()
+    axes, shapes = model.model.logical_axes(), model.model.abstract_params()
+    rows = -(-run.evaluation.batch_size // mesh.size) * mesh.size
     results = evaluate(
         model.model,
-        model.params,
+        jax.device_put(model.params, param_shardings(axes, shapes, mesh, rules)),
         held_out(open_stores(run.data)),
-        make_mesh(mesh),
-        mesh.rules(),
+        mesh,
+        rules,
         length,
-        run.evaluation.batch_size,
+        rows,
     )
     if args.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from t5x_llm.data.batch import Batch
 
 from t5x_llm.core.dtypes import Policy
+from t5x_llm.data.batch import Batch
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
 from t5x_llm.optim import Optimizer, Schedule

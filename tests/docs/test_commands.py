@@ -1,0 +1,143 @@
+"""Every command in the documents is run, in order, in a copy of the repository made small.
+
+A comment above a fenced block says what the test does other than run it:
+  <!-- test: skip WHY -->           nothing
+  <!-- test: instead COMMAND -->    runs COMMAND, which does the same without setting up
+  <!-- test: plan -->               runs it, and it must be a dry run
+  <!-- test: targets -->            checks that the Makefile has what it names
+  <!-- test: write FILE -->         writes the block to FILE
+  <!-- test: write FILE from X -->  copies X to FILE (the block that follows is not touched)
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SLOW = "docs/tutorial.md"
+RUN = ("README.md", SLOW, "docs/benchmarks.md", "CONTRIBUTING.md")
+TRANSLATED = {"README.zh.md": "README.md", "docs/tutorial.zh.md": "docs/tutorial.md"}
+ALL = sorted({*RUN, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
+BLOCK = re.compile(r"((?:^<!-- test: [^\n]*-->\n)*)^```(\w+)\n(.*?)^```$", re.M | re.S)
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# What makes the copy small: a model of nothing, a few steps. Appended to every model and recipe.
+TINY_MODEL = """
+Llama.d_model = 32
+Llama.n_layers = 1
+Llama.n_heads = 4
+Llama.n_kv_heads = 4
+Llama.d_ff = 64
+"""
+TINY_RECIPE = """
+Loop.batch_size = 2
+Loop.sequence_length = 64
+Loop.eval_every = 0
+Samples.every = 0
+Evaluation.batch_size = 4
+Schedule.warmup_steps = 1
+"""
+
+
+def blocks(name):
+    """(markers, language, text) of every fenced block."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for markers, language, body in BLOCK.findall(text):
+        yield re.findall(r"<!-- test: (.*?) -->", markers), language, body
+
+
+def small_copy(directory):
+    """The repository as a reader sees it, with little text and a model of nothing."""
+    shutil.copy(ROOT / "train.py", directory)
+    shutil.copytree(ROOT / "configs", directory / "configs")
+    quickstart = directory / "configs" / "models" / "llama" / "quickstart.gin"
+    quickstart.write_text(quickstart.read_text() + TINY_MODEL)
+    recipe = directory / "configs" / "recipes" / "quickstart.gin"
+    recipe.write_text(recipe.read_text() + TINY_RECIPE)
+    for source in (ROOT / "data" / "quickstart").glob("*.jsonl"):
+        lines = source.read_text(encoding="utf-8").splitlines(True)
+        step = len(lines) // (60 if source.name.startswith("en") else 120)
+        target = directory / "data" / "quickstart" / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("".join(lines[:: max(step, 1)]), encoding="utf-8")
+
+
+def cheap(command):
+    """A training command with few steps; anything else as it is."""
+    command = re.sub(r" --gin\.Loop\.steps=\d+", "", command)
+    if "train.py" in command and "--dry_run" not in command:
+        command += " --gin.Loop.steps=3 --gin.Evaluation.limit=500"
+    return command
+
+
+def commands(body):
+    """The commands of a block: a line each, continued by a backslash."""
+    return [c for c in body.replace("\\\n", " ").splitlines() if c.strip()]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == SLOW else n for n in RUN]
+)
+def test_commands(name, tmp_path):
+    small_copy(tmp_path)
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": FLAGS,
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    for markers, language, body in blocks(name):
+        for marker in markers:
+            verb, _, rest = marker.partition(" ")
+            if verb == "write":
+                target, _, origin = rest.partition(" from ")
+                path = tmp_path / target
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if origin:
+                    shutil.copy(tmp_path / origin, path)
+                else:
+                    body = re.sub(r"(Schedule.warmup_steps) = \d+", r"\1 = 1", body)
+                    path.write_text(body, encoding="utf-8")
+        verbs = {marker.partition(" ")[0]: marker.partition(" ")[2] for marker in markers}
+        assert verbs.keys() <= {"skip", "instead", "plan", "targets", "write"}, markers
+        if language != "bash" or "skip" in verbs:
+            continue
+        lines = [verbs["instead"]] if "instead" in verbs else commands(body)
+        for line in lines:
+            if "targets" in verbs:
+                target = re.match(r"make ([\w-]+)", line)[1]
+                assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+                continue
+            assert "plan" not in verbs or "--dry_run" in line
+            done = subprocess.run(
+                cheap(line), shell=True, cwd=tmp_path, env=env, capture_output=True, text=True,
+                timeout=300,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_translations_give_the_same_commands(name):
+    def code(name):
+        kept = (block for block in blocks(name) if block[1] in ("bash", "gin"))
+        return [(markers, language, body) for markers, language, body in kept]
+
+    assert code(name) == code(TRANSLATED[name])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_links_and_paths_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+        assert (ROOT / name).parent.joinpath(target).exists(), target
+    prose = BLOCK.sub("", text)
+    for path in re.findall(
+        r"`((?:configs|t5x_llm|tests|docs|scripts|requirements)/[\w/.]+)`", prose
+    ):
+        assert (ROOT / path).exists(), path
