@@ -31,7 +31,8 @@ def reuse_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
-    return all([mallopt(name, value) for name, value in settings])
+    done = [mallopt(name, value) for name, value in settings]
+    return all(done)
 
 
 def _installed(module: str) -> bool:
