@@ -37,10 +37,14 @@ _DISK = {
 
 def _quieten() -> None:
     """Libraries log what they raise as well, pages of it; what a user needs is in our message."""
-    from absl import logging
+    import logging
+
+    from absl import logging as absl_logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.set_verbosity(logging.FATAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    # A save that fails in several files raises once; asyncio logs the others as never retrieved.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
