@@ -1,8 +1,9 @@
 """The one matrix product that every layer uses.
 
 On TPU, GPU and any mesh of several devices it is a plain ``dot_general``. On a single CPU device
-the products of bfloat16 are put in the forms that XLA's fast kernels take (see ``_product``);
-jax 0.10 and 0.12 run the plain forms at half that speed, the transposed ones at a third.
+the products are put in the forms that XLA's fast kernels take (see ``_product``): jax 0.10 and
+0.12 run bfloat16 in the plain forms at half that speed, in the transposed ones at a third, and
+for float32 kernels' gradients they transpose both operands where one is enough.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def linear(x: jax.Array, kernel: jax.Array, n_inputs: int = 1) -> jax.Array:
     Returns:
       [..., *outputs] in the dtype of ``x``.
     """
-    if x.dtype == kernel.dtype == jnp.bfloat16 and one_cpu():
+    if x.dtype == kernel.dtype and one_cpu():
         rows, inner = x.shape[: x.ndim - n_inputs], kernel.shape[:n_inputs]
         size = math.prod(inner)
         y = _matmul(x.reshape(-1, size), kernel.reshape(size, -1))
@@ -55,7 +56,7 @@ def row_major(x: jax.Array) -> jax.Array:
 
 
 def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
-    """a [M, K] times b, contracted along ``b_axis``, in a form with a fast bfloat16 kernel.
+    """a [M, K] times b, contracted along ``b_axis``, in a form with a fast kernel.
 
     Those are row-major products with a float32 result that contract the last axis of ``a``.
     """

@@ -179,12 +179,12 @@ def _chunk_gradients(
     """d(loss)/dx in x's dtype and d(loss)/d(kernel) in float32, of one chunk."""
     form = "btv,vd->btd" if static.transposed else "btv,dv->btd"
     dx = jnp.einsum(form, d_logits, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
-    if static.one_cpu and x.dtype == jnp.bfloat16:
+    if static.one_cpu:
         # The CPU's fast kernels contract the last axis of a row-major left operand; a transposed
         # array that is the reshape of a flat one is row-major.
         x_t = x.reshape(-1, x.shape[-1]).T
         x_t = jax.lax.optimization_barrier(x_t.reshape(-1)).reshape(x_t.shape)
         flat = d_logits.reshape(-1, d_logits.shape[-1])
         return dx, jnp.dot(x_t, flat, preferred_element_type=jnp.float32)
-    form = "btd,btv->vd" if static.transposed and not static.one_cpu else "btd,btv->dv"
+    form = "btd,btv->vd" if static.transposed else "btd,btv->dv"
     return dx, jnp.einsum(form, x, d_logits, preferred_element_type=jnp.float32)
