@@ -1,15 +1,16 @@
-"""W1: the CPU train step of a 30 M parameter LLaMA, ours beside transformers + torch, interleaved.
+"""W1: a training step on the CPU, ours and its peers' in turn.
 
-    .venv/bin/python tests/bench/w1.py --peer_python=.venv-parity/bin/python
+    python tests/bench/w1.py [--peer_python=.venv-parity/bin/python] [--dtypes=bfloat16,float32]
 
-LLaMA, d 512, 8 layers, 8 heads, SwiGLU 1408, vocabulary 8192, untied, batch 8 x 512, AdamW, global
-clip 1.0 (configs/models/llama/w1.gin). Each side is a process of its own that waits while another
-one works; rounds go A B A B. A figure is the median over rounds [smallest, largest]. Peak memory is
-the largest resident set of the process. The first step is from the start of the process to the end
-of step 1, imports and compilation in it; ours is then started again with a warm compilation cache.
+LLaMA type, d 512, 8 layers, 8 heads, SwiGLU 1408, vocabulary 8192, untied; batch 8 x 512; AdamW,
+global clip 1.0. The processes stay up and step in turn (A B A B), so that a noisy machine slows
+both; the ratio is the median of the ratios of neighbouring steps, shown with its range. First
+step: from before the imports to the end of the first step, each in a process of its own, without
+and with a filled compilation cache. Peak memory: the process's largest resident set.
 
-FLOPs: 6 N a token, N with the head and without the input table, plus causal attention; no
-recomputation. W1: 6 x 29.89 M + 6 x 8 x 512 x 512 = 191.9 MFLOP a token.
+FLOP/s: 6 N a token, N with the head and without the embedding, plus causal attention
+(6 T D a layer: two products of 2 T D forward, half of it hidden, three times that with the
+backward pass); recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -17,146 +18,47 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-ROWS, LENGTH, VOCAB = 8, 512, 8192
-TOKENS = ROWS * LENGTH
-FLOPS = 6 * 29.89e6 + 6 * 8 * 512 * 512
+HERE = Path(__file__).parent
+MODEL = dict(vocab_size=8192, d_model=512, n_layers=8, n_heads=8, d_ff=1408)
+ROWS, LENGTH = 8, 512
 
 
-def ours(dtype: str, remat: str) -> Callable[[], float]:
-    """Our step: the real model, optimizer and train step, on a mesh of one device."""
-    import jax
-    import numpy as np
-
-    from t5x_llm.cli.run import load_run
-    from t5x_llm.config import parse_flags
-    from t5x_llm.data.batch import Batch
-    from t5x_llm.parallel import make_mesh
-    from t5x_llm.train.state import init_state, state_shardings
-    from t5x_llm.train.step import make_train_step
-
-    flags = ["configs/recipes/quickstart.gin", "configs/models/llama/w1.gin"]
-    run, _ = load_run(
-        parse_flags(
-            [f"--gin_file={f}" for f in flags]
-            + [f"--gin.Policy.compute='{dtype}'", f"--gin.Run.remat='{remat}'"]
-        )
-    )
-    mesh, rules, model = make_mesh(run.mesh), run.mesh.rules(), run.build_model()
-    tx = run.optimizer.build(1000, model.logical_axes())
-    state = init_state(model, tx, jax.random.key(0), mesh, rules)
-    step = make_train_step(
-        model, tx, run.optimizer.schedule.build(1000), mesh=mesh, rules=rules,
-        state_shardings=state_shardings(model, tx, mesh, rules), n_sources=1,
-    )  # fmt: skip
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
-    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
-    ones = np.ones((ROWS, LENGTH), np.int32)
-    batch = Batch(
-        tokens[:, :-1], tokens[:, 1:], positions, ones, ones.astype(np.float32),
-        np.zeros(ROWS, np.int32),
-    )  # fmt: skip
-
-    def advance() -> float:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return float(metrics["loss"])
-
-    return advance
+def flops_per_token() -> float:
+    """By the convention above."""
+    d, f, layers, v = MODEL["d_model"], MODEL["d_ff"], MODEL["n_layers"], MODEL["vocab_size"]
+    n = layers * (4 * d * d + 3 * d * f + 2 * d) + d + d * v
+    return 6 * n + layers * 6 * LENGTH * d
 
 
-def torch_peer(dtype: str) -> Callable[[], float]:
-    """transformers' LLaMA in torch: bf16 autocast, or float32."""
-    import torch
-    import transformers
+class Runner:
+    """A process that takes one step for each line it is sent."""
 
-    torch.manual_seed(0)
-    torch.set_num_threads(2)
-    model: Any = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=512,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            intermediate_size=1408,
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=False,
-            use_cache=False,
-        )  # fmt: skip
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.95), weight_decay=0.1)
-    tokens = torch.randint(0, VOCAB, (ROWS, LENGTH + 1))
-
-    def advance() -> float:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = model(tokens[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), tokens[:, 1:].flatten()
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return advance
-
-
-def serve(side: str, dtype: str, remat: str, start: float) -> None:
-    """A child: makes a step for every line of input, and answers with its seconds."""
-    advance = ours(dtype, remat) if side == "ours" else torch_peer(dtype)
-    advance()
-    first = time.time() - start
-    print(json.dumps({"first": first}), flush=True)
-    for line in sys.stdin:
-        begin = time.perf_counter()
-        for _ in range(int(line)):
-            loss = advance()
-        seconds = (time.perf_counter() - begin) / int(line)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}), flush=True)
-
-
-class Child:
-    """One side in its own process."""
-
-    def __init__(self, python: str, side: str, dtype: str, remat: str, cache: str = ""):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-        # The numpy-only workarounds of some machines slow torch and jax down alike; leave them out.
-        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-            environment.pop(name, None)
-        command = [python, __file__, "--child", side, dtype, remat, str(time.time())]
+    def __init__(self, command: list[str]):
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
         )
-        self.first = self._answer()["first"]
-        self.rounds: list[float] = []
-        self.peak = 0.0
 
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
+    def step(self) -> dict[str, float]:
+        """Takes a step and returns its measurements."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"a side ended with status {self.process.wait()}; see above")
-
-    def steps(self, count: int) -> None:
-        """One round."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        self.rounds.append(answer["seconds"])
-        self.peak = answer["peak"]
+        raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}")
 
     def close(self) -> None:
         """Ends the process."""
@@ -165,58 +67,82 @@ class Child:
         self.process.wait()
 
 
-def show(name: str, child: Child) -> None:
-    rates = [TOKENS / s for s in child.rounds]
-    middle = statistics.median(rates)
-    print(
-        f"  {name:<22} {middle:7.0f} tokens/s [{min(rates):.0f}, {max(rates):.0f}]  "
-        f"{middle * FLOPS / 1e9:5.0f} GFLOP/s  peak {child.peak:.2f} GiB  "
-        f"first step {child.first:.1f} s",
-        flush=True,
-    )
+def ours(dtype: str, remat: str, cache: str = "") -> Runner:
+    """t5x_llm in this environment."""
+    shape = [json.dumps(MODEL), str(ROWS), str(LENGTH)]
+    return Runner([sys.executable, str(HERE / "w1_ours.py"), dtype, remat, *shape, cache])
 
 
-def compare(dtype: str, args: argparse.Namespace) -> None:
-    """All sides of one dtype."""
-    with tempfile.TemporaryDirectory() as cache:
-        cold = Child(sys.executable, "ours", dtype, args.remat, cache)
-        sides = {"t5x_llm": cold}
-        if args.peer_python:
-            sides["transformers + torch"] = Child(args.peer_python, "torch", dtype, args.remat)
-        for _ in range(args.rounds):
-            for child in sides.values():
-                child.steps(args.steps)
-        for child in sides.values():
-            child.close()
-        print(f"{dtype}, remat {args.remat}, {args.rounds} rounds of {args.steps} steps")
-        for name, child in sides.items():
-            show(name, child)
-        warm = Child(sys.executable, "ours", dtype, args.remat, cache)
-        warm.close()
-        print(f"  first step of ours with a warm compilation cache: {warm.first:.1f} s")
-    if args.peer_python:
-        peer = sides["transformers + torch"]
-        ratios = [b / a for a, b in zip(cold.rounds, peer.rounds, strict=True)]
+def torch_peer(python: str, dtype: str, threads: int) -> Runner:
+    """transformers + torch in the environment of ``python``."""
+    shape = [json.dumps(MODEL), str(ROWS), str(LENGTH)]
+    return Runner([python, str(HERE / "w1_peer_torch.py"), dtype, str(threads), *shape])
+
+
+def spread(values: list[float], form: str = ".0f") -> str:
+    """Median and range."""
+    low, high = format(min(values), form), format(max(values), form)
+    return f"{format(statistics.median(values), form)} ({low}-{high})"
+
+
+def first_steps(dtype: str, remat: str) -> None:
+    """Prints the time to the first step, cold and with a filled compilation cache."""
+    cache = tempfile.mkdtemp(prefix="w1-cache-")
+    try:
+        for name in ("cold, cache being filled", "with the cache"):
+            runner = ours(dtype, remat, cache)
+            print(f"  first step {name}: {runner.step()['since_start']:.1f} s")
+            runner.close()
+    finally:
+        shutil.rmtree(cache)
+
+
+def compare(dtype: str, options: argparse.Namespace) -> None:
+    """Prints one table for one dtype."""
+    print(f"{dtype}, remat {options.remat}, {options.threads} threads, {options.rounds} rounds")
+    if options.first_step:
+        first_steps(dtype, options.remat)
+    runners = {"t5x_llm": ours(dtype, options.remat)}
+    if options.peer_python:
+        runners["torch"] = torch_peer(options.peer_python, dtype, options.threads)
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    for _ in range(options.rounds + options.warmup):
+        for name, runner in runners.items():
+            steps[name].append(runner.step())
+    tokens = ROWS * LENGTH
+    for name, runner in runners.items():
+        timed = steps[name][options.warmup :]
+        rates = [tokens / s["seconds"] for s in timed]
+        gflops = [rate * flops_per_token() / 1e9 for rate in rates]
+        peak = max(s["peak_bytes"] for s in timed) / 2**30
         print(
-            f"  ours / torch: speed {statistics.median(ratios):.2f}x "
-            f"[{min(ratios):.2f}, {max(ratios):.2f}], memory {cold.peak / peer.peak:.2f}x"
+            f"  {name:8} {spread(rates)} tokens/s, {spread(gflops)} GFLOP/s, "
+            f"peak {peak:.2f} GiB, first step {steps[name][0]['since_start']:.1f} s, "
+            f"loss {timed[-1]['loss']:.3f}"
         )
+        runner.close()
+    if len(runners) == 2:
+        pairs = zip(steps["torch"], steps["t5x_llm"], strict=True)
+        ratios = [b["seconds"] / a["seconds"] for b, a in pairs][options.warmup :]
+        peaks = [max(s["peak_bytes"] for s in steps[name]) for name in ("t5x_llm", "torch")]
+        print(f"  speed over torch {spread(ratios, '.2f')}, memory {peaks[0] / peaks[1]:.2f} of it")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--child"]:
-        side, dtype, remat, start = sys.argv[2:]
-        return serve(side, dtype, remat, float(start))
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--peer_python", help="a python with torch and transformers")
-    parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float32"])
-    parser.add_argument("--remat", default="none")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=2, help="in a round")
-    args = parser.parse_args()
-    print(f"{FLOPS / 1e6:.1f} MFLOP a token: 6 N + causal attention, recomputation not counted")
-    for dtype in args.dtypes:
-        compare(dtype, args)
+    """Parses flags and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = os.environ.get("W1_PEER_PYTHON", ".venv-parity/bin/python")
+    parser.add_argument("--peer_python", default=default, help="'' leaves torch out")
+    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--remat", default="save_projections")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--first_step", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    print(f"{sys.version.split()[0]=}, {flops_per_token() / 1e6:.1f} MFLOP a token")
+    for dtype in options.dtypes.split(","):
+        compare(dtype, options)
 
 
 if __name__ == "__main__":
