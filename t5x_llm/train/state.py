@@ -76,7 +76,12 @@ def init_state(
         with use(mesh, rules):
             return _fresh(model, tx, key)
 
-    return jax.jit(fresh, out_shardings=state_shardings(model, tx, mesh, rules))(key)
+    # It runs once: on the CPU a full optimisation would take three times as long as it saves. The
+    # values are the same to the bit.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 1} if on_cpu else None
+    shardings = state_shardings(model, tx, mesh, rules)
+    return jax.jit(fresh, out_shardings=shardings, compiler_options=options)(key)
 
 
 def state_from_params(
