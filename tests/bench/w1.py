@@ -1,6 +1,7 @@
 """W1: a training step on the CPU, ours and its peers' in turn.
 
     python tests/bench/w1.py [--peer_python=.venv-parity/bin/python] [--dtypes=bfloat16,float32]
+        [--maxtext_python=.../bin/python]
 
 LLaMA type, d 512, 8 layers, 8 heads, SwiGLU 1408, vocabulary 8192, untied; batch 8 x 512; AdamW,
 global clip 1.0. The processes stay up and step in turn (A B A B), so that a noisy machine slows
@@ -18,11 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -58,13 +62,88 @@ class Runner:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}")
+        raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
 
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+class MaxText:
+    """MaxText's own training loop on synthetic data, stopped by a signal between its steps.
+
+    Needs an environment with ``maxtext[tpu]``; its settings are those of W1.
+    """
+
+    def __init__(self, python: str, dtype: str, remat: str):
+        settings = dict(
+            run_name="w1",
+            base_output_directory=tempfile.mkdtemp(prefix="w1-maxtext-"),
+            hardware="cpu",
+            dataset_type="synthetic",
+            steps=1000,
+            enable_checkpointing="false",
+            per_device_batch_size=ROWS,
+            max_target_length=LENGTH,
+            base_emb_dim=MODEL["d_model"],
+            base_num_decoder_layers=MODEL["n_layers"],
+            base_num_query_heads=MODEL["n_heads"],
+            base_num_kv_heads=MODEL["n_heads"],
+            head_dim=MODEL["d_model"] // MODEL["n_heads"],
+            base_mlp_dim=MODEL["d_ff"],
+            vocab_size=MODEL["vocab_size"],
+            decoder_block="llama2",
+            logits_via_embedding="false",
+            dtype=dtype,
+            attention="dot_product",
+            remat_policy=remat,
+            gradient_clipping_threshold=1.0,
+            opt_type="adamw",
+            enable_tensorboard="false",
+            skip_jax_distributed_system="true",
+            log_config="false",
+        )
+        config = Path(python).parents[1].glob("lib/python*/site-packages/maxtext/configs/base.yml")
+        self.begin = time.perf_counter()
+        self.directory = str(settings["base_output_directory"])
+        self.process = subprocess.Popen(
+            [python, "-m", "maxtext.trainers.pre_train.train", str(next(config))]
+            + [f"{name}={value}" for name, value in settings.items()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "DECOUPLE_GCLOUD": "TRUE"},
+        )
+
+    def step(self) -> dict[str, float]:
+        """Lets it run until it reports a step; its log runs a step behind, evenly."""
+        assert self.process.stdout is not None
+        start = time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        for line in self.process.stdout:
+            found = re.search(r"completed step: \d+,.* loss: ([\d.]+), lm_loss", line)
+            if found:
+                self.process.send_signal(signal.SIGSTOP)
+                end = time.perf_counter()
+                return {
+                    "seconds": end - start,
+                    "since_start": end - self.begin,
+                    "loss": float(found[1]),
+                    "peak_bytes": self._peak(),
+                }
+        raise RuntimeError(f"MaxText ended with {self.process.wait()}")
+
+    def _peak(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return 1024.0 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def ours(dtype: str, remat: str, cache: str = "") -> Runner:
@@ -102,9 +181,11 @@ def compare(dtype: str, options: argparse.Namespace) -> None:
     print(f"{dtype}, remat {options.remat}, {options.threads} threads, {options.rounds} rounds")
     if options.first_step:
         first_steps(dtype, options.remat)
-    runners = {"t5x_llm": ours(dtype, options.remat)}
+    runners: dict[str, Runner | MaxText] = {"t5x_llm": ours(dtype, options.remat)}
     if options.peer_python:
         runners["torch"] = torch_peer(options.peer_python, dtype, options.threads)
+    if options.maxtext_python:
+        runners["MaxText"] = MaxText(options.maxtext_python, dtype, options.maxtext_remat)
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(options.rounds + options.warmup):
         for name, runner in runners.items():
@@ -121,11 +202,12 @@ def compare(dtype: str, options: argparse.Namespace) -> None:
             f"loss {timed[-1]['loss']:.3f}"
         )
         runner.close()
-    if len(runners) == 2:
-        pairs = zip(steps["torch"], steps["t5x_llm"], strict=True)
-        ratios = [b["seconds"] / a["seconds"] for b, a in pairs][options.warmup :]
-        peaks = [max(s["peak_bytes"] for s in steps[name]) for name in ("t5x_llm", "torch")]
-        print(f"  speed over torch {spread(ratios, '.2f')}, memory {peaks[0] / peaks[1]:.2f} of it")
+    own = steps.pop("t5x_llm")
+    for name, theirs in steps.items():
+        ratios = [b["seconds"] / a["seconds"] for a, b in zip(own, theirs, strict=True)]
+        memory = max(s["peak_bytes"] for s in own) / max(s["peak_bytes"] for s in theirs)
+        timed_ratios = spread(ratios[options.warmup :], ".2f")
+        print(f"  speed over {name} {timed_ratios}, memory {memory:.2f} of it")
 
 
 def main() -> None:
@@ -133,6 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = os.environ.get("W1_PEER_PYTHON", ".venv-parity/bin/python")
     parser.add_argument("--peer_python", default=default, help="'' leaves torch out")
+    parser.add_argument(
+        "--maxtext_python", default="", help="its own environment; '' leaves it out"
+    )
+    parser.add_argument("--maxtext_remat", default="minimal")
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--remat", default="save_projections")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
