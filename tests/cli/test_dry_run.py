@@ -50,6 +50,7 @@ def test_a_slice_that_is_not_here(capfd, monkeypatch, tmp_path):
     text = plan(
         capfd,
         f"--gin.Data.store_dir='{tmp_path}/store'",
+        f"--gin.Run.directory='{tmp_path}/run'",
         "--gin.TokenizerTraining.vocab_size=32000",
         f"--gin_file={QUICKSTART}",
         f"--gin_file={tiny.ROOT}/configs/meshes/v5e_256.gin",

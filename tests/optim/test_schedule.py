@@ -38,8 +38,12 @@ def test_every_schedule(drawn):
     assert (rates >= 0).all() and rates[0] > 0
     assert rates.max() <= peak * (1 + 1e-5)
     np.testing.assert_allclose(rates[warmup], peak, rtol=1e-5)
+    # optax interpolates downward from the peak in float32: the first rates carry its rounding.
     np.testing.assert_allclose(
-        rates[: warmup + 1], peak * np.arange(1, warmup + 2) / (warmup + 1), rtol=1e-4
+        rates[: warmup + 1],
+        peak * np.arange(1, warmup + 2) / (warmup + 1),
+        rtol=1e-4,
+        atol=peak * 1e-6,
     )
     falls = rates[warmup:]
     assert (np.diff(falls) <= peak * 1e-6).all()
