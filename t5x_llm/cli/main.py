@@ -56,7 +56,7 @@ def _quieten() -> None:
 
 
 def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    """Runs a command; a mistake of the user's ends it with a message and status 2.
+    """Runs a command; a mistake of the user's ends it with a message and a status, 2 as a rule.
 
     Set ``T5X_LLM_TRACEBACK=1`` to see where it was found.
     """
@@ -68,7 +68,7 @@ def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
         if os.environ.get("T5X_LLM_TRACEBACK"):
             raise
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(e.exit_code)
     except OSError as e:
         if e.errno not in _DISK or os.environ.get("T5X_LLM_TRACEBACK"):
             raise

@@ -15,7 +15,7 @@ from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
-from t5x_llm.nn.block import REMAT
+from t5x_llm.nn.remat import REMAT
 from t5x_llm.optim import BatchRamp, Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, check_divisible
 from t5x_llm.text import TokenizerTraining
@@ -110,7 +110,7 @@ class Run:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     precision: Policy = dataclasses.field(default_factory=Policy)
-    remat: str = "none"
+    remat: str = "save_projections"
     z_loss: float = 0.0
     start_from: str | None = None
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

@@ -8,7 +8,13 @@ from typing import Any
 
 
 class T5xLLMError(Exception):
-    """Base of all errors raised on purpose; the command line prints them without a traceback."""
+    """Base of all errors raised on purpose; the command line prints them without a traceback.
+
+    Attributes:
+      exit_code: the process's status; launchers start again what ends with one of ``RESTARTABLE``.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(T5xLLMError):
@@ -58,6 +64,31 @@ class CheckpointError(T5xLLMError):
 
 class ParityError(T5xLLMError):
     """A converted model whose numbers do not match the original's."""
+
+
+class SpikeError(T5xLLMError):
+    """A run that spikes again and again; rewinding further is no help."""
+
+
+class Preempted(T5xLLMError):
+    """The machine is taken away; the run was saved and goes on when it is started again."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class PeerLost(T5xLLMError):
+    """Another process of the run is gone; all must start again."""
+
+    exit_code = 76
+
+
+class Stuck(T5xLLMError):
+    """No step was made for too long."""
+
+    exit_code = 77
+
+
+RESTARTABLE = (Preempted.exit_code, PeerLost.exit_code, Stuck.exit_code)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

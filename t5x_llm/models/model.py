@@ -12,8 +12,8 @@ from flax import nnx
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
 from t5x_llm.models.decoder import Decoder, DecoderConfig
-from t5x_llm.nn.block import REMAT
 from t5x_llm.nn.linear import one_cpu
+from t5x_llm.nn.remat import REMAT
 from t5x_llm.objectives.lm import cross_entropy
 
 Params = dict[str, Any]
@@ -28,7 +28,7 @@ class Model:
     Args:
       config: the architecture.
       policy: parameter and compute dtypes.
-      remat: what the backward pass finds saved; one of ``nn.block.REMAT``.
+      remat: what the backward pass finds saved; one of ``nn.remat.REMAT``.
     """
 
     def __init__(self, config: DecoderConfig, policy: Policy | None = None, remat: str = "none"):

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.attention_kernels import attend
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.positions import RotaryConfig, rotate
+from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
 KEYS = ("batch", "length", "kv_heads", "head")
@@ -110,9 +110,9 @@ class Attention(nnx.Module):
         if self.config.rotary is not None:
             tables = context.rotary[self.config.rotary]
             q, k = rotate(q, tables), rotate(k, tables)
-        q = checkpoint_name(constrain(q, QUERIES), "query")
-        k = checkpoint_name(constrain(k, KEYS), "key")
-        v = checkpoint_name(constrain(v, KEYS), "value")
+        q = keep(constrain(q, QUERIES), "query")
+        k = keep(constrain(k, KEYS), "key")
+        v = keep(constrain(v, KEYS), "value")
         key_positions, key_segment_ids = context.positions, context.segment_ids
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache["key"], k, context.cache_index, axis=1)
@@ -128,5 +128,4 @@ class Attention(nnx.Module):
             q_positions=context.positions,
             kv_positions=key_positions,
         )
-        y = checkpoint_name(constrain(y, QUERIES), "context")
-        return checkpoint_name(self.out(y), "attention_out"), cache
+        return keep(self.out(constrain(y, QUERIES)), "attention_out"), cache

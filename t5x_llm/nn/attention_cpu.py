@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+
+from t5x_llm.nn.remat import keep
 
 _BLOCK = 128
 _MAX_BLOCKS = 16
@@ -112,8 +113,8 @@ def _forward(
         outs.append((out.reshape(shape) / total).astype(q.dtype))
         sums.append(top + jnp.log(total))
     # Named, so that a remat policy that saves them spares the backward pass a second forward.
-    out = checkpoint_name(jnp.concatenate(outs, axis=3), "context")
-    log_sum = checkpoint_name(jnp.concatenate(sums, axis=3), "log_sum")
+    out = keep(jnp.concatenate(outs, axis=3), "context")
+    log_sum = keep(jnp.concatenate(sums, axis=3), "log_sum")
     return out, (q, k, v, segments, out, log_sum)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from t5x_llm.nn import attention_cpu
 from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
 from t5x_llm.nn.linear import one_cpu
+from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import platform
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -54,6 +55,8 @@ def attend(
       scale: factor on the logits; 1 / sqrt(H) by default.
       sinks: [N] logits that take part in every softmax and carry no value (gpt-oss), or None.
 
+    What a remat policy may keep of it is named ``context`` (and ``log_sum``).
+
     Returns:
       [B, T, N, H] in the dtype of ``q``. Rows of padding queries are finite and mean nothing.
     """
@@ -67,15 +70,17 @@ def attend(
         mask = visible(
             q_segment_ids, kv_segment_ids, q_positions, kv_positions, causal=causal, window=window
         )
-        return jax.nn.dot_product_attention(
+        out = jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn"
         )
+        return keep(out, "context")
     plain = causal and softcap is None and sinks is None
     if plain and one_cpu() and attention_cpu.fits(q, k):
         return attention_cpu.causal_attend(q, k, v, q_segment_ids, scale=scale, window=window)
-    return _blocked(
+    out = _blocked(
         q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, sinks, **static
     )
+    return keep(out, "context")
 
 
 def visible(

@@ -72,6 +72,7 @@ def splash_attend(
             head_shards=1,
             q_seq_shards=1,
             attn_logits_soft_cap=softcap,
+            residual_checkpoint_name="context",
             interpret=interpret,
         )
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))

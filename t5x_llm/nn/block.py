@@ -14,31 +14,11 @@ from t5x_llm.nn.attention import Attention, AttentionConfig, Context
 from t5x_llm.nn.mlp import Mlp, MlpConfig
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
+from t5x_llm.nn.remat import remat_policy
 from t5x_llm.parallel import constrain
 
 RESIDUAL = ("batch", "length", "embed")
 Cache = dict[str, Any]
-
-# Which intermediate values the backward pass finds saved; the rest is computed again.
-# Names are those given by checkpoint_name in the layers.
-_SAVED_NAMES: dict[str, tuple[str, ...]] = {
-    "save_qkv": ("query", "key", "value"),
-    "save_qkv_context": ("query", "key", "value", "context", "log_sum"),
-    "save_projections": (
-        *("query", "key", "value", "context", "log_sum", "attention_out"),
-        *("mlp_gate", "mlp_up", "mlp_out"),
-    ),
-}
-REMAT = ("none", "full", "dots", *_SAVED_NAMES)
-
-
-def remat_policy(name: str) -> Any:
-    """The jax.checkpoint policy of a named choice other than 'none'."""
-    if name == "full":
-        return jax.checkpoint_policies.nothing_saveable
-    if name == "dots":
-        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[name])
 
 
 @dataclasses.dataclass(frozen=True)

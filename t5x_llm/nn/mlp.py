@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from t5x_llm.core.errors import check_choice, check_number
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.param import InitConfig
+from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -64,10 +64,10 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         activation = ACTIVATIONS[self.config.activation]
-        h = checkpoint_name(self.up(x), "mlp_up")
+        h = keep(self.up(x), "mlp_up")
         if self.config.gated:
-            h = activation(checkpoint_name(self.gate(x), "mlp_gate")) * h
+            h = activation(keep(self.gate(x), "mlp_gate")) * h
         else:
             h = activation(h)
         h = constrain(h, ("batch", "length", "mlp"))
-        return checkpoint_name(self.down(h), "mlp_out")
+        return keep(self.down(h), "mlp_out")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5x_llm.data.batch import Batch
 from t5x_llm.models.model import Model
@@ -16,6 +18,38 @@ from t5x_llm.parallel import Rules, batch_sharding, replicated, use
 from t5x_llm.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
+SIGNALS = ("preempted", "save_failed", "give_up")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """What the host tells a step besides its batch; the same on all hosts but for ``signals``.
+
+    Attributes:
+      norm_limit: float32 scalar; a larger gradient norm, or one that is not finite, leaves
+        parameters and optimizer state as they are.
+      update_scale: float32 scalar, factor on the update (that is, on the learning rate).
+      signals: [devices or 1, len(SIGNALS)] int32, each process's own rows; the step's metrics carry
+        their sum, so that all processes learn of it at the same step.
+    """
+
+    norm_limit: Any
+    update_scale: Any
+    signals: Any
+
+    @classmethod
+    def neutral(cls) -> Control:
+        """Nothing is wrong."""
+        zeros = np.zeros((1, len(SIGNALS)), np.int32)
+        return cls(np.float32(np.inf), np.float32(1.0), zeros)
+
+
+def control_sharding(mesh: Mesh) -> Control:
+    """Where a ``Control`` lies: one row of signals a device, if there are several processes."""
+    whole = replicated(mesh)
+    spread = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
+    return Control(whole, whole, spread if jax.process_count() > 1 else whole)
 
 
 def split_microbatches(batch: Batch, count: int) -> Batch:
@@ -80,7 +114,8 @@ def make_train_step(
     n_sources: int,
     microbatches: int = 1,
     z_loss: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    guarded: bool = False,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
     Args:
@@ -93,29 +128,45 @@ def make_train_step(
       n_sources: sources of the mixture; metrics carry sums for each.
       microbatches: the batch is processed in so many parts.
       z_loss: weight of mean log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
+      guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
 
     Returns:
       Metrics are float32 on the device: loss (mean nats per predicted token), z_loss, grad_norm
-      (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources].
+      (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources]; of a guarded step
+      also skipped (1 if the update was left out) and those of ``SIGNALS``.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, control: Control | None = None
+    ) -> tuple[TrainState, Metrics]:
         with use(mesh, rules):
             grads, metrics = accumulate(model, state.params, batch, microbatches, z_loss, n_sources)
             grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            if control is not None:
+                updates = jax.tree.map(lambda u: u * control.update_scale, updates)
             params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        norm = metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        if control is not None:
+            sound = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+            sound &= norm <= control.norm_limit
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(sound, new, old),
+                (params, opt_state),
+                (state.params, state.opt_state),
+            )
+            metrics["learning_rate"] *= control.update_scale
+            metrics["skipped"] = 1.0 - sound
+            told = jnp.sum(control.signals, axis=0).astype(jnp.float32)
+            metrics |= {name: told[i] for i, name in enumerate(SIGNALS)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     rows = batch_sharding(mesh, rules, 2)
+    batches = Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1))
     return jax.jit(
         train_step,
-        in_shardings=(
-            state_shardings,
-            Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1)),
-        ),
+        in_shardings=(state_shardings, batches) + ((control_sharding(mesh),) if guarded else ()),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -99,7 +99,7 @@ def test_remat_changes_no_gradient(case):
         return jax.jit(jax.grad(loss))(params)
 
     plain = gradient("none")
-    for remat in ("full", "dots", "save_qkv"):
+    for remat in ("full", "dots", "save_qkv", "save_projections"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
             plain,

@@ -66,6 +66,9 @@ class Hook:
     def on_eval(self, run: Run, results: Results) -> None:
         """When an evaluation at ``run.step`` is done: {source: {measure: value}}."""
 
+    def on_rewind(self, run: Run) -> None:
+        """After a rewind: ``run`` stands at an earlier step, and ``restore`` was called."""
+
     def on_end(self, run: Run, error: BaseException | None) -> None:
         """Once, at the end; ``error`` is what ended the run early."""
 

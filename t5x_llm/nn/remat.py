@@ -1,0 +1,62 @@
+"""Named remat policies: which intermediate values the backward pass finds saved.
+
+The rest is computed again. Names are those that layers give by ``keep``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from t5x_llm.nn.linear import one_cpu
+
+_SAVED_NAMES: dict[str, tuple[str, ...]] = {
+    "save_qkv": ("query", "key", "value"),
+    "save_qkv_context": ("query", "key", "value", "context", "log_sum"),
+    "save_projections": (
+        *("query", "key", "value", "context", "log_sum", "attention_out"),
+        *("mlp_gate", "mlp_up", "mlp_out"),
+    ),
+}
+REMAT = ("none", "full", "dots", *_SAVED_NAMES)
+
+
+def remat_policy(name: str) -> Any:
+    """The jax.checkpoint policy of a named choice other than 'none'."""
+    if name == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    if name == "dots":
+        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[name])
+
+
+def keep(x: jax.Array, name: str) -> jax.Array:
+    """``x`` itself, under a name that remat policies can ask to save.
+
+    On a single CPU device bfloat16 is kept as its bits: XLA's CPU backend in jax 0.10 widens a
+    scan's whole stack of bfloat16 values to float32 to write one layer's into it.
+    """
+    if x.dtype == jnp.bfloat16 and one_cpu():
+        return _keep_bits(name, x)
+    return checkpoint_name(x, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _keep_bits(name: str, x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return jax.lax.bitcast_convert_type(checkpoint_name(bits, name), x.dtype)
+
+
+def _forward(name: str, x: jax.Array) -> tuple[jax.Array, None]:
+    return _keep_bits(name, x), None
+
+
+def _backward(name: str, _: None, dy: jax.Array) -> tuple[jax.Array]:
+    return (dy,)
+
+
+_keep_bits.defvjp(_forward, _backward)

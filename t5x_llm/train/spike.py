@@ -1,0 +1,259 @@
+"""Is the run healthy? From loss and gradient norm to a verdict.
+
+PaLM's authors restarted from about 100 steps before a loss spike and skipped 200 to 500 batches
+(arXiv 2204.02311, section 5.1). The monitor says when, and names the step at which it began.
+
+Statistics are robust (medians) over the steps that were not bad, as a spike must not make itself
+ordinary. A level is the median of the last ``LEVEL`` values; a scale is 1.4826 times the median
+distance of the last ``window`` values from the level of their time, which for normal noise is its
+standard deviation. Six deviations over 128 steps is also what OLMo-core's step skipping uses.
+
+Everything follows from the sequence of (step, loss, gradient norm) alone: not from clocks, nor from
+how late metrics arrive. So all hosts, and a run that was killed and resumed, decide alike.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import statistics
+from typing import Any
+
+from t5x_llm.core.errors import check_number
+
+LEVEL = 32
+RECENT = 5  # steps among which ``patience`` bad ones make a spike
+
+
+@dataclasses.dataclass(frozen=True)
+class SpikeConfig:
+    """What counts as a spike, and what is done about it.
+
+    Attributes:
+      enabled: whether the run watches itself at all.
+      window: steps that the statistics look back on.
+      warmup: steps observed before anything but a number that is not finite is bad.
+      deviations: a loss, or a gradient norm's logarithm, so many scales above its level is bad.
+      min_rise: nats per token; a smaller rise of the loss is never bad.
+      norm_factor: a gradient norm less than so many times its level is never bad.
+      patience: bad steps among five that make a spike.
+      drift_deviations: a level so many scales above the lowest one for ``window / 2`` steps on end
+        is a sustained divergence.
+      skip_updates: a step whose gradient norm is bad leaves the parameters as they are. Where a
+        loss or norm is not finite that holds in any case.
+      rewind_steps: back to the newest checkpoint at least so many steps before the onset.
+      skip_batches: batches of data skipped, from ``rewind_steps`` before the onset on.
+      max_rewinds: in all.
+      max_rewinds_per_window: with onsets within ``rewind_window`` steps of each other.
+      rewind_window: steps.
+      easing: learning rate after a rewind as a fraction of the schedule's; 1 leaves it alone.
+      easing_steps: steps over which it then returns to the schedule linearly.
+    """
+
+    enabled: bool = True
+    window: int = 128
+    warmup: int = 64
+    deviations: float = 6.0
+    min_rise: float = 0.3
+    norm_factor: float = 4.0
+    patience: int = 3
+    drift_deviations: float = 4.0
+    skip_updates: bool = True
+    rewind_steps: int = 100
+    skip_batches: int = 300
+    max_rewinds: int = 20
+    max_rewinds_per_window: int = 3
+    rewind_window: int = 1000
+    easing: float = 1.0
+    easing_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("window", 8),
+            ("warmup", 4),
+            ("rewind_steps", 1),
+            ("skip_batches", 1),
+            ("max_rewinds", 0),
+            ("max_rewinds_per_window", 1),
+            ("rewind_window", 1),
+            ("easing_steps", 0),
+        ):
+            check_number(f"SpikeConfig.{name}", getattr(self, name), low=low, integer=True)
+        check_number("SpikeConfig.patience", self.patience, low=1, high=RECENT, integer=True)
+        for name in ("deviations", "min_rise", "drift_deviations", "easing"):
+            check_number(f"SpikeConfig.{name}", getattr(self, name), above=0)
+        check_number("SpikeConfig.norm_factor", self.norm_factor, above=1)
+        check_number("SpikeConfig.easing", self.easing, above=0, high=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spike:
+    """The verdict to rewind.
+
+    Attributes:
+      onset: the first bad step.
+      detected: the step whose metrics gave it away.
+      kind: ``loss``, ``gradient``, ``not finite`` or ``drift``.
+      reason: for people.
+    """
+
+    onset: int
+    detected: int
+    kind: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one step showed.
+
+    Attributes:
+      bad: '' for an ordinary step, else ``loss``, ``gradient`` or ``not finite``.
+      reason: for people.
+      spike: the verdict, if it is one.
+    """
+
+    bad: str = ""
+    reason: str = ""
+    spike: Spike | None = None
+
+
+class _Series:
+    """Level and scale of the ordinary values so far."""
+
+    def __init__(self, window: int):
+        self.recent: collections.deque[float] = collections.deque(maxlen=LEVEL)
+        self.residuals: collections.deque[float] = collections.deque(maxlen=window)
+
+    def add(self, value: float) -> None:
+        if self.recent:
+            self.residuals.append(value - self.level)
+        self.recent.append(value)
+
+    @property
+    def level(self) -> float:
+        return statistics.median(self.recent)
+
+    @property
+    def scale(self) -> float:
+        return 1.4826 * statistics.median(map(abs, self.residuals))
+
+
+class SpikeMonitor:
+    """Watches a run, step by step, in order.
+
+    Args:
+      config: thresholds.
+    """
+
+    def __init__(self, config: SpikeConfig):
+        self.config = config
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all statistics: what follows is another kind of data, or another run."""
+        self._loss = _Series(self.config.window)
+        self._norm = _Series(self.config.window)
+        self._seen = 0
+        self._bad: collections.deque[tuple[int, str, str]] = collections.deque(maxlen=RECENT)
+        self._lowest = math.inf
+        self._risen: int | None = None
+        self._mixture = 0
+
+    def observe(
+        self, step: int, loss: float, grad_norm: float, skipped: bool = False, mixture: int = 0
+    ) -> Finding:
+        """Takes in one step.
+
+        Args:
+          step: its number; they come in order.
+          loss: nats per token.
+          grad_norm: before clipping.
+          skipped: the step left the parameters as they were.
+          mixture: which part of the mixture's history the data came from: a planned change of
+            weights changes the loss, and statistics begin anew.
+        """
+        if mixture != self._mixture:
+            self.reset()
+            self._mixture = mixture
+        bad, reason = self._judge(loss, grad_norm, skipped)
+        if not bad:
+            self._loss.add(loss)
+            self._norm.add(math.log(max(grad_norm, 1e-30)))
+            self._seen += 1
+        self._bad.append((step, bad, reason))
+        return Finding(bad, reason, self._spike(step) or self._drift(step))
+
+    def _judge(self, loss: float, norm: float, skipped: bool) -> tuple[str, str]:
+        config = self.config
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return "not finite", f"loss {loss:g}, gradient norm {norm:g}"
+        if self._seen >= config.warmup:
+            level, scale = self._loss.level, self._loss.scale
+            rise = loss - level
+            if rise > max(config.min_rise, config.deviations * scale):
+                return "loss", f"loss {loss:.3f}, {_times(rise, scale)} above {level:.3f}"
+            usual = math.exp(self._norm.level)
+            if norm > self.limit():
+                return "gradient", f"gradient norm {norm:.3g}, {norm / usual:.1f} x its level"
+        return ("gradient", f"gradient norm {norm:.3g}: update skipped") if skipped else ("", "")
+
+    def limit(self) -> float:
+        """The largest ordinary gradient norm; infinite until enough steps were seen."""
+        if self._seen < self.config.warmup:
+            return math.inf
+        rise = max(math.log(self.config.norm_factor), self.config.deviations * self._norm.scale)
+        return math.exp(min(self._norm.level + rise, 80.0))
+
+    def _spike(self, step: int) -> Spike | None:
+        bad = [entry for entry in self._bad if entry[1]]
+        if len(bad) < self.config.patience or bad[-1][0] != step:
+            return None
+        onset, kind, reason = bad[0]
+        count = f"{len(bad)} bad steps within {RECENT}"
+        return Spike(onset, step, kind, f"{count}, the first: {reason}")
+
+    def _drift(self, step: int) -> Spike | None:
+        if self._seen < max(self.config.warmup, LEVEL) or self._bad[-1][1]:
+            return None
+        level, scale = self._loss.level, self._loss.scale
+        self._lowest = min(self._lowest, level)
+        rise = level - self._lowest
+        if rise <= max(self.config.min_rise, self.config.drift_deviations * scale):
+            self._risen = None
+            return None
+        self._risen = step if self._risen is None else self._risen
+        if step - self._risen < self.config.window // 2:
+            return None
+        # The median lags behind by half its width.
+        onset = max(self._risen - LEVEL // 2, 1)
+        reason = f"loss at a level of {level:.3f} since then, {rise:.3f} above its lowest"
+        return Spike(onset, step, "drift", reason)
+
+    def state(self) -> dict[str, Any]:
+        """JSON that ``restore`` continues from."""
+        return {
+            "loss": [list(self._loss.recent), list(self._loss.residuals)],
+            "norm": [list(self._norm.recent), list(self._norm.residuals)],
+            "seen": self._seen,
+            "bad": [list(entry) for entry in self._bad],
+            "lowest": self._lowest if math.isfinite(self._lowest) else None,
+            "risen": self._risen,
+            "mixture": self._mixture,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up the ``state`` of an earlier process, or of an earlier step."""
+        self.reset()
+        for series, (recent, residuals) in ((self._loss, state["loss"]), (self._norm, state["norm"])):
+            series.recent.extend(recent)
+            series.residuals.extend(residuals)
+        self._seen, self._risen = state["seen"], state["risen"]
+        self._bad.extend((step, bad, reason) for step, bad, reason in state["bad"])
+        self._lowest = math.inf if state["lowest"] is None else state["lowest"]
+        self._mixture = state["mixture"]
+
+
+def _times(rise: float, scale: float) -> str:
+    return f"{rise / scale:.0f} deviations" if scale > 0 else f"{rise:.3f}"
