@@ -1,0 +1,251 @@
+"""The journal: what happened to a run, one line an event, over all its processes' lives.
+
+``journal.jsonl`` of the run directory is only ever appended to, and every line is on disk before
+the run goes on. What it says of rewinds is the truth that a resumed run obeys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path, write_atomic
+from t5x_llm.train.jsonl import Line, dumps, is_number, is_step, parse, read_jsonl
+
+JOURNAL = "journal.jsonl"
+
+# Events written by the thread that trains, with the step it stands at: they carry the account.
+ACCOUNTED = frozenset(("start", "save", "preemption", "rewind", "alive", "end"))
+_LOCK_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """To go back, and over which data to jump.
+
+    Attributes:
+      onset: the first step of the spike.
+      detected: the step that gave it away.
+      to_step: the checkpoint gone back to; what was trained after it is void.
+      skip: [start, stop) of the data stream's positions, left out from then on.
+      kind: as of ``spike.Spike``.
+      reason: for people.
+    """
+
+    onset: int
+    detected: int
+    to_step: int
+    skip: tuple[int, int]
+    kind: str
+    reason: str
+
+
+class Journal:
+    """Appends events.
+
+    Every line has the time (UTC), the event, a step, and which life of the run it belongs to: the
+    first process is life 1, the one that resumed it life 2. Any thread may write.
+
+    Args:
+      path: the file; on an object store, which cannot append, it is rewritten whole.
+      primary: other processes than the first write nothing.
+
+    Attributes:
+      account: where the time went so far, {'total': seconds, ...}; set by the journal's hook and
+        added to the lines of ``ACCOUNTED`` events.
+      failure: why the last line is not on disk, None if it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], primary: bool = True):
+        self.path, self.primary = as_path(path), primary
+        self.account: Callable[[], dict[str, float]] | None = None
+        self.failure: Exception | None = None
+        self.life = 1 + max((line["life"] for line in read_journal(path)), default=0)
+        self._remote = "://" in str(self.path)
+        self._descriptor = -1
+        self._earlier = b""
+        self._waiting: list[bytes] = []
+        self._lock = threading.RLock()
+        if primary:
+            self._open()
+
+    def _open(self) -> None:
+        if self._remote:
+            text = self.path.read_bytes() if self.path.exists() else b""
+            self._earlier = text[: _sound_end(text)]
+            if self._earlier and not self._earlier.endswith(b"\n"):
+                self._earlier += b"\n"
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        text = self.path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            end = _sound_end(text)
+            os.ftruncate(self._descriptor, end)
+            if end == len(text):
+                os.write(self._descriptor, b"\n")
+        os.fsync(self._descriptor)
+        _sync_directory(os.fspath(self.path.parent))
+
+    def write(self, event: str, step: int, **fields: Any) -> bool:
+        """Appends one line and waits until it is on disk.
+
+        A disk that refuses does not end the run: the line waits, and goes with the next one.
+
+        Returns:
+          Whether all lines so far are on disk.
+        """
+        if not self.primary:
+            return True
+        line = {"time": _now(), "event": event, "step": int(step), "life": self.life} | fields
+        if event in ACCOUNTED and self.account is not None:
+            line["account"] = self.account()
+        # A thread that hangs in a write must not make the watchdog's thread hang as well.
+        held = self._lock.acquire(timeout=_LOCK_SECONDS)
+        try:
+            self._waiting.append(dumps(line).encode())
+            data = b"".join(self._waiting)
+            if self._remote:
+                write_atomic(self.path, self._earlier + data)
+                self._earlier += data
+            else:
+                self._append(data)
+            self._waiting.clear()
+            self.failure = None
+        except Exception as e:  # object stores raise errors of their own
+            if self.failure is None:
+                print(f"The journal {self.path} cannot be written for now: {e}", file=sys.stderr)
+            self.failure = e
+        finally:
+            if held:
+                self._lock.release()
+        return self.failure is None
+
+    def _append(self, data: bytes) -> None:
+        size = os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, data) < len(data):
+                raise OSError("the disk took half a line")
+            os.fsync(self._descriptor)
+        except OSError:
+            # Not half a line, and none twice when it is written again.
+            os.ftruncate(self._descriptor, size)
+            raise
+
+    def decide(self, step: int, decision: Decision, **fields: Any) -> None:
+        """Writes a rewind that is about to be made.
+
+        Args:
+          step: at which the run stands.
+          decision: what is decided.
+          **fields: more to be noted.
+
+        Raises:
+          OSError: (on an object store, whatever it raises) if it is not on disk. Nothing may be restored then: a run that is killed and
+            resumed would not know of it.
+        """
+        self.write("rewind", step, **dataclasses.asdict(decision), **fields)
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        """Closes the file; it may be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _sound_end(text: bytes) -> int:
+    """Length without a last line that a kill cut short."""
+    start = text.rfind(b"\n") + 1
+    return len(text) if parse(text[start:]) is not None else start
+
+
+def _sync_directory(path: str) -> None:
+    """Makes the name of a new file durable; not every system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _now() -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def when(line: Line) -> float:
+    """Seconds since 1970 of a line that ``read_journal`` gave."""
+    return datetime.datetime.fromisoformat(line["time"]).timestamp()
+
+
+def read_journal(path: str | os.PathLike[str]) -> list[Line]:
+    """The lines of a journal, in order, whoever wrote the file.
+
+    Each has a ``time`` with its zone, an ``event``, a ``step`` and a ``life``; lines that lack one
+    of the first three are left out, as is a last line that a kill cut short.
+    """
+    lines = []
+    for line in read_jsonl(path):
+        if not (isinstance(line.get("event"), str) and is_step(line.get("step"))):
+            continue
+        try:
+            if datetime.datetime.fromisoformat(line["time"]).tzinfo is None:
+                continue
+            when(line)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue
+        life = line.get("life")
+        lines.append(line | {"life": life if is_step(life) else 0})
+    return lines
+
+
+def decisions(lines: Sequence[Line]) -> list[Decision]:
+    """The rewinds, in order.
+
+    Raises:
+      DataError: if one cannot be read. To pass over it would renumber those after it.
+    """
+    found = []
+    for line in lines:
+        if line["event"] == "rewind":
+            try:
+                found.append(_decision(line))
+            except (KeyError, TypeError, ValueError) as e:
+                said = f"The journal's rewind of {line['time']} cannot be read: {line!r}"
+                raise DataError(said) from e
+    return found
+
+
+def _decision(line: Line) -> Decision:
+    def steps(values: Any) -> list[int]:
+        if not all(map(is_step, values)):
+            raise ValueError(values)
+        return list(values)
+
+    onset, detected, to_step = steps([line[k] for k in ("onset", "detected", "to_step")])
+    start, stop = steps(line["skip"])
+    if start > stop:
+        raise ValueError(line["skip"])
+    kind, reason = str(line.get("kind", "")), str(line.get("reason", ""))
+    return Decision(onset, detected, to_step, (start, stop), kind, reason)
+
+
+def accounts(line: Line) -> dict[str, float]:
+    """The account of a line, as far as it is one: {name: seconds >= 0}."""
+    account = line.get("account")
+    if not isinstance(account, dict):
+        return {}
+    return {str(k): float(v) for k, v in account.items() if is_number(v) and v >= 0}
