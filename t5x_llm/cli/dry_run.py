@@ -53,7 +53,11 @@ def describe(run: Run, resolved: Any) -> str:
         check_tokenizer_size(run, load_tokenizer(run.data.tokenizer))
     model, rules = run.build_model(), run.mesh.rules()
     tx = run.optimizer.build(run.loop.steps, model.logical_axes())
-    table = parallel.dump_shardings(model.logical_axes(), model.abstract_params(), mesh, rules)
+    axes, shapes = model.logical_axes(), model.abstract_params()
+    table = parallel.dump_shardings(axes, shapes, mesh, rules)
+    tolerance = run.mesh.replication_tolerance
+    whole = parallel.replicated_beyond(axes, shapes, mesh, rules, tolerance)
+    table += "".join(f"warning: {parameter}\n" for parameter in whole)
     parts = [
         ("Config", resolved.operative_config_text()),
         ("Parameters", _parameters(run, model)),

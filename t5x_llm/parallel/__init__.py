@@ -1,5 +1,6 @@
 """Mesh axes, logical-axis rule tables, shardings, and joining the processes of a run."""
 
+from t5x_llm.parallel.audit import Replicated, replicated_beyond
 from t5x_llm.parallel.distributed import initialize
 from t5x_llm.parallel.mesh import (
     MeshConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "STRATEGIES",
     "Context",
     "MeshConfig",
+    "Replicated",
     "Rules",
     "batch_sharding",
     "check_divisible",
@@ -46,6 +48,7 @@ __all__ = [
     "param_shardings",
     "platform",
     "replicated",
+    "replicated_beyond",
     "resolve",
     "strategy_rules",
     "use",

@@ -33,6 +33,9 @@ class MeshConfig:
       tensor: tensor parallelism.
       strategy: ``fsdp`` or ``data``: the rule tables, see ``rules.py``.
       overrides: single rules replaced, e.g. ``(('params.vocab', None),)``.
+      replication_tolerance: parameters that the mesh does not divide, and that devices therefore
+        hold whole, are named at the start when they take more than this share of a device's
+        parameter bytes; see ``audit.py``.
     """
 
     replica: int = 1
@@ -44,8 +47,10 @@ class MeshConfig:
     tensor: int = 1
     strategy: str = "fsdp"
     overrides: tuple[tuple[str, Any], ...] = ()
+    replication_tolerance: float = 0.02
 
     def __post_init__(self) -> None:
+        check_number("MeshConfig.replication_tolerance", self.replication_tolerance, low=0)
         for axis in AXES:
             size = getattr(self, axis)
             check_number(f"MeshConfig.{axis}", size, low=-1, integer=True)
@@ -243,7 +248,7 @@ def dump_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> 
     parts = zip(
         flat, treedef.flatten_up_to(logical_axes), treedef.flatten_up_to(shardings), strict=True
     )
-    for (path, x), axes, sharding in sorted(parts, key=lambda part: _dotted(part[0][0])):
+    for (path, x), axes, sharding in sorted(parts, key=lambda part: dotted(part[0][0])):
         size = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
         whole += math.prod(x.shape) * x.dtype.itemsize
         held += size
@@ -255,7 +260,7 @@ def dump_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> 
         ]
         shape = f"{x.dtype.name}[{','.join(map(str, x.shape))}]"
         rows.append(
-            (_dotted(path), shape, _names(axes), _names(sharding.spec), f"{size:,}", " ".join(lost))
+            (dotted(path), shape, _names(axes), _names(sharding.spec), f"{size:,}", " ".join(lost))
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -266,7 +271,8 @@ def dump_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> 
     return "\n".join(lines) + "\n"
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
+def dotted(path: tuple[Any, ...]) -> str:
+    """A path of ``jax.tree_util`` as users read it: ``group_0.mlp.kernel``."""
     return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
