@@ -6,12 +6,15 @@ import glob
 import importlib.util
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from t5x_llm.core.errors import ConfigError
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# A silent process counts as dead after so long; JAX's coordinator then ends all the others.
+HEARTBEAT_SECONDS = 100
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -45,12 +48,18 @@ def initialize(environ: Mapping[str, str] | None = None) -> bool:
             raise ConfigError("JAX_PROCESS_ID", index, f"at least 0 and below {count} processes")
         if count == 1:
             return False
-        jax.distributed.initialize(env[_VARIABLES[0]], count, index)
+        _join(coordinator_address=env[_VARIABLES[0]], num_processes=count, process_id=index)
         return True
     if not _detectable(env):
         return False
-    jax.distributed.initialize()
+    _join()
     return True
+
+
+def _join(**group: Any) -> None:
+    # JAX would take SIGTERM for itself and do nothing about it; ``train.signals`` listens.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(**group, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def _integer(env: Mapping[str, str], name: str) -> int:

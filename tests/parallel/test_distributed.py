@@ -11,6 +11,7 @@ import pytest
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.parallel import initialize
+from t5x_llm.parallel.distributed import HEARTBEAT_SECONDS
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_one_process_joins_nothing(env, joined):
 )
 def test_managed_groups_are_left_to_jax(env, joined):
     assert initialize(env) is True
-    joined.assert_called_once_with()
+    joined.assert_called_once_with(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def test_explicit_variables(joined):
@@ -56,7 +57,12 @@ def test_explicit_variables(joined):
         "JAX_PROCESS_ID": "3",
     }
     assert initialize(env) is True
-    joined.assert_called_once_with("host:1234", 4, 3)
+    joined.assert_called_once_with(
+        coordinator_address="host:1234",
+        num_processes=4,
+        process_id=3,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID"):
         with pytest.raises(ConfigError, match=name):
             initialize({k: v for k, v in env.items() if k != name})
