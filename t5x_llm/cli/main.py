@@ -22,6 +22,7 @@ COMMANDS = {
     "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
     "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
     "report": ("report", "rebuild report.html and loss.png of a run"),
+    "journal": ("journal", "what happened to a run, and where its time went"),
 }
 
 

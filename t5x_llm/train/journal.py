@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path, write_atomic
-from t5x_llm.train.jsonl import Line, dumps, is_number, is_step, parse, read_jsonl
+from t5x_llm.core.paths import as_path
+from t5x_llm.train.jsonl import Appender, Line, is_number, is_step, read_jsonl
 
 JOURNAL = "journal.jsonl"
 
@@ -59,39 +58,14 @@ class Journal:
     Attributes:
       account: where the time went so far, {'total': seconds, ...}; set by the journal's hook and
         added to the lines of ``ACCOUNTED`` events.
-      failure: why the last line is not on disk, None if it is.
     """
 
     def __init__(self, path: str | os.PathLike[str], primary: bool = True):
         self.path, self.primary = as_path(path), primary
         self.account: Callable[[], dict[str, float]] | None = None
-        self.failure: Exception | None = None
         self.life = 1 + max((line["life"] for line in read_journal(path)), default=0)
-        self._remote = "://" in str(self.path)
-        self._descriptor = -1
-        self._earlier = b""
-        self._waiting: list[bytes] = []
+        self._file = Appender(path, durable=True) if primary else None
         self._lock = threading.RLock()
-        if primary:
-            self._open()
-
-    def _open(self) -> None:
-        if self._remote:
-            text = self.path.read_bytes() if self.path.exists() else b""
-            self._earlier = text[: _sound_end(text)]
-            if self._earlier and not self._earlier.endswith(b"\n"):
-                self._earlier += b"\n"
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        text = self.path.read_bytes()
-        if text and not text.endswith(b"\n"):
-            end = _sound_end(text)
-            os.ftruncate(self._descriptor, end)
-            if end == len(text):
-                os.write(self._descriptor, b"\n")
-        os.fsync(self._descriptor)
-        _sync_directory(os.fspath(self.path.parent))
 
     def write(self, event: str, step: int, **fields: Any) -> bool:
         """Appends one line and waits until it is on disk.
@@ -101,7 +75,7 @@ class Journal:
         Returns:
           Whether all lines so far are on disk.
         """
-        if not self.primary:
+        if self._file is None:
             return True
         line = {"time": _now(), "event": event, "step": int(step), "life": self.life} | fields
         if event in ACCOUNTED and self.account is not None:
@@ -109,34 +83,11 @@ class Journal:
         # A thread that hangs in a write must not make the watchdog's thread hang as well.
         held = self._lock.acquire(timeout=_LOCK_SECONDS)
         try:
-            self._waiting.append(dumps(line).encode())
-            data = b"".join(self._waiting)
-            if self._remote:
-                write_atomic(self.path, self._earlier + data)
-                self._earlier += data
-            else:
-                self._append(data)
-            self._waiting.clear()
-            self.failure = None
-        except Exception as e:  # object stores raise errors of their own
-            if self.failure is None:
-                print(f"The journal {self.path} cannot be written for now: {e}", file=sys.stderr)
-            self.failure = e
+            self._file.add(line)
+            return self._file.flush()
         finally:
             if held:
                 self._lock.release()
-        return self.failure is None
-
-    def _append(self, data: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
-        try:
-            if os.write(self._descriptor, data) < len(data):
-                raise OSError("the disk took half a line")
-            os.fsync(self._descriptor)
-        except OSError:
-            # Not half a line, and none twice when it is written again.
-            os.ftruncate(self._descriptor, size)
-            raise
 
     def decide(self, step: int, decision: Decision, **fields: Any) -> None:
         """Writes a rewind that is about to be made.
@@ -147,38 +98,17 @@ class Journal:
           **fields: more to be noted.
 
         Raises:
-          OSError: (on an object store, whatever it raises) if it is not on disk. Nothing may be restored then: a run that is killed and
+          OSError: if it is not on disk. Nothing may be restored then: a run that is killed and
             resumed would not know of it.
         """
         self.write("rewind", step, **dataclasses.asdict(decision), **fields)
-        if self.failure is not None:
-            raise self.failure
+        if self._file is not None and self._file.failure is not None:
+            raise self._file.failure
 
     def close(self) -> None:
         """Closes the file; it may be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _sound_end(text: bytes) -> int:
-    """Length without a last line that a kill cut short."""
-    start = text.rfind(b"\n") + 1
-    return len(text) if parse(text[start:]) is not None else start
-
-
-def _sync_directory(path: str) -> None:
-    """Makes the name of a new file durable; not every system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        if self._file is not None:
+            self._file.close()
 
 
 def _now() -> str:

@@ -1,13 +1,14 @@
-"""Files of one JSON object a line, read as what anyone may have written there."""
+"""Files of one JSON object a line: appended to whole, read as what anyone may have written."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import sys
 from typing import Any
 
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, write_atomic
 
 Line = dict[str, Any]
 
@@ -24,8 +25,9 @@ def clean(value: Any) -> Any:
 
 
 def dumps(line: Line) -> str:
-    """The line, its end included."""
-    return json.dumps(clean(line), ensure_ascii=False, separators=(", ", ": ")) + "\n"
+    """The line, its end included; half a surrogate pair, which is no UTF-8, becomes a '?'."""
+    text = json.dumps(clean(line), ensure_ascii=False, separators=(", ", ": ")) + "\n"
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def parse(text: str | bytes) -> Line | None:
@@ -55,3 +57,107 @@ def is_number(value: Any) -> bool:
 def is_step(value: Any) -> bool:
     """Whether it can be the number of a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+class Appender:
+    """Appends lines to a file, each whole or not at all; what a kill left of one is removed first.
+
+    A disk that refuses ends nothing: lines wait, and go with the next ones. The first refusal is
+    told on stderr.
+
+    Args:
+      path: the file; made if missing. An object store, which cannot append, gets it whole.
+      durable: wait until the disk has it, not only the system.
+
+    Attributes:
+      failure: why lines are waiting, None if none is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], durable: bool = False):
+        self.path, self.durable = as_path(path), durable
+        self.remote = is_remote(path)
+        self.failure: Exception | None = None
+        self._waiting: list[bytes] = []
+        self._descriptor = -1
+        text = self.path.read_bytes() if self.path.exists() else b""
+        end = _sound_end(text)
+        missing = b"" if not end or text[:end].endswith(b"\n") else b"\n"
+        self._earlier = text[:end] + missing if self.remote else b""
+        if self.remote:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.ftruncate(self._descriptor, end)
+        os.write(self._descriptor, missing)
+        if durable:
+            os.fsync(self._descriptor)
+            _sync_directory(os.fspath(self.path.parent))
+
+    def add(self, line: Line) -> None:
+        """Takes a line; ``flush`` writes it."""
+        self._waiting.append(dumps(line).encode())
+
+    def flush(self) -> bool:
+        """Writes what was added; whether it is written."""
+        data = b"".join(self._waiting)
+        if not data:
+            return True
+        try:
+            if self.remote:
+                write_atomic(self.path, self._earlier + data)
+                self._earlier += data
+            else:
+                self._append(data)
+        except Exception as e:  # object stores raise errors of their own
+            if self.failure is None:
+                print(f"warning: {self.path} cannot be written for now: {e}", file=sys.stderr)
+            self.failure = e
+            return False
+        self._waiting.clear()
+        self.failure = None
+        return True
+
+    def _append(self, data: bytes) -> None:
+        size = os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, data) < len(data):
+                raise OSError("the disk is full")
+            if self.durable:
+                os.fsync(self._descriptor)
+        except OSError:
+            # Not half a line, and none twice when it is written again.
+            os.ftruncate(self._descriptor, size)
+            raise
+
+    def close(self) -> None:
+        """Flushes and closes; it may be called twice."""
+        if self.remote or self._descriptor >= 0:
+            self.flush()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it names an object store."""
+    return "://" in os.fspath(path)
+
+
+def _sound_end(text: bytes) -> int:
+    """Length without a last line that a kill cut short."""
+    start = text.rfind(b"\n") + 1
+    return len(text) if parse(text[start:]) is not None else start
+
+
+def _sync_directory(path: str) -> None:
+    """Makes the name of a new file durable; not every system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.checkpoint import Checkpoint, resume
+from t5x_llm.train.hooks.journal import Journaling
 from t5x_llm.train.hooks.lines import JsonLines, TensorBoard, Writer, read_lines
 from t5x_llm.train.hooks.metrics import Metrics, Throughput
 from t5x_llm.train.hooks.profiler import Profiler
@@ -10,6 +11,7 @@ from t5x_llm.train.hooks.progress import Progress
 __all__ = [
     "Checkpoint",
     "Hook",
+    "Journaling",
     "JsonLines",
     "Metrics",
     "Profiler",

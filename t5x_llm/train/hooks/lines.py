@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
 import os
 import time
-from collections.abc import Iterable
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from t5x_llm.core.paths import as_path, write_atomic
-
-Line = dict[str, Any]
+from t5x_llm.train.jsonl import Appender, Line, dumps, is_remote, is_step, read_jsonl
 
 
 class Writer(Protocol):
-    """Takes lines ``{'kind': 'start' | 'train' | 'eval', 'step': int, ...}`` in order."""
+    """Takes lines ``{'kind': 'start' | 'train' | 'eval' | 'rewind', 'step': int, ...}`` in order.
 
-    def open(self, after_step: int) -> None:
-        """Prepares to write; what an earlier process wrote past ``after_step`` is dropped."""
+    A line's ``rewinds`` counts how often the run had gone back when it was written.
+    """
+
+    def open(self, after_step: int, rewinds: int = 0) -> None:
+        """Prepares to write from ``after_step`` on, after so many rewinds.
+
+        What an earlier process wrote past that step since the last rewind is dropped: it comes
+        again.
+        """
+
+    def rewind(self, to_step: int, rewinds: int) -> None:
+        """The run went back to ``to_step``; what was written past it is given up, not wrong."""
 
     def write(self, line: Line) -> None:
         """Takes one line."""
@@ -30,33 +38,15 @@ class Writer(Protocol):
         """Flushes and ends."""
 
 
-def clean(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {k: clean(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [clean(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The lines of a JSONL file; a last line that a kill cut short is left out."""
-    file = as_path(path)
-    if not file.exists():
-        return []
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return [line for line in lines if isinstance(line, dict) and "step" in line]
+    """The lines of metrics of a file; a last line that a kill cut short is left out."""
+    return [line for line in read_jsonl(path) if is_step(line.get("step"))]
 
 
 class JsonLines:
     """Appends to a file, a line at a time; object stores, which cannot append, get it whole.
+
+    A disk that refuses does not end the run, see ``Appender``.
 
     Args:
       path: the file.
@@ -65,54 +55,58 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str], every: float = 60.0):
         self.path, self.every = as_path(path), every
-        self._remote = "://" in str(self.path)
-        self._file: IO[str] | None = None
-        self._lines: list[str] = []
+        self._file: Appender | None = None
         self._written = 0.0
 
-    def open(self, after_step: int) -> None:
-        """Drops lines past ``after_step``, atomically, so that a resumed curve does not repeat."""
-        kept = [line for line in read_lines(self.path) if line["step"] <= after_step]
-        texts = [_dumps(line) for line in kept]
-        if self.path.exists() or self._remote:
-            write_atomic(self.path, "".join(texts))
-        if self._remote:
-            self._lines = texts
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(os.fspath(self.path), "a", encoding="utf-8", buffering=1)
+    def open(self, after_step: int, rewinds: int = 0) -> None:
+        """Drops lines that come again, atomically, so that a resumed curve does not repeat.
+
+        Those from before a rewind stay: they are the record of what was given up.
+        """
+        kept = [
+            dumps(line)
+            for line in read_lines(self.path)
+            if line["step"] <= after_step or rewinds_of(line) < rewinds
+        ]
+        if self.path.exists() or is_remote(self.path):
+            write_atomic(self.path, "".join(kept))
+        self._file = Appender(self.path)
+
+    def rewind(self, to_step: int, rewinds: int) -> None:
+        """Nothing to do: lines say to which course of the run they belong."""
 
     def write(self, line: Line) -> None:
         """Appends one line."""
-        if self._file is not None:
-            self._file.write(_dumps(line))
-            return
-        self._lines.append(_dumps(line))
-        if time.monotonic() - self._written > self.every:
+        assert self._file is not None
+        self._file.add(line)
+        if not self._file.remote or time.monotonic() - self._written > self.every:
             self.flush()
 
     def flush(self) -> None:
-        """Makes it durable."""
+        """Makes it readable by others."""
         if self._file is not None:
             self._file.flush()
-        elif self._lines:
-            write_atomic(self.path, "".join(self._lines))
             self._written = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes."""
-        self.flush()
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
-def _dumps(line: Line) -> str:
-    return json.dumps(clean(line), ensure_ascii=False, separators=(", ", ": ")) + "\n"
+def rewinds_of(line: Line) -> int:
+    """How often the run had gone back when the line was written."""
+    rewinds = line.get("rewinds", 0)
+    return rewinds if is_step(rewinds) else 0
 
 
 class TensorBoard:
     """Event files by tensorboardX, which needs no TensorFlow.
+
+    Its ``SummaryWriter`` is not used: on a full disk its thread dies, and the training with it, as
+    nobody empties the queue. Here a file that cannot be written is left, and a new one begun when
+    the disk takes it.
 
     Args:
       directory: of the event files.
@@ -121,34 +115,81 @@ class TensorBoard:
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = as_path(directory)
         self._writer: Any = None
+        self._purge: int | None = None
+        self._files = 0
+        self._flushed = 0.0
 
-    def open(self, after_step: int) -> None:
+    def open(self, after_step: int, rewinds: int = 0) -> None:
         """Events past ``after_step`` of an earlier process are hidden by TensorBoard."""
-        from tensorboardX import SummaryWriter
+        self._purge = after_step + 1
+        self._try(lambda writer: None)
 
-        self._writer = SummaryWriter(os.fspath(self.directory), purge_step=after_step + 1)
+    def rewind(self, to_step: int, rewinds: int) -> None:
+        """Events past ``to_step`` are hidden."""
+        self.close()
+        self.open(to_step, rewinds)
 
     def write(self, line: Line) -> None:
         """Every number of the line as a scalar, named by its path: ``train/loss``."""
-        if line["kind"] == "start":
+        if line["kind"] in ("start", "rewind"):
             return
-        for name, value in flatten(line["kind"], line):
-            self._writer.add_scalar(name, value, line["step"])
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import scalar
+
+        values = [v for name, x in flatten(line["kind"], line) for v in scalar(name, x).value]
+        event = Event(step=line["step"], wall_time=time.time(), summary=Summary(value=values))
+        self._try(lambda writer: writer.write(event.SerializeToString()))
+        if time.monotonic() - self._flushed > 60:
+            self.flush()
+
+    def _try(self, act: Callable[[Any], None]) -> None:
+        try:
+            if self._writer is None:
+                self._begin()
+            act(self._writer)
+        except OSError:
+            broken, self._writer = self._writer, None
+            with contextlib.suppress(OSError):
+                if broken is not None:
+                    broken.close()
+
+    def _begin(self) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter, directory_check
+
+        directory_check(os.fspath(self.directory))
+        self._files += 1
+        name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}.{self._files}"
+        self._writer = RecordWriter(os.fspath(self.directory / name))
+        now = time.time()
+        events = [Event(wall_time=now, file_version="brain.Event:2")]
+        if self._purge is not None:
+            start = SessionLog(status=SessionLog.START)
+            events.append(Event(wall_time=now, step=self._purge, session_log=start))
+        for event in events:
+            self._writer.write(event.SerializeToString())
+        self._writer.flush()
+        self._purge = None
 
     def flush(self) -> None:
         """Makes it durable."""
-        self._writer.flush()
+        if self._writer is not None:
+            self._try(lambda writer: writer.flush())
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes."""
         if self._writer is not None:
-            self._writer.close()
+            self._try(lambda writer: writer.close())
+            self._writer = None
 
 
 def flatten(prefix: str, value: Line) -> Iterable[tuple[str, float]]:
-    """(``a/b/c``, number) of all numbers in nested dicts, but for ``step``."""
+    """(``a/b/c``, number) of all numbers in nested dicts, but for ``step`` and ``rewinds``."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from flatten(f"{prefix}/{key}", item)
-        elif isinstance(item, (int, float)) and not isinstance(item, bool) and key != "step":
-            yield f"{prefix}/{key}", float(item)
+        elif isinstance(item, (int, float)) and not isinstance(item, bool):
+            if key not in ("step", "rewinds"):
+                yield f"{prefix}/{key}", float(item)

@@ -58,7 +58,8 @@ class Metrics(Hook):
     A train line: step, examples (position in the data), tokens (predicted so far), loss (nats per
     predicted token), learning_rate, grad_norm and its maximum, z_loss, loss_by_source,
     tokens_by_source (predicted so far: the mixture actually eaten), tokens_per_second, mfu,
-    data_wait. Means are over tokens; what a kill leaves of an interval is in the checkpoint.
+    data_wait. Every line has ``rewinds``, how often the run had gone back by then. Means are over
+    tokens; what a kill leaves of an interval is in the checkpoint.
 
     Args:
       writers: where lines go.
@@ -88,11 +89,11 @@ class Metrics(Hook):
         if not run.primary:
             self.writers = []
         for writer in self.writers:
-            writer.open(run.step)
+            writer.open(run.step, run.rewinds)
         self._open = True
         peak = self.throughput.peak
         facts = {"flops_convention": CONVENTION, "peak": peak.source if peak else None}
-        self._write({"kind": "start", "step": run.step} | run.facts | facts)
+        self._write(run, {"kind": "start", "step": run.step} | run.facts | facts)
 
     def on_step(self, run: Run, record: StepRecord) -> None:
         """Adds a step; writes when the interval is full or the run at its end."""
@@ -109,7 +110,7 @@ class Metrics(Hook):
         self._norm_max = max(self._norm_max, values["grad_norm"])
         self._steps += 1
         if record.step % run.config.log_every == 0 or record.step == run.config.steps:
-            self._write(self._line(run, record))
+            self._write(run, self._line(run, record))
             self._clear()
             self.throughput.clear()
 
@@ -134,13 +135,23 @@ class Metrics(Hook):
 
     def on_eval(self, run: Run, results: Results) -> None:
         """Writes the results."""
-        self._write({"kind": "eval", "step": run.step, "results": results})
+        self._write(run, {"kind": "eval", "step": run.step, "results": results})
         for writer in self.writers:
             writer.flush()
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def on_rewind(self, run: Run) -> None:
+        """Marks the place; lines from here on carry the new count of rewinds."""
+        if not self._eaten:
+            self._eaten = [0.0] * len(run.sources)
+        self.throughput.clear()
         for writer in self.writers:
-            writer.write(line)
+            writer.rewind(run.step, run.rewinds)
+        self._write(run, {"kind": "rewind", "step": run.step})
+
+    def _write(self, run: Run, line: dict[str, Any]) -> None:
+        numbered = {"kind": line["kind"], "step": line["step"], "rewinds": run.rewinds} | line
+        for writer in self.writers:
+            writer.write(numbered)
 
     def on_end(self, run: Run, error: BaseException | None) -> None:
         """Closes the writers."""

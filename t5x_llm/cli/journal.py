@@ -1,0 +1,54 @@
+"""Tells what happened to a run, and where its time went."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+
+from t5x_llm.cli.main import guard
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``t5x-llm journal``."""
+    guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm.train.goodput import goodput
+    from t5x_llm.train.journal import JOURNAL, decisions, read_journal
+    from t5x_llm.train.story import story
+
+    parser = argparse.ArgumentParser(
+        prog="t5x-llm journal",
+        description="Tells the story of a run (starts, saves, preemptions, spikes, rewinds, "
+        "damage) and accounts for its time; works while the run goes on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--all", action="store_true", help="every line, signs of life included")
+    parser.add_argument("--json", action="store_true", help="the figures, for programs")
+    args = parser.parse_args(argv)
+    path = as_path(args.run) / JOURNAL
+    lines = read_journal(path)
+    if not lines:
+        raise DataError(f"{path} holds no event: nothing to tell. Is {args.run} a run directory?")
+    account = goodput(lines)
+    if args.json:
+        figures = {
+            "goodput": account.share("productive"),
+            "data_wait": account.starvation,
+            "lives": account.lives,
+            "seconds": account.seconds,
+            "rewinds": [dataclasses.asdict(decision) for decision in decisions(lines)],
+        }
+        print(json.dumps(figures, indent=1, ensure_ascii=False))
+        return
+    print(story(lines, args.all, shutil.get_terminal_size((100, 24)).columns))
+    print()
+    print(account.table())

@@ -1,0 +1,97 @@
+"""The run's own entries in its journal: where it starts, that it lives, where its time goes."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from t5x_llm.core.errors import Preempted
+from t5x_llm.train.hooks.base import Hook, StepRecord
+from t5x_llm.train.journal import Journal
+
+if TYPE_CHECKING:
+    from t5x_llm.train.loop import Run
+
+_IMPORTED = time.perf_counter()
+
+
+class Journaling(Hook):
+    """Writes start, alive and end, and gives the journal the account of time.
+
+    Give it first: it then is told of the beginning before all others, and of the end after them.
+
+    Args:
+      journal: of the run.
+      every: seconds between signs of life, at least.
+    """
+
+    name = "journal"
+
+    def __init__(self, journal: Journal, every: float = 60.0):
+        self.journal, self.every = journal, every
+        self._written = time.monotonic()
+
+    def on_start(self, run: Run) -> None:
+        """Notes what begins, on what, and where."""
+        environment = run.facts.get("environment", {})
+        self.journal.account = lambda: account(run)
+        self._written = time.monotonic()
+        self.journal.write(
+            "start",
+            run.step,
+            position=run.data.position,
+            steps=run.config.steps,
+            resumed=run.step > 0,
+            rewinds=run.rewinds,
+            processes=environment.get("processes", 1),
+            devices=environment.get("devices"),
+            mesh=run.facts.get("mesh", {}),
+            versions={"python": environment.get("python")} | environment.get("packages", {}),
+        )
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """A sign of life, if the last one is old."""
+        if time.monotonic() - self._written >= self.every:
+            self._alive(record.step, position=record.position, loss=record.values["loss"])
+
+    def on_rewind(self, run: Run) -> None:
+        """Closes the account of what was given up."""
+        self._alive(run.step, position=run.data.position)
+
+    def _alive(self, step: int, **fields: Any) -> None:
+        self._written = time.monotonic()
+        self.journal.write("alive", step, **fields)
+
+    def on_end(self, run: Run, error: BaseException | None) -> None:
+        """Notes how it ended: finished, stopped, preempted, interrupted, or the error's name."""
+        status, reason = _status(run, error)
+        fields = {"reason": reason} if reason else {}
+        self.journal.write("end", run.step, status=status, position=run.data.position, **fields)
+
+
+def _status(run: Run, error: BaseException | None) -> tuple[str, str]:
+    if error is None:
+        return ("finished" if run.last else "stopped"), ""
+    if isinstance(error, Preempted):
+        return "preempted", ""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", ""
+    return type(error).__name__, str(error)[:500]
+
+
+def account(run: Run) -> dict[str, float]:
+    """Seconds since the process began, and those of them that went elsewhere than to training."""
+    spent = {name: round(value, 3) for name, value in list(run.seconds.items())}
+    return {"total": round(process_age(), 3)} | spent
+
+
+def process_age() -> float:
+    """Seconds since this process began; where the system does not say, since it came here."""
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as file:
+            # The 22nd field; the second, a name in brackets, may hold blanks.
+            started = int(file.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.perf_counter() - _IMPORTED

@@ -1,0 +1,255 @@
+"""The journal told to people."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from t5x_llm.train.goodput import duration, lives
+from t5x_llm.train.journal import when
+from t5x_llm.train.jsonl import Line, is_number
+
+_COMMON = ("time", "event", "step", "life", "account")
+_ROUTINE = ("save", "saved", "alive")
+_BAD = ("peak", "skip")
+_ITEMS, _LENGTH = 6, 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One event, or several alike.
+
+    Attributes:
+      time: UTC, to the second.
+      step: at which.
+      event: as in the journal; ``killed`` for a process that ended without a word.
+      text: what happened.
+    """
+
+    time: str
+    step: int
+    event: str
+    text: str
+
+
+def plain(value: Any) -> str:
+    """Any value of a journal as one short line without control characters."""
+    if isinstance(value, bool) or value is None:
+        text = str(value)
+    elif isinstance(value, (int, float)):
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    elif isinstance(value, dict):
+        text = _list([f"{plain(k)} {plain(v)}" for k, v in value.items()])
+    elif isinstance(value, (list, tuple)):
+        text = _list([plain(v) for v in value])
+    else:
+        text = "".join(c if c.isprintable() else " " for c in str(value))
+    return text if len(text) <= _LENGTH else text[: _LENGTH - 3] + "..."
+
+
+def _list(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _ITEMS} more" if len(items) > _ITEMS else ""
+    return ", ".join(items[:_ITEMS]) + more
+
+
+def _reason(line: Line, key: str = "reason") -> str:
+    return f": {plain(line[key])}" if line.get(key) else ""
+
+
+def _start(line: Line) -> str:
+    begins = "goes on from" if line.get("resumed") else "begins at"
+    text = f"{begins} step {line['step']:,}"
+    if line.get("steps"):
+        text += f" of {plain(line['steps'])}"
+    facts = [plain(line[key]) for key in ("devices",) if line.get(key)]
+    if isinstance(line.get("mesh"), dict) and line["mesh"]:
+        facts.append("mesh " + ", ".join(f"{plain(k)}={plain(v)}" for k, v in line["mesh"].items()))
+    if is_number(line.get("processes")):
+        facts.append(f"{line['processes']} process{'es' if line['processes'] != 1 else ''}")
+    return text + (f" ({'; '.join(facts)})" if facts else "")
+
+
+def _restore(line: Line) -> str:
+    took = f" in {duration(line['seconds'])}" if is_number(line.get("seconds")) else ""
+    return f"checkpoint of step {plain(line.get('from_step', line['step']))} restored{took}"
+
+
+def _spike(line: Line) -> str:
+    onset, detected = plain(line.get("onset")), plain(line.get("detected"))
+    text = f"spike from step {onset} on, seen at step {detected}{_reason(line)}"
+    if line.get("tokens_by_source"):
+        text += f"; its tokens by source: {plain(line['tokens_by_source'])}"
+    if isinstance(line.get("documents"), list) and line["documents"]:
+        text += f"; its documents: {_documents(line['documents'])}"
+    return text
+
+
+def _documents(found: list[Any]) -> str:
+    """[[source, file, line], ...] as ``en a.jsonl:7, ...``."""
+    told = []
+    for item in found:
+        if isinstance(item, list) and len(item) == 3:
+            told.append(
+                f"{plain(item[0])} {plain(item[1])}:{item[2] if is_number(item[2]) else '?'}"
+            )
+        else:
+            told.append(plain(item))
+    return _list(told)
+
+
+def _rewind(line: Line) -> str:
+    text = f"rewound to step {plain(line.get('to_step'))}"
+    skip = line.get("skip")
+    if isinstance(skip, list) and len(skip) == 2 and all(map(is_number, skip)):
+        text += f"; examples {skip[0]:,} to {skip[1]:,} of the data are skipped"
+    return text + _reason(line)
+
+
+def _end(line: Line) -> str:
+    return f"ended: {plain(line.get('status', 'unknown'))}" + (
+        f" ({plain(line['reason'])})" if line.get("reason") else ""
+    )
+
+
+def _save_failed(line: Line) -> str:
+    attempt = f" (attempt {plain(line['attempt'])})" if line.get("attempt") else ""
+    return f"saving failed{attempt}{_reason(line)}"
+
+
+_TELL: dict[str, Callable[[Line], str]] = {
+    "start": _start,
+    "restore": _restore,
+    "save": lambda line: f"saved{_seconds(line)}",
+    "saved": lambda line: f"checkpoint of step {line['step']:,} complete",
+    "save_failed": _save_failed,
+    "damaged": lambda line: f"checkpoint of step {line['step']:,} is damaged{_reason(line)}",
+    "preemption": lambda line: f"preempted{_reason(line)}",
+    "peak": lambda line: f"a bad step{_reason(line)}",
+    "spike": _spike,
+    "rewind": _rewind,
+    "skip": lambda line: f"update skipped{_reason(line)}",
+    "mixture": lambda line: f"the mixture changes to {plain(line.get('weights'))}",
+    "stuck": lambda line: f"stuck{_reason(line)}",
+    "alive": lambda line: f"training{_reason(line)}",
+    "end": _end,
+}
+
+
+def _seconds(line: Line) -> str:
+    return (
+        f"; training waited {duration(line['seconds'])}" if is_number(line.get("seconds")) else ""
+    )
+
+
+def _tell(line: Line) -> str:
+    if line["event"] in _TELL:
+        return _TELL[line["event"]](line)
+    rest = {k: v for k, v in line.items() if k not in _COMMON}
+    return plain(line["event"]) + (f": {plain(rest)}" if rest else "")
+
+
+def _several(group: Sequence[Line]) -> str:
+    """One sentence for saves, or for bad steps, in a row."""
+    by = collections.Counter(line["event"] for line in group)
+    if group[0]["event"] in _BAD:
+        steps = len({line["step"] for line in group})
+        reasons = [line for line in group if line.get("reason")]
+        text = "a bad step" if steps == 1 else f"{steps} bad steps from {group[0]['step']:,} on"
+        if by["skip"]:
+            text += ", update skipped" if steps == 1 else f", {by['skip']} updates skipped"
+        return text + (_reason(reasons[0]) if reasons else "")
+    complete = [line["step"] for line in group if line["event"] == "saved"]
+    begun = [line["step"] for line in group if line["event"] == "save"]
+    n = len(complete) or len(begun)
+    if not n:
+        return ""
+    text = f"saved {n} time{'s' if n != 1 else ''}, last at step {(complete or begun)[-1]:,}"
+    if complete and begun and begun[-1] > complete[-1]:
+        text += f"; the save of step {begun[-1]:,} is not known to be complete"
+    waited = sum(line["seconds"] for line in group if is_number(line.get("seconds")))
+    return text + (f"; training waited {duration(waited)}" if waited >= 0.05 else "")
+
+
+def _entry(line: Line, text: str, event: str = "") -> Entry:
+    time = line["time"][:19].replace("T", " ")
+    return Entry(plain(time), line["step"], event or plain(line["event"]), text)
+
+
+def entries(lines: Sequence[Line], everything: bool = False) -> list[Entry]:
+    """The events in order; signs of life left out, saves and bad steps in a row told as one.
+
+    Args:
+      lines: of ``read_journal``.
+      everything: every line for itself.
+    """
+    told: list[Entry] = []
+    before: list[Line] = []
+    for life in lives(lines):
+        if before and before[-1]["event"] not in ("end", "stuck"):
+            last = before[-1]
+            reached = max(line["step"] for line in before)
+            told.append(_entry(last, f"killed; the last word was of step {reached:,}", "killed"))
+        if before:
+            gap = when(life[0]) - when(before[-1])
+            told.append(_entry(life[0], f"started again {duration(max(gap, 0.0))} later", "again"))
+        for group in [[line] for line in life] if everything else _grouped(life):
+            text = _tell(group[0]) if len(group) == 1 else _several(group)
+            if everything or (text and [line["event"] for line in group] != ["alive"]):
+                told.append(_entry(group[-1], text))
+        before = life
+    return told
+
+
+def _grouped(life: Sequence[Line]) -> list[list[Line]]:
+    groups: list[list[Line]] = []
+    for line in life:
+        kinds = next((k for k in (_ROUTINE, _BAD) if line["event"] in k), ())
+        if groups and groups[-1][0]["event"] in kinds:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    return groups
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """``2 restarts (1 killed), 1 rewind, 1 damaged checkpoint``."""
+    every = list(lives(lines))
+    counts = collections.Counter(line["event"] for line in lines)
+    killed = sum(life[-1]["event"] not in ("end", "stuck") for life in every[:-1])
+    damaged = {line["step"] for line in lines if line["event"] == "damaged"}
+    parts = [
+        _count(len(every) - 1, "restart") + (f" ({killed} killed)" if killed else ""),
+        _count(counts["rewind"], "rewind"),
+        _count(counts["preemption"], "preemption"),
+        _count(len(damaged), "damaged checkpoint"),
+        _count(counts["save_failed"], "failed save"),
+        _count(counts["skip"], "skipped update"),
+    ]
+    return ", ".join(part for part in parts if part) or "no restart, no rewind, no damage"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n != 1 else ''}" if n > 0 else ""
+
+
+def story(lines: Sequence[Line], everything: bool = False, width: int = 100) -> str:
+    """All entries, a paragraph each, for a terminal ``width`` columns wide."""
+    told = entries(lines, everything)
+    steps = max((len(f"{entry.step:,}") for entry in told), default=1)
+    paragraphs = []
+    for entry in told:
+        head = f"{entry.time}  step {entry.step:>{steps},}  "
+        paragraphs.append(
+            textwrap.fill(
+                entry.text,
+                max(width, len(head) + 30),
+                initial_indent=head,
+                subsequent_indent=" " * len(head),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join([*paragraphs, "", f"In all: {summary(lines)}."])
