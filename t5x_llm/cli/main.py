@@ -71,6 +71,9 @@ def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
             raise
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``); what it wanted was printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
         if e.errno not in _DISK or os.environ.get("T5X_LLM_TRACEBACK"):
             raise
@@ -80,9 +83,6 @@ def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (``| head``); what it wanted was printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def usage() -> str:

@@ -59,6 +59,17 @@ def is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
+def read_lines(path: str | os.PathLike[str]) -> list[Line]:
+    """The lines of metrics of a file, each with its ``step``."""
+    return [line for line in read_jsonl(path) if is_step(line.get("step"))]
+
+
+def rewinds_of(line: Line) -> int:
+    """How often the run had gone back when a line of metrics was written."""
+    rewinds = line.get("rewinds", 0)
+    return rewinds if is_step(rewinds) else 0
+
+
 class Appender:
     """Appends lines to a file, each whole or not at all; what a kill left of one is removed first.
 

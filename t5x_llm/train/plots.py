@@ -9,12 +9,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-Line = dict[str, Any]
+from t5x_llm.train.journal import Decision
+from t5x_llm.train.jsonl import Line, rewinds_of
+
 Series = list[tuple[float, float]]
 Curve = tuple[str, Series, str, str]
 
 # Readable on white and on near-black alike.
 COLOURS = ("#3b82d6", "#e0702b", "#2fa36b", "#b45ad0", "#d2434c", "#8c8c2f", "#1fa3a8", "#c75a94")
+REWIND = "#d2434c"
 # Text and axes are drawn in this colour, which the page replaces by its own.
 _INK = "#010203"
 
@@ -41,17 +44,50 @@ def smoothed(values: Series, width: int) -> Series:
     return out
 
 
+def courses(lines: Sequence[Line]) -> tuple[list[Line], list[list[Line]]]:
+    """The lines that still count, and those that rewinds gave up, a list for each rewind."""
+    lowest: dict[int, int] = {}
+    for line in lines:
+        rewinds = rewinds_of(line)
+        lowest[rewinds] = min(line["step"], lowest.get(rewinds, line["step"]))
+    # Where a later course of the run begins, earlier ones end.
+    ends, end = {}, math.inf
+    for rewinds in sorted(lowest, reverse=True):
+        ends[rewinds] = end
+        end = min(end, lowest[rewinds])
+    living = [line for line in lines if line["step"] <= ends[rewinds_of(line)]]
+    lost: dict[int, list[Line]] = {}
+    for line in lines:
+        if line["step"] > ends[rewinds_of(line)]:
+            lost.setdefault(rewinds_of(line), []).append(line)
+    return living, list(lost.values())
+
+
+def lost_curves(lines: Sequence[Line], key: str = "loss") -> list[Series]:
+    """What rewinds gave up, each from the last point that still counts."""
+    living, lost = courses(lines)
+    kept = series([line for line in living if line["kind"] == "train"], key)
+    curves = []
+    for part in lost:
+        points = series([line for line in part if line["kind"] == "train"], key)
+        before = [point for point in kept if points and point[0] < points[0][0]]
+        if points:
+            curves.append(before[-1:] + points)
+    return curves
+
+
 def _names(lines: Sequence[Line], key: str) -> list[str]:
     return list(dict.fromkeys(name for line in lines for name in line.get(key, {})))
 
 
 def loss_curves(lines: Sequence[Line], ascii_only: bool = False) -> list[Curve]:
-    """(label, points, colour, style) of the loss: train, by source, held out.
+    """(label, points, colour, style) of the loss: train, by source, held out; of what counts.
 
     Args:
       lines: of metrics.
       ascii_only: names that a picture's font may lack become ``source 2``.
     """
+    lines, _ = courses(lines)
     train = [line for line in lines if line["kind"] == "train"]
     held = [line for line in lines if line["kind"] == "eval"]
     curves = []
@@ -76,7 +112,9 @@ def loss_curves(lines: Sequence[Line], ascii_only: bool = False) -> list[Curve]:
     return [curve for curve in curves if curve[1]]
 
 
-def _draw_loss(axes: Any, lines: Sequence[Line], ink: str) -> None:
+def _draw_loss(
+    axes: Any, lines: Sequence[Line], ink: str, rewinds: Sequence[Decision] = ()
+) -> None:
     curves = loss_curves(lines, ascii_only=True)
     for label, points, colour, style in curves:
         x, y = zip(*points, strict=True)
@@ -85,26 +123,74 @@ def _draw_loss(axes: Any, lines: Sequence[Line], ink: str) -> None:
             axes.plot(x, y, "o--", color=colour, ms=4.5, lw=1, mfc="none", label=label, zorder=3)
         else:
             axes.plot(x, y, "-", color=colour, lw=1.6, alpha=0.9, label=label)
+    lost = lost_curves(lines)
+    _draw_lost(axes, lost, ink, "given up by a rewind")
+    for number, decision in enumerate(rewinds, 1):
+        _draw_rewind(axes, number, decision)
     axes.set_ylabel("loss (nats per token)")
-    _limit(axes, [p for _, points, _, _ in curves for p in points])
+    _limit(axes, [p for _, points, _, _ in curves for p in points], lost)
 
 
-def _limit(axes: Any, points: Series) -> None:
-    """Leaves the tall beginning of the curve out of the view if it would flatten the rest."""
+def _draw_lost(axes: Any, lost: Sequence[Series], ink: str, label: str | None = None) -> None:
+    for points in lost:
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, "--", color=ink, lw=1.1, alpha=0.45, label=label, dashes=(3, 2))
+        label = None
+
+
+def _draw_rewind(axes: Any, number: int, decision: Decision) -> None:
+    """An arrow from the spike back to the checkpoint, over the steps that were given up."""
+    top = axes.get_xaxis_transform()
+    height = 0.97 - 0.055 * ((number - 1) % 4)
+    axes.axvspan(decision.to_step, decision.detected, color=REWIND, alpha=0.07, lw=0)
+    axes.axvline(decision.onset, color=REWIND, lw=0.9, ls=":", alpha=0.8)
+    axes.annotate(
+        "",
+        xy=(decision.to_step, height),
+        xytext=(decision.onset, height),
+        xycoords=top,
+        textcoords=top,
+        arrowprops={"arrowstyle": "->", "color": REWIND, "lw": 1.2, "shrinkA": 0, "shrinkB": 0},
+    )
+    axes.annotate(
+        f"rewind {number}" if number <= 3 else str(number),
+        xy=(decision.detected, height),
+        xycoords=top,
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        color=REWIND,
+        fontsize=8.5,
+    )
+
+
+def _limit(axes: Any, points: Series, lost: Sequence[Series] = ()) -> None:
+    """Leaves the tall beginning of the curve out of the view if it would flatten the rest.
+
+    Of what was given up the view takes in as much again as of what counts, no more.
+    """
     if len(points) < 8:
         return
     last = max(x for x, _ in points)
     low = min(y for _, y in points)
     early = sorted(y for x, y in points if x >= 0.02 * last)
     top = max(early)
+    peak = max((y for curve in lost for x, y in curve if x >= 0.02 * last), default=top)
+    top = max(top, min(peak, top + (top - low)))
     axes.set_ylim(low - 0.04 * (top - low), top + 0.04 * (top - low) or None)
 
 
 def _draw(axes: Any, lines: Sequence[Line], key: str, label: str, colour: str) -> None:
-    points = series([line for line in lines if line["kind"] == "train"], key)
+    living, _ = courses(lines)
+    points = series([line for line in living if line["kind"] == "train"], key)
+    lost = lost_curves(lines, key)
     if points:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, "-", color=colour, lw=1.3)
+        _draw_lost(axes, lost, colour)
+        highest = max(y)
+        peak = max([highest, *(v for curve in lost for _, v in curve)])
+        axes.set_ylim(0, 1.05 * min(peak, 2 * highest) or None)
     axes.set_ylabel(label)
 
 
@@ -124,13 +210,18 @@ def _style(figure: Any, all_axes: Sequence[Any], ink: str) -> None:
     figure.tight_layout()
 
 
-def loss_png(lines: Sequence[Line], path: str | os.PathLike[str], title: str = "") -> None:
+def loss_png(
+    lines: Sequence[Line],
+    path: str | os.PathLike[str],
+    title: str = "",
+    rewinds: Sequence[Decision] = (),
+) -> None:
     """Writes the loss curves as a PNG with a legend, dark on white."""
     from t5x_llm.core.paths import write_atomic
 
     figure, axes = _figure(9.0, 5.0)
     ink = "#222222"
-    _draw_loss(axes, lines, ink)
+    _draw_loss(axes, lines, ink, rewinds)
     if axes.lines:
         legend = axes.legend(frameon=False, fontsize=9, labelcolor=ink)
         legend.set_zorder(4)
@@ -170,14 +261,14 @@ def _svg(draw: Callable[[Any], None], width: float, height: float) -> str:
     )
 
 
-def loss_svg(lines: Sequence[Line]) -> str:
+def loss_svg(lines: Sequence[Line], rewinds: Sequence[Decision] = ()) -> str:
     """The loss curves; their legend is left to the page, which has the fonts for any name."""
-    return _svg(lambda axes: _draw_loss(axes, lines, _INK), 9.0, 4.2)
+    return _svg(lambda axes: _draw_loss(axes, lines, _INK, rewinds), 9.0, 4.2)
 
 
 def small_svgs(lines: Sequence[Line]) -> list[tuple[str, str]]:
     """(caption, SVG) of learning rate, gradient norm, tokens/s and batch size if it changes."""
-    train = [line for line in lines if line["kind"] == "train"]
+    train = [line for line in courses(lines)[0] if line["kind"] == "train"]
     wanted = [
         ("Learning rate", "learning_rate", COLOURS[0]),
         ("Gradient norm before clipping", "grad_norm", COLOURS[1]),
@@ -190,8 +281,7 @@ def small_svgs(lines: Sequence[Line]) -> list[tuple[str, str]]:
         if series(train, key):
 
             def draw(axes: Any, key: str = key, colour: str = colour) -> None:
-                _draw(axes, train, key, "", colour)
-                axes.set_ylim(bottom=0)
+                _draw(axes, lines, key, "", colour)
 
             pictures.append((caption, _svg(draw, 4.4, 2.5)))
     return pictures

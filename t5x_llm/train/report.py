@@ -10,10 +10,34 @@ from typing import Any
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_atomic
-from t5x_llm.train.hooks.lines import read_lines
-from t5x_llm.train.plots import loss_curves, loss_png, loss_svg, small_svgs
+from t5x_llm.train.goodput import PARTS, STARVED, duration, goodput, starved
+from t5x_llm.train.journal import JOURNAL, Decision, decisions, read_journal
+from t5x_llm.train.jsonl import Line, read_lines
+from t5x_llm.train.plots import (
+    courses,
+    loss_curves,
+    loss_png,
+    loss_svg,
+    lost_curves,
+    small_svgs,
+)
+from t5x_llm.train.story import entries, summary
 
-Line = dict[str, Any]
+# By the names of ``PARTS``.
+_TIMES = {
+    "productive": "#2fa36b",
+    "startup": "#8c8c2f",
+    "compile": "#3b82d6",
+    "restore": "#1fa3a8",
+    "save": "#6f7fd8",
+    "data": "#b45ad0",
+    "eval": "#c75a94",
+    "other": "#8f7a66",
+    "rewinds": "#d2434c",
+    "kills": "#e0702b",
+    "down": "#8a93a3",
+}
+_MANY = 30  # events shown without being unfolded
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7;
@@ -38,6 +62,12 @@ svg { width: 100%; height: auto; color: var(--ink); }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: .3rem 0 0; font-size: .88rem; }
 .legend i { display: inline-block; width: 1.5rem; vertical-align: middle; margin-right: .4rem;
   border-top: 3px solid; } .legend i.o { border-top-style: dotted; }
+.legend i.lost { border-top-style: dashed; opacity: .45; }
+.legend i.box { border: 0; width: .8rem; height: .8rem; border-radius: .2rem; }
+.stack { display: flex; height: 1.5rem; border-radius: .4rem; overflow: hidden;
+  background: var(--line); } .stack i { display: block; height: 100%; }
+.events td:first-child { white-space: nowrap; }
+.events th:last-child, .events td:last-child { text-align: left; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
@@ -57,7 +87,8 @@ details > summary { cursor: pointer; color: var(--accent); }
 def write_report(directory: str | os.PathLike[str]) -> str:
     """Writes ``report.html`` and ``loss.png`` of a run, from the files in its directory.
 
-    Read are ``metrics.jsonl``, and if there, ``operative_config.gin`` and ``samples.txt``.
+    Read are ``metrics.jsonl``, and if there, ``journal.jsonl``, ``operative_config.gin`` and
+    ``samples.txt``.
 
     Returns:
       The path of the page.
@@ -71,8 +102,10 @@ def write_report(directory: str | os.PathLike[str]) -> str:
         raise DataError(f"{run / 'metrics.jsonl'} holds no step of training: nothing to report.")
     name = run.absolute().name if "://" not in str(run) else run.name
     page = run / "report.html"
-    write_atomic(page, render(name, lines, _read(run, "operative_config.gin"), _samples(run)))
-    loss_png(lines, run / "loss.png", name)
+    journal = read_journal(run / JOURNAL)
+    config = _read(run, "operative_config.gin")
+    write_atomic(page, render(name, lines, config, _samples(run), journal))
+    loss_png(lines, run / "loss.png", name, _rewinds(journal))
     return os.fspath(page)
 
 
@@ -87,7 +120,20 @@ def _samples(run: Any, most: int = 20_000) -> str:
     return text if len(text) <= most else "[earlier samples left out]\n" + text[-most:]
 
 
-def render(name: str, lines: Sequence[Line], config: str = "", samples: str = "") -> str:
+def _rewinds(journal: Sequence[Line]) -> list[Decision]:
+    try:
+        return decisions(journal)
+    except DataError:
+        return []  # a damaged journal ends no report
+
+
+def render(
+    name: str,
+    lines: Sequence[Line],
+    config: str = "",
+    samples: str = "",
+    journal: Sequence[Line] = (),
+) -> str:
     """The page as HTML.
 
     Args:
@@ -95,7 +141,10 @@ def render(name: str, lines: Sequence[Line], config: str = "", samples: str = ""
       lines: of ``metrics.jsonl``.
       config: the operative config.
       samples: generated text.
+      journal: of ``journal.jsonl``.
     """
+    every, (lines, _) = lines, courses(lines)
+    rewinds = _rewinds(journal)
     train = [line for line in lines if line["kind"] == "train"]
     evals = [line for line in lines if line["kind"] == "eval"]
     start = next((line for line in reversed(lines) if line["kind"] == "start"), {})
@@ -104,9 +153,10 @@ def render(name: str, lines: Sequence[Line], config: str = "", samples: str = ""
         f"<p class=soft>{_e(_summary(start, train))}</p>",
         _cards(train, evals),
         "<h2>Loss</h2>",
-        f"<figure>{loss_svg(lines)}{_legend(lines)}</figure>",
+        f"<figure>{loss_svg(every, rewinds)}{_legend(every, rewinds)}</figure>",
+        _recovery(journal),
         "<h2>Course</h2>",
-        f"<div class=small>{''.join(_figure(c, svg) for c, svg in small_svgs(lines))}</div>",
+        f"<div class=small>{''.join(_figure(c, svg) for c, svg in small_svgs(every))}</div>",
         _speed(start, train),
         _evaluation(evals),
         _mixture(start, train),
@@ -168,13 +218,52 @@ def _cards(train: Sequence[Line], evals: Sequence[Line]) -> str:
     return f"<div class=cards>{inner}</div>"
 
 
-def _legend(lines: Sequence[Line]) -> str:
+def _legend(lines: Sequence[Line], rewinds: Sequence[Decision]) -> str:
     items = []
     for label, _, colour, style in loss_curves(lines):
         colour = "currentColor" if colour == "ink" else colour
         mark = " class=o" if style == "o" else ""
         items.append(f"<span><i{mark} style='border-color:{colour}'></i>{_e(label)}</span>")
-    return f"<div class=legend>{''.join(items)}</div>"
+    if lost_curves(lines):
+        items.append("<span><i class=lost></i>given up by a rewind</span>")
+    legend = f"<div class=legend>{''.join(items)}</div>"
+    told = [
+        f"{n}: from step {d.onset:,} back to {d.to_step:,}, examples {d.skip[0]:,} to "
+        f"{d.skip[1]:,} of the data left out"
+        for n, d in enumerate(rewinds, 1)
+    ]
+    if told:
+        legend += f"<figcaption>Rewinds. {_e('; '.join(told))}.</figcaption>"
+    return legend
+
+
+def _recovery(journal: Sequence[Line]) -> str:
+    """Where the time went, as a bar, and the story."""
+    if not journal:
+        return ""
+    account = goodput(journal)
+    parts = [(k, v) for k, v in account.seconds.items() if v > 0]
+    bar = "".join(
+        f"<i style='width:{account.share(k):.3%};background:{_TIMES[k]}'></i>" for k, _ in parts
+    )
+    legend = "".join(
+        f"<span><i class=box style='background:{_TIMES[k]}'></i>{_e(PARTS[k].label)} "
+        f"{account.share(k):.1%} ({_e(duration(v))})</span>"
+        for k, v in parts
+    )
+    head = f"{summary(journal)}."
+    if account.total > 0:
+        head = f"Goodput {account.share('productive'):.1%} of {duration(account.total)}: {head}"
+    told = entries(journal)
+    rows = [[_e(t.time), f"{t.step:,}", _e(t.text)] for t in told]
+    table = f"<div class=events>{_table(('time (UTC)', 'step', 'event'), rows)}</div>"
+    if len(told) > _MANY:
+        table = f"<details><summary>{len(told)} events</summary>{table}</details>"
+    return (
+        f"<h2>Recovery and time</h2><p class=soft>{_e(head)}</p>"
+        f"<div class=stack role=img aria-label='where the time went'>{bar}</div>"
+        f"<div class=legend>{legend}</div>{table}"
+    )
 
 
 def _speed(start: Line, train: Sequence[Line]) -> str:
@@ -191,7 +280,9 @@ def _speed(start: Line, train: Sequence[Line]) -> str:
         parts.append(str(start.get("flops_convention", "")))
     if waits:
         parts.append(f"waiting for data {waits[len(waits) // 2]:.1%} of the time")
-    return f"<p class=soft>{_e('; '.join(parts))}.</p>" if parts else ""
+    text = f"<p class=soft>{_e('; '.join(parts))}.</p>" if parts else ""
+    share = sum(waits) / len(waits) if waits else 0.0
+    return text + (f"<p>{_e(starved(share))}</p>" if share > STARVED else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from t5x_llm.train.jsonl import Line, is_number
 _COMMON = ("time", "event", "step", "life", "account")
 _ROUTINE = ("save", "saved", "alive")
 _BAD = ("peak", "skip")
+_LAST = ("end", "stuck")
 _ITEMS, _LENGTH = 6, 400
 
 
@@ -78,7 +79,7 @@ def _restore(line: Line) -> str:
 
 
 def _spike(line: Line) -> str:
-    onset, detected = plain(line.get("onset")), plain(line.get("detected"))
+    onset, detected = plain(line.get("onset")), plain(line.get("detected", line["step"]))
     text = f"spike from step {onset} on, seen at step {detected}{_reason(line)}"
     if line.get("tokens_by_source"):
         text += f"; its tokens by source: {plain(line['tokens_by_source'])}"
@@ -166,16 +167,28 @@ def _several(group: Sequence[Line]) -> str:
     n = len(complete) or len(begun)
     if not n:
         return ""
-    text = f"saved {n} time{'s' if n != 1 else ''}, last at step {(complete or begun)[-1]:,}"
+    step = f"{(complete or begun)[-1]:,}"
+    text = f"saved at step {step}" if n == 1 else f"saved {n} times, last at step {step}"
     if complete and begun and begun[-1] > complete[-1]:
         text += f"; the save of step {begun[-1]:,} is not known to be complete"
     waited = sum(line["seconds"] for line in group if is_number(line.get("seconds")))
     return text + (f"; training waited {duration(waited)}" if waited >= 0.05 else "")
 
 
-def _entry(line: Line, text: str, event: str = "") -> Entry:
-    time = line["time"][:19].replace("T", " ")
-    return Entry(plain(time), line["step"], event or plain(line["event"]), text)
+def _entry(line: Line, text: str, event: str = "", step: int | None = None) -> Entry:
+    time = plain(line["time"][:19].replace("T", " "))
+    return Entry(time, line["step"] if step is None else step, event or plain(line["event"]), text)
+
+
+def _between(before: Sequence[Line], life: Sequence[Line]) -> list[Entry]:
+    """From the last word of one process to the first of the next."""
+    last, reached = before[-1], max(line["step"] for line in before)
+    gap = duration(max(when(life[0]) - when(last), 0.0))
+    told = [_entry(life[0], f"started again, {gap} after that", "again", reached)]
+    if last["event"] not in _LAST:
+        text = f"killed; its last word was of step {reached:,}"
+        told.insert(0, _entry(last, text, "killed", reached))
+    return told
 
 
 def entries(lines: Sequence[Line], everything: bool = False) -> list[Entry]:
@@ -188,13 +201,8 @@ def entries(lines: Sequence[Line], everything: bool = False) -> list[Entry]:
     told: list[Entry] = []
     before: list[Line] = []
     for life in lives(lines):
-        if before and before[-1]["event"] not in ("end", "stuck"):
-            last = before[-1]
-            reached = max(line["step"] for line in before)
-            told.append(_entry(last, f"killed; the last word was of step {reached:,}", "killed"))
         if before:
-            gap = when(life[0]) - when(before[-1])
-            told.append(_entry(life[0], f"started again {duration(max(gap, 0.0))} later", "again"))
+            told += _between(before, life)
         for group in [[line] for line in life] if everything else _grouped(life):
             text = _tell(group[0]) if len(group) == 1 else _several(group)
             if everything or (text and [line["event"] for line in group] != ["alive"]):
@@ -218,7 +226,7 @@ def summary(lines: Sequence[Line]) -> str:
     """``2 restarts (1 killed), 1 rewind, 1 damaged checkpoint``."""
     every = list(lives(lines))
     counts = collections.Counter(line["event"] for line in lines)
-    killed = sum(life[-1]["event"] not in ("end", "stuck") for life in every[:-1])
+    killed = sum(life[-1]["event"] not in _LAST for life in every[:-1])
     damaged = {line["step"] for line in lines if line["event"] == "damaged"}
     parts = [
         _count(len(every) - 1, "restart") + (f" ({killed} killed)" if killed else ""),

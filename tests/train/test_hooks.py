@@ -1,6 +1,7 @@
 """Hooks: the record, the bar, the trace, TensorBoard."""
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -9,13 +10,18 @@ import jax
 import numpy as np
 import pytest
 import toy
+from journals import files_of_at_most
 from test_loop import go
 
+from t5x_llm.core.errors import Preempted
 from t5x_llm.data.positions import DataState
+from t5x_llm.train import jsonl
 from t5x_llm.train.config import Loop
 from t5x_llm.train.flops import Peak, flops_per_token, peak_of
+from t5x_llm.train.goodput import goodput
 from t5x_llm.train.hooks import (
     Hook,
+    Journaling,
     JsonLines,
     Metrics,
     Profiler,
@@ -25,7 +31,9 @@ from t5x_llm.train.hooks import (
     Throughput,
     read_lines,
 )
+from t5x_llm.train.hooks.journal import process_age
 from t5x_llm.train.hooks.lines import flatten
+from t5x_llm.train.journal import Journal, accounts, read_journal
 from t5x_llm.train.loop import Run
 
 
@@ -70,11 +78,98 @@ def test_metrics_lines_are_means_over_tokens(tmp_path):
     # The step that compiled is no measure of speed.
     assert train["tokens_per_second"] == 600 and train["mfu"] == pytest.approx(0.6)
     assert train["data_wait"] == pytest.approx(0.1)
-    assert held == {"kind": "eval", "step": 2, "results": {"en": {"loss": None} | held_bits()}}
+    results = {"en": {"loss": None, "bits_per_byte": 1.5}}
+    assert held == {"kind": "eval", "step": 2, "rewinds": 0, "results": results}
 
 
-def held_bits():
-    return {"bits_per_byte": 1.5}
+def test_what_a_rewind_gave_up_stays_in_the_record(tmp_path):
+    path = tmp_path / "m.jsonl"
+    hook = Metrics([JsonLines(path)])
+    run = live(tmp_path, [hook])
+    initial = hook.state()
+    hook.on_start(run)
+    for step in range(1, 7):
+        hook.on_step(run, record(step))
+    hook.restore(initial)
+    run.step, run.rewinds = 0, 1
+    hook.on_rewind(run)
+    for step in range(1, 5):
+        hook.on_step(run, record(step, loss=1.0))
+    hook.on_end(run, None)
+
+    def seen():
+        return [(x["kind"], x["step"], x["rewinds"]) for x in read_lines(path)]
+
+    whole = [
+        *(("start", 0, 0), ("train", 2, 0), ("train", 4, 0), ("train", 6, 0)),
+        *(("rewind", 0, 1), ("train", 2, 1), ("train", 4, 1)),
+    ]
+    assert seen() == whole
+    assert read_lines(path)[-1]["tokens"] == 400, "not those given up"
+    # A process that resumes at step 2 writes step 4 again, and leaves the earlier course alone.
+    JsonLines(path).open(2, 1)
+    assert seen() == whole[:-1]
+    # One that is killed between the decision and the restore writes nothing of the new course.
+    JsonLines(path).open(0, 2)
+    assert seen() == whole[:-1]
+
+
+def test_a_full_disk_does_not_end_the_record(tmp_path, capsys):
+    path = tmp_path / "m.jsonl"
+    writers = [JsonLines(path), TensorBoard(tmp_path / "tb", retry=0.0)]
+    for writer in writers:
+        writer.open(0)
+    lines = [{"kind": "train", "step": i, "loss": float(i), "text": "x" * 100} for i in range(50)]
+    with files_of_at_most(600):
+        for line in lines[:-1]:
+            for writer in writers:
+                writer.write(line)
+                writer.flush()
+    assert 0 < len(read_lines(path)) < 10
+    for writer in writers:
+        writer.write(lines[-1])
+        writer.close()
+    assert [x["step"] for x in read_lines(path)] == list(range(50)), "late, but all"
+    assert capsys.readouterr().err.count("cannot be written for now") == 2, "each once"
+    found = [step for step, _, _ in scalars(tmp_path / "tb")]
+    assert found[-1] == 49 and found == sorted(found)
+
+
+def scalars(directory):
+    """(step, tag, value) of event files as TensorFlow reads them; what a later file purges left
+    out, as TensorBoard does."""
+    from tensorflow.compat.v1.train import summary_iterator
+    from tensorflow.errors import DataLossError
+
+    found = []
+    for file in sorted(directory.iterdir()):
+        try:
+            for event in summary_iterator(str(file)):
+                if event.HasField("session_log"):
+                    found = [x for x in found if x[0] < event.step]
+                found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        except DataLossError:
+            continue
+    return found
+
+
+def test_tensorboard_shows_the_course_that_counts(tmp_path):
+    writer = TensorBoard(tmp_path)
+    writer.open(0)
+    for step in range(1, 7):
+        writer.write({"kind": "train", "step": step, "rewinds": 0, "loss": 9.0})
+    writer.rewind(2, 1)
+    writer.write({"kind": "rewind", "step": 2, "rewinds": 1})
+    writer.write({"kind": "train", "step": 3, "rewinds": 1, "loss": 1.0, "by": {"en": 2.0}})
+    writer.close()
+    tag = "train/loss"
+    assert scalars(tmp_path) == [
+        *((1, tag, 9.0), (2, tag, 9.0), (3, tag, 1.0), (3, "train/by/en", 2.0))
+    ]
+    again = TensorBoard(tmp_path)
+    again.open(2, 1)
+    again.close()
+    assert scalars(tmp_path) == [(1, tag, 9.0), (2, tag, 9.0)]
 
 
 def test_lines_past_the_restored_step_are_dropped(tmp_path):
@@ -98,14 +193,15 @@ def test_each_line_is_on_disk_at_once(tmp_path):
     writer.close()
 
 
-def test_object_store_gets_the_file_whole(tmp_path):
+def test_object_store_gets_the_file_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "is_remote", lambda path: True)
     writer = JsonLines(tmp_path / "m.jsonl", every=1000)
-    writer._remote = True
-    writer.open(0)
-    writer.write({"step": 1})
-    writer.write({"step": 2})
-    writer.close()
-    assert [line["step"] for line in read_lines(tmp_path / "m.jsonl")] == [1, 2]
+    for step in (0, 2):
+        writer.open(step)
+        writer.write({"step": step + 1})
+        writer.write({"step": step + 2})
+        writer.close()
+    assert [line["step"] for line in read_lines(tmp_path / "m.jsonl")] == [1, 2, 3, 4]
 
 
 def test_plain_progress_has_no_carriage_returns(tmp_path):
@@ -147,6 +243,38 @@ def test_progress_bar_on_a_terminal(tmp_path):
     assert "20/20" in text and "loss 2.000" in text and "GFLOP/s" in text
 
 
+def test_the_bar_goes_back_with_the_run(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    hook = Progress(Throughput(2e6), Terminal())
+    run = live(tmp_path)
+    hook.on_start(run)
+    for step in range(1, 11):
+        hook.on_step(run, record(step, loss=9.0))
+    run.step = 4
+    hook.on_rewind(run)
+    assert hook._bar.n == 4
+    hook.on_step(run, record(5, loss=1.0))
+    assert hook._bar.n == 5 and "loss 1.000" in hook._bar.postfix
+    hook.on_end(run, None)
+
+
+def test_a_loop_that_waits_for_data_is_told_so(tmp_path):
+    def said(seconds):
+        out = io.StringIO()
+        hook = Progress(stream=out, starvation=10.0)
+        run = live(tmp_path, steps=1000)
+        hook.on_start(run)
+        for step in range(1, 301):
+            hook.on_step(run, record(step, seconds=seconds))
+        return out.getvalue().count("warning: The loop waited for data")
+
+    # 0.05 s of every step are waiting. Warned after 10, 20, 40 and 80 of 150 seconds.
+    assert said(0.5) == 4 and said(2.0) == 0
+
+
 def test_measured_peak_is_not_called_mfu(tmp_path):
     out = io.StringIO()
     hook = Progress(Throughput(2e6, Peak(1e9, "a matmul measured here")), out)
@@ -186,6 +314,45 @@ assert not [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "seqio",
 def test_flatten_names_numbers_alone():
     line = {"step": 1, "kind": "train", "a": {"b": 2, "c": None}, "d": True, "e": 1.5}
     assert dict(flatten("train", line)) == {"train/a/b": 2.0, "train/e": 1.5}
+
+
+def test_the_journal_of_a_run(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl")
+    config = Loop(steps=4, batch_size=8, sequence_length=16)
+    run = go(tmp_path, config, hooks=[Journaling(journal, every=0.0)], every=2)
+    lines = read_journal(tmp_path / "journal.jsonl")
+    told = [line for line in lines if line["event"] in ("start", "alive", "end")]
+    assert [(x["event"], x["step"]) for x in told] == [
+        *(("start", 0), ("alive", 1), ("alive", 2), ("alive", 3), ("alive", 4), ("end", 4))
+    ]
+    assert told[0]["resumed"] is False and told[0]["steps"] == 4
+    assert told[-1]["status"] == "finished" and told[-1]["position"] == 32
+    totals = [accounts(line) for line in told]
+    assert all(a["total"] <= b["total"] for a, b in itertools.pairwise(totals))
+    assert totals[-1]["compile"] == pytest.approx(run.seconds["compile"], abs=1e-3)
+    spent = goodput(lines)
+    assert spent.total == pytest.approx(totals[-1]["total"], abs=0.5)
+    assert spent.seconds["compile"] > 0 and spent.lives == 1
+    assert 0 < process_age() < 86400 * 365 and process_age() >= totals[-1]["total"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        *((KeyboardInterrupt(), "interrupted"), (Preempted("bye"), "preempted")),
+        *((OSError("x" * 900), "OSError"), (None, "stopped")),
+    ],
+)
+def test_the_journal_tells_how_a_run_ended(tmp_path, error, status):
+    hook = Journaling(Journal(tmp_path / "journal.jsonl"))
+    run = live(tmp_path)
+    hook.on_start(run)
+    hook.on_rewind(run)
+    hook.on_step(run, record(1))
+    hook.on_end(run, error)
+    start, alive, end = read_journal(tmp_path / "journal.jsonl")
+    assert alive["event"] == "alive" and end["status"] == status, "a minute has not passed"
+    assert len(end.get("reason", "")) == (500 if status == "OSError" else 0)
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -6,10 +6,13 @@ import math
 import re
 
 import pytest
+from journals import eventful, write
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.train.environment import environment
-from t5x_llm.train.plots import loss_curves, series, smoothed
+from t5x_llm.train.goodput import PARTS
+from t5x_llm.train.journal import decisions
+from t5x_llm.train.plots import courses, loss_curves, loss_svg, lost_curves, series, smoothed
 from t5x_llm.train.report import render, write_report
 
 SOURCES = ("speeches", "诗词")
@@ -163,3 +166,82 @@ def test_curves():
     assert all(label.isascii() for label, *_ in loss_curves(lines, ascii_only=True))
     assert smoothed([(0, 1.0), (1, 2.0), (2, 6.0)], 3) == [(0, 1.0), (1, 3.0), (2, 6.0)]
     assert "Rows of a batch" not in render("x", lines)
+
+
+def rewound():
+    """To step 50, back to 20, to 40, back to 10, on to 50."""
+    parts = [(0, 50, 0), (20, 40, 1), (10, 50, 2)]
+    lines = []
+    for start, end, rewinds in parts:
+        if rewinds:
+            lines.append({"kind": "rewind", "step": start, "rewinds": rewinds})
+        part = [x for x in make_lines() if start < x["step"] <= end or (x["step"], start) == (0, 0)]
+        high = {"loss": 7.0} if rewinds < 2 else {}
+        lines += [
+            x | {"rewinds": rewinds} | (high if x["step"] == end and x["kind"] == "train" else {})
+            for x in part
+        ]
+    return lines
+
+
+def test_what_rewinds_gave_up():
+    living, lost = courses(rewound())
+    steps = [x["step"] for x in living if x["kind"] == "train"]
+    assert steps == list(range(1, 51)), "each step once"
+    assert {x["rewinds"] for x in living} == {0, 2}
+    assert [(part[0]["step"], part[-1]["step"]) for part in lost] == [(11, 50), (20, 40)]
+    assert max(y for _, y in series(living, "loss")) < 4
+    curves = lost_curves(rewound())
+    assert [curve[0][0] for curve in curves] == [10, 20], "from the last point that counts"
+    assert [curve[-1] for curve in curves] == [(50, 7.0), (40, 7.0)]
+    # A process that was killed between deciding and going back wrote no line of the rewind.
+    lines = [x for x in rewound() if x["kind"] != "rewind"]
+    lines.insert(-45, {"kind": "start", "step": 10, "rewinds": 2})
+    assert len([x for x in courses(lines)[0] if x["kind"] == "train"]) == 50
+    assert courses(make_lines()) == (make_lines(), [])
+
+
+def test_rewinds_are_drawn():
+    lines, rewinds = rewound(), decisions(eventful())
+    plain, drawn = loss_svg(lines), loss_svg(lines, rewinds)
+    assert "stroke-dasharray" in plain and "#d2434c" not in plain
+    assert drawn.count("#d2434c") > 2
+    page = render("x", lines, journal=eventful())
+    assert "given up by a rewind" in page
+    assert "1: from step 138 back to 50, examples 400 to 2,800 of the data left out" in page
+    assert "given up" not in render("x", make_lines())
+
+
+def test_recovery_in_the_report(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rewound()))
+    journal = eventful()
+    journal[7]["reason"] = "<script>alert(1)</script>"
+    write(tmp_path / "journal.jsonl", journal)
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(page)
+    text = " ".join(checker.text)
+    assert checker.open == [] and "<script" not in page and "<script>alert(1)" in text
+    for part in (
+        "Goodput 38.4% of 5 min 30 s: 2 restarts (1 killed), 1 rewind, 1 preemption, 1 damaged ch",
+        "rewound to step 50",
+        "killed; its last word was of step 150",
+    ):
+        assert part in text, part
+    widths = [float(x) for x in re.findall(r"<i style='width:([\d.]+)%;background", page)]
+    assert len(widths) == len(PARTS) and sum(widths) == pytest.approx(100, abs=0.1)
+    assert "Recovery" not in render("x", make_lines())
+    # A journal that someone damaged costs the arrows, not the report.
+    journal[8]["skip"] = "all"
+    write(tmp_path / "journal.jsonl", journal)
+    write_report(tmp_path)
+    assert "rewound to step 50" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_starvation_in_the_report():
+    lines = make_lines()
+    assert "Loop.prefetch" not in render("x", lines)
+    for line in lines:
+        line["data_wait"] = 0.06
+    assert "The loop waited for data 6% of its time" in render("x", lines)

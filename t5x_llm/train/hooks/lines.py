@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from t5x_llm.core.paths import as_path, write_atomic
-from t5x_llm.train.jsonl import Appender, Line, dumps, is_remote, is_step, read_jsonl
+from t5x_llm.train.jsonl import Appender, Line, dumps, read_lines, rewinds_of
 
 
 class Writer(Protocol):
@@ -38,11 +40,6 @@ class Writer(Protocol):
         """Flushes and ends."""
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The lines of metrics of a file; a last line that a kill cut short is left out."""
-    return [line for line in read_jsonl(path) if is_step(line.get("step"))]
-
-
 class JsonLines:
     """Appends to a file, a line at a time; object stores, which cannot append, get it whole.
 
@@ -68,7 +65,7 @@ class JsonLines:
             for line in read_lines(self.path)
             if line["step"] <= after_step or rewinds_of(line) < rewinds
         ]
-        if self.path.exists() or is_remote(self.path):
+        if self.path.exists():
             write_atomic(self.path, "".join(kept))
         self._file = Appender(self.path)
 
@@ -95,12 +92,6 @@ class JsonLines:
             self._file = None
 
 
-def rewinds_of(line: Line) -> int:
-    """How often the run had gone back when the line was written."""
-    rewinds = line.get("rewinds", 0)
-    return rewinds if is_step(rewinds) else 0
-
-
 class TensorBoard:
     """Event files by tensorboardX, which needs no TensorFlow.
 
@@ -110,11 +101,13 @@ class TensorBoard:
 
     Args:
       directory: of the event files.
+      retry: seconds after which a new file is tried.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = as_path(directory)
+    def __init__(self, directory: str | os.PathLike[str], retry: float = 60.0):
+        self.directory, self.retry = as_path(directory), retry
         self._writer: Any = None
+        self._refused = -math.inf
         self._purge: int | None = None
         self._files = 0
         self._flushed = 0.0
@@ -144,13 +137,18 @@ class TensorBoard:
             self.flush()
 
     def _try(self, act: Callable[[Any], None]) -> None:
+        if self._writer is None and time.monotonic() - self._refused < self.retry:
+            return
         try:
             if self._writer is None:
                 self._begin()
             act(self._writer)
-        except OSError:
+        except Exception as e:  # object stores raise errors of their own
+            if self._refused < 0:
+                print(f"warning: {self.directory} cannot be written for now: {e}", file=sys.stderr)
+            self._refused = time.monotonic()
             broken, self._writer = self._writer, None
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 if broken is not None:
                     broken.close()
 
@@ -159,9 +157,10 @@ class TensorBoard:
         from tensorboardX.record_writer import RecordWriter, directory_check
 
         directory_check(os.fspath(self.directory))
-        self._files += 1
-        name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}.{self._files}"
-        self._writer = RecordWriter(os.fspath(self.directory / name))
+        begun = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
+        while (path := self.directory / f"{begun}.{self._files:04}").exists():
+            self._files += 1
+        self._writer = RecordWriter(os.fspath(path))
         now = time.time()
         events = [Event(wall_time=now, file_version="brain.Event:2")]
         if self._purge is not None:

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any
 
+from t5x_llm.train.goodput import STARVED, starved
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.metrics import Throughput
 
@@ -23,6 +24,8 @@ class Progress(Hook):
       throughput: how speed is counted.
       stream: where to print; stderr if None.
       interval: seconds between plain lines.
+      starvation: seconds of training over which the wait for data is judged; a warning that is
+        still true comes again after twice as long.
     """
 
     name = "progress"
@@ -32,6 +35,7 @@ class Progress(Hook):
         throughput: Throughput | None = None,
         stream: IO[str] | None = None,
         interval: float = 10.0,
+        starvation: float = 60.0,
     ):
         self.throughput = throughput or Throughput()
         self.stream, self.interval = stream or sys.stderr, interval
@@ -40,6 +44,7 @@ class Progress(Hook):
         self._loss = self._tokens = 0.0
         self._rate: float | None = None
         self._quiet = False
+        self._judged_after, self._trained, self._waited = starvation, 0.0, 0.0
 
     def on_start(self, run: Run) -> None:
         """Says what will happen; the first step takes long because it is compiled."""
@@ -73,6 +78,7 @@ class Progress(Hook):
         if not record.compiled:
             per = record.seconds
             self._rate = per if self._rate is None else 0.9 * self._rate + 0.1 * per
+            self._judge_waiting(record)
         now = time.monotonic()
         last = record.step == run.config.steps
         first = record.compiled and not self._printed
@@ -89,6 +95,26 @@ class Progress(Hook):
             self._printed = now
             self._loss = self._tokens = 0.0
             self.throughput.clear()
+
+    def _judge_waiting(self, record: StepRecord) -> None:
+        """Warns if the loop waits for data for more than a small part of its time."""
+        self._trained += record.seconds
+        self._waited += record.waited
+        if self._trained < self._judged_after:
+            return
+        share = self._waited / self._trained
+        self._trained = self._waited = 0.0
+        if share > STARVED:
+            self._say(f"warning: {starved(share)}")
+            self._judged_after *= 2
+
+    def on_rewind(self, run: Run) -> None:
+        """The bar goes back, too."""
+        self.throughput.clear()
+        self._loss = self._tokens = 0.0
+        if self._bar is not None:
+            self._bar.n = self._bar.last_print_n = run.step
+            self._bar.refresh()
 
     def _text(self, run: Run, record: StepRecord) -> str:
         values, figures = record.values, self.throughput.figures()

@@ -1,0 +1,59 @@
+"""The journal told to people."""
+
+from journals import FACTS, eventful, line
+
+from t5x_llm.train.story import entries, plain, story, summary
+
+
+def test_the_whole_story():
+    told = story(eventful(), width=200)
+    for part in (
+        "2026-11-22 10:00:10  step   0  begins at step 0 of 400 (8 x cpu; mesh data=2, fsdp=4; 1 p",
+        "step  50  saved at step 50; training waited 1.5 s",
+        "a bad step, update skipped: gradient norm 33.2, 9.1 x its level",
+        "spike from step 138 on, seen at step 141: 3 bad steps within 5, the first: loss 7.103; "
+        "its tokens by source: en 3,000, zh 120; its documents: en speeches.jsonl:812, zh poem",
+        "rewound to step 50; examples 400 to 2,800 of the data are skipped: 3 bad steps",
+        "checkpoint of step 50 restored in 3.0 s",
+        "saved at step 100; the save of step 150 is not known to be complete",
+        "killed; its last word was of step 150",
+        "started again, 32.0 s after that",
+        "checkpoint of step 150 is damaged: checksums.0of1.json is missing",
+        "goes on from step 100 of 400",
+        "preempted",
+        "ended: preempted",
+        "ended: finished",
+        "In all: 2 restarts (1 killed), 1 rewind, 1 preemption, 1 damaged checkpoint, 1 skipped up",
+    ):
+        assert part in told.replace("\n" + " " * 31, " "), part
+    order = [told.index(word) for word in ("spike from", "rewound", "killed", "damaged: ")]
+    assert order == sorted(order)
+
+
+def test_routine_is_told_in_one_line_and_everything_on_demand():
+    lines = [line(0, "start", 0, 1, **FACTS)]
+    for step in range(10, 110, 10):
+        lines += [line(step, "save", step, 1, seconds=0.5), line(step, "saved", step, 1)]
+        lines += [line(step, "alive", step, 1)]
+    lines += [line(200 + i, "skip", 101 + i, 1) for i in range(3)]
+    lines.append(line(300, "end", 120, 1, status="finished"))
+    assert [entry.text for entry in entries(lines)][1:-1] == [
+        "saved 10 times, last at step 100; training waited 5.0 s",
+        "3 bad steps from 101 on, 3 updates skipped",
+    ]
+    assert len(entries(lines, everything=True)) == len(lines)
+    assert summary(lines) == "3 skipped updates"
+    assert summary(lines[:2]) == "no restart, no rewind, no damage"
+
+
+def test_a_stuck_process_was_not_killed():
+    lines = [line(0, "start", 0, 1), line(9, "stuck", 3, 1, reason="no step for 30 minutes")]
+    lines.append(line(20, "start", 0, 2))
+    assert "killed" not in story(lines) and "no step for 30 minutes" in story(lines)
+
+
+def test_values_of_any_kind_are_short_and_harmless():
+    assert plain("a\x1b[31m\nb") == "a [31m b"
+    assert plain({"en": 0.123456, "zh": 1234567}) == "en 0.1235, zh 1,234,567"
+    assert plain(list(range(9))) == "0, 1, 2, 3, 4, 5 and 3 more"
+    assert len(plain("x" * 10_000)) == 400 and plain(True) == "True"
