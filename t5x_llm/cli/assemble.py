@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +19,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.catalog import Opened, open_stores, open_stream
-from t5x_llm.data.positions import DataState
+from t5x_llm.data.positions import DataState, merge_ranges
 from t5x_llm.data.stream import Stream
 from t5x_llm.evaluate.hooks import Evaluation, Every
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
@@ -26,7 +29,10 @@ from t5x_llm.parallel import Rules
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.environment import environment
 from t5x_llm.train.flops import flops_per_token, peak_of
+from t5x_llm.train.hooks.guard import Guard
+from t5x_llm.train.journal import Decision, Journal
 from t5x_llm.train.loop import Run as Progress
+from t5x_llm.train.recovery import Recovery
 from t5x_llm.train.report import write_report
 from t5x_llm.train.state import (
     TrainState,
@@ -36,6 +42,9 @@ from t5x_llm.train.state import (
     state_shardings,
     with_shardings,
 )
+from t5x_llm.train.step import make_train_step, signal_rows
+
+_DESCRIBED = 512  # examples of a spike whose documents are looked up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +80,26 @@ def open_data(run: Run) -> OpenData:
     return OpenData(opened, open_stream(run.data, opened, loop.sequence_length, loop.seed))
 
 
+def make_step(
+    run: Run, model: Model, mesh: Mesh, rules: Rules, n_sources: int, guarded: bool = True
+) -> tuple[Any, Any]:
+    """The optimizer, and the jitted step as ``train.step.make_train_step`` makes it."""
+    tx = run.optimizer.build(run.loop.steps, model.logical_axes())
+    step = make_train_step(
+        model,
+        tx,
+        run.optimizer.schedule.build(run.loop.steps),
+        mesh=mesh,
+        rules=rules,
+        state_shardings=state_shardings(model, tx, mesh, rules),
+        n_sources=n_sources,
+        microbatches=run.loop.microbatches,
+        z_loss=run.z_loss,
+        guarded=guarded,
+    )
+    return tx, step
+
+
 def token_flops(run: Run, model: Model) -> float:
     """Training FLOPs of one token, by the convention of ``train/flops.py``."""
     config, counts = model.config, model.parameter_count()
@@ -89,19 +118,24 @@ def make_hooks(
     rules: Rules,
     data: OpenData,
     checkpointer: Checkpointer,
+    journal: Journal,
+    decisions: list[Decision],
+    preempted: Callable[[], bool],
 ) -> list[train_hooks.Hook]:
-    """Progress, metrics, profile, evaluation, samples and, last, the checkpoint."""
+    """Journal, progress, metrics, profile, guard, evaluation, samples; the checkpoint last."""
     flops, peak = token_flops(run, model), peak_of(list(mesh.devices.flat), run.precision.compute)
     writers: list[train_hooks.Writer] = [
         train_hooks.JsonLines(directory / "metrics.jsonl"),
         train_hooks.TensorBoard(directory / "tensorboard"),
     ]
     hooks: list[train_hooks.Hook] = [
+        train_hooks.Journaling(journal),
         train_hooks.Progress(train_hooks.Throughput(flops, peak)),
         train_hooks.Metrics(writers, train_hooks.Throughput(flops, peak)),
     ]
     if run.loop.profile_steps is not None:
         hooks.append(train_hooks.Profiler(run.loop.profile_steps))
+    hooks.append(Guard(run.spike, decisions, functools.partial(signal_rows, mesh)))
     if documents := held_out(data.opened):
         length, rows = run.loop.sequence_length, run.evaluation.batch_size
         evaluator = Evaluator(model, mesh, rules, length, rows)
@@ -110,7 +144,7 @@ def make_hooks(
         hooks.append(
             Every("samples", run.samples.every, sample_writer(run, directory, model, data))
         )
-    hooks.append(train_hooks.Checkpoint(checkpointer, run.shared()))
+    hooks.append(train_hooks.Checkpoint(checkpointer, run.shared(), preempted))
     return hooks
 
 
@@ -156,7 +190,7 @@ def resumed_step(run: Run) -> int | None:
         checkpointer.close()
 
 
-def start(
+def make_recovery(
     run: Run,
     model: Model,
     tx: Any,
@@ -165,24 +199,44 @@ def start(
     data: OpenData,
     checkpointer: Checkpointer,
     hooks: list[train_hooks.Hook],
-) -> tuple[TrainState, DataState]:
-    """Where training begins: at the newest checkpoint, at imported weights, or fresh."""
-    if checkpointer.latest_step() is not None:
-        shardings = state_shardings(model, tx, mesh, rules)
-        wanted = with_shardings(abstract_state(model, tx), shardings)
-        state, meta = train_hooks.resume(checkpointer, wanted, run.shared(), hooks)
-        step, last = int(state.step), run.loop.steps
-        told = f"Continuing {run.directory} from step {step}."
-        if step >= last:
-            told = f"{run.directory} is finished: step {step} of Loop.steps = {last} is done."
-        if jax.process_index() == 0:
-            print(told, file=sys.stderr)
-        return state, DataState.from_json(meta["data"])
-    fresh = data.stream.state()
-    if run.start_from is not None:
-        return state_from_params(imported(run), model, tx, mesh, rules), fresh
-    key = named_key(run.loop.seed, "params")
-    return init_state(model, tx, key, mesh, rules), fresh
+    decisions: list[Decision],
+    journal: Journal,
+) -> Recovery:
+    """What finds the beginning of the run, and takes it back after a spike."""
+
+    def load(step: int | None) -> tuple[TrainState, DataState, dict[str, Any]]:
+        if step is None:
+            fresh = DataState(skips=merge_ranges(run.loop.skips))
+            if run.start_from is not None:
+                return state_from_params(imported(run), model, tx, mesh, rules), fresh, {}
+            key = named_key(run.loop.seed, "params")
+            return init_state(model, tx, key, mesh, rules), fresh, {}
+        wanted = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
+        state, meta = train_hooks.resume(checkpointer, wanted, run.shared(), step=step)
+        return state, DataState.from_json(meta["data"]), meta
+
+    def describe(state: DataState, first: int, count: int) -> dict[str, Any]:
+        stream = data.stream.at(state)
+        sources: collections.Counter[str] = collections.Counter()
+        documents: dict[tuple[str, int], Any] = {}
+        for position in range(first, first + min(count, _DESCRIBED)):
+            for piece in stream.documents(position):
+                sources[piece.source] += piece.stop - piece.start
+                documents.setdefault((piece.source, piece.document), piece.provenance)
+        named = [[name, p.file, p.line] for (name, _), p in documents.items()]
+        return {"examples": [first, count], "tokens_by_source": sources, "documents": named[:200]}
+
+    weights = data.stream.weights
+    return Recovery(run.spike, checkpointer, decisions, hooks, load, describe, journal, weights)
+
+
+def told_beginning(run: Run, step: int | None) -> str:
+    """Where training begins, for people; '' for a fresh run."""
+    if step is None:
+        return ""
+    if step >= run.loop.steps:
+        return f"{run.directory} is finished: step {step} of Loop.steps = {run.loop.steps} is done."
+    return f"Continuing {run.directory} from step {step}."
 
 
 def imported(run: Run) -> Any:

@@ -20,6 +20,8 @@ from t5x_llm.optim import BatchRamp, Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, check_divisible
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
+from t5x_llm.train.spike import SpikeConfig
+from t5x_llm.train.watchdog import LifeConfig
 
 OPERATIVE_CONFIG = "operative_config.gin"
 
@@ -98,6 +100,8 @@ class Run:
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       checkpoint: when to save.
+      spike: what counts as a loss spike, and what is done about it.
+      life: how long to wait for a step, and for leaving.
       evaluation: how to evaluate.
       samples: what to write.
       export: what to leave with.
@@ -114,6 +118,8 @@ class Run:
     z_loss: float = 0.0
     start_from: str | None = None
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
+    life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     samples: Samples = dataclasses.field(default_factory=Samples)
     export: Export = dataclasses.field(default_factory=Export)
@@ -151,7 +157,8 @@ class Run:
 
 register(
     *(Run, Data, Mixture, Source, TokenizerTraining, Loop, BatchRamp, MeshConfig, Optimizer),
-    *(Schedule, Policy, CheckpointConfig, Evaluation, Samples, Sampling, Export),
+    *(Schedule, Policy, CheckpointConfig, SpikeConfig, LifeConfig, Evaluation, Samples),
+    *(Sampling, Export),
     *FAMILIES.values(),
 )
 

@@ -67,54 +67,115 @@ def train(run: Any, operative_config: str) -> None:
     import jax
 
     from t5x_llm import parallel
-    from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.cli import assemble
     from t5x_llm.cli.prepare import prepare_in_subprocess
-    from t5x_llm.cli.run import OPERATIVE_CONFIG, check_fits, check_tokenizer_size
-    from t5x_llm.core.paths import check_writable, write_atomic
-    from t5x_llm.train.feed import feed
-    from t5x_llm.train.loop import Run as Progress
-    from t5x_llm.train.loop import train as loop
-    from t5x_llm.train.state import state_shardings
-    from t5x_llm.train.step import make_train_step
+    from t5x_llm.cli.run import check_fits, check_tokenizer_size
+    from t5x_llm.core.paths import check_writable
+    from t5x_llm.train.journal import JOURNAL, Journal
+    from t5x_llm.train.signals import Preemption, shared_fate
+    from t5x_llm.train.watchdog import Watchdog
 
     parallel.initialize()
-    mesh, rules = parallel.make_mesh(run.mesh), run.mesh.rules()
+    mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
     directory = check_writable("Run.directory", run.directory)
     assemble.check_start_from(run)
     assemble.resumed_step(run)
-    prepare_in_subprocess(run, operative_config, jax.process_index())
-    data = assemble.open_data(run)
-    check_tokenizer_size(run, data.opened.tokenizer)
-
     model = run.build_model()
-    tx = run.optimizer.build(run.loop.steps, model.logical_axes())
-    step = make_train_step(
-        model,
-        tx,
-        run.optimizer.schedule.build(run.loop.steps),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=state_shardings(model, tx, mesh, rules),
-        n_sources=len(data.stream.sources),
-        microbatches=run.loop.microbatches,
-        z_loss=run.z_loss,
-    )
-    checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint)
+    if jax.process_index() == 0:
+        for each in parallel.replicated_beyond(
+            *(model.logical_axes(), model.abstract_params(), mesh, run.mesh.rules()),
+            run.mesh.replication_tolerance,
+        ):
+            print(f"warning: {each}", file=sys.stderr)
+    journal = Journal(directory / JOURNAL, primary=jax.process_index() == 0)
+    life = run.life
+    with (
+        Preemption(life.grace_seconds) as preemption,
+        shared_fate(lambda error: journal.write("end", 0, status=type(error).__name__)),
+        Watchdog(
+            life.watchdog_minutes, directory, lambda r: journal.write("stuck", 0, reason=r)
+        ) as watchdog,
+    ):
+        watchdog.beat("preparation of the data")
+        prepare_in_subprocess(run, operative_config, jax.process_index())
+        data = assemble.open_data(run)
+        check_tokenizer_size(run, data.opened.tokenizer)
+        progress = _trained(
+            run, operative_config, directory, model, mesh, data, journal, preemption, watchdog
+        )
+    if jax.process_index() == 0:
+        assemble.finish(run, directory, progress.state, data)
+
+
+def _trained(
+    run: Any,
+    operative_config: str,
+    directory: Any,
+    model: Any,
+    mesh: Any,
+    data: Any,
+    journal: Any,
+    preemption: Any,
+    watchdog: Any,
+) -> Any:
+    """Trains to the end, from wherever the run stands."""
+    import jax
+
+    from t5x_llm.checkpoint import Checkpointer
+    from t5x_llm.cli import assemble
+    from t5x_llm.cli.run import OPERATIVE_CONFIG
+    from t5x_llm.core.paths import write_atomic
+    from t5x_llm.train.feed import feed
+    from t5x_llm.train.hooks.guard import Guard
+    from t5x_llm.train.journal import decisions as read_decisions
+    from t5x_llm.train.journal import read_journal
+    from t5x_llm.train.loop import Run as Progress
+    from t5x_llm.train.loop import train as loop
+
+    rules = run.mesh.rules()
+    tx, step = assemble.make_step(run, model, mesh, rules, len(data.stream.sources))
+
+    def damaged(at: int, reason: str) -> None:
+        journal.write("damaged", at, reason=reason)
+        print(f"warning: the checkpoint of step {at} is damaged: {reason}", file=sys.stderr)
+
+    checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint, on_damage=damaged)
     try:
-        hooks = assemble.make_hooks(run, directory, model, mesh, rules, data, checkpointer)
-        state, position = assemble.start(run, model, tx, mesh, rules, data, checkpointer, hooks)
+        decisions = read_decisions(read_journal(journal.path))
+        hooks = assemble.make_hooks(
+            *(run, directory, model, mesh, rules, data, checkpointer, journal, decisions),
+            lambda: preemption.requested,
+        )
+        recovery = assemble.make_recovery(
+            run, model, tx, mesh, rules, data, checkpointer, hooks, decisions, journal
+        )
+        watchdog.beat("restore")
+        state, position, begun = recovery.begin()
         if jax.process_index() == 0:
             write_atomic(directory / OPERATIVE_CONFIG, operative_config)
+            if told := assemble.told_beginning(run, begun):
+                print(told, file=sys.stderr)
         facts = assemble.facts(run, model, mesh, data)
-        progress = Progress(run.loop, directory, state, position, data.stream.sources, hooks, facts)
+        guard = next(hook for hook in hooks if isinstance(hook, Guard))
+        progress = Progress(
+            *(run.loop, directory, state, position, data.stream.sources, hooks, facts),
+            control=guard.control,
+            journal=journal,
+            beat=watchdog.beat,
+        )
+        progress.rewinds = len(decisions)
         size_at, depth = run.loop.size_at, run.loop.prefetch
-        loop(progress, step, lambda at: feed(data.stream, at, size_at, mesh, rules, depth))
+        watchdog.beat("compilation of the first step")
+        loop(
+            progress,
+            step,
+            lambda at: feed(data.stream, at, size_at, mesh, rules, depth),
+            recovery.rewind,
+        )
+        return progress
     except KeyboardInterrupt:
         print("The same command continues from the newest checkpoint.", file=sys.stderr)
         raise
     finally:
         checkpointer.close()
-    if jax.process_index() == 0:
-        assemble.finish(run, directory, progress.state, data)

@@ -22,6 +22,7 @@ class Loop:
       eval_every: steps between evaluations; 0 evaluates at the end alone.
       log_every: steps between lines of metrics.
       prefetch: batches prepared ahead of the step.
+      skips: [start, stop) ranges of the data stream that a fresh run jumps over from the start.
       profile_steps: (first, last) step of a profiler trace, both traced; None for none.
     """
 
@@ -34,6 +35,7 @@ class Loop:
     eval_every: int = 0
     log_every: int = 10
     prefetch: int = 2
+    skips: tuple[tuple[int, int], ...] = ()
     profile_steps: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +63,11 @@ class Loop:
                     self.microbatches,
                     f"a divisor of the batch size {size}",
                     "Each microbatch must have the same number of rows.",
+                )
+        for skip in self.skips:
+            if not (isinstance(skip, (tuple, list)) and len(skip) == 2 and 0 <= skip[0] < skip[1]):
+                raise ConfigError(
+                    "Loop.skips", self.skips, "pairs (start, stop) with 0 <= start < stop"
                 )
         if self.profile_steps is not None:
             pair = tuple(self.profile_steps)

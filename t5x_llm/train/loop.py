@@ -19,13 +19,24 @@ from t5x_llm.data.prefetch import Prefetch
 from t5x_llm.train.config import Loop
 from t5x_llm.train.feed import Fed
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
+from t5x_llm.train.journal import Journal
+from t5x_llm.train.spike import Spike
 from t5x_llm.train.state import TrainState
+from t5x_llm.train.step import SIGNALS, Control
 
 # Steps by which reading metrics lags behind the device: while one is read, one runs.
 LAG = 2
 
-StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+StepFunction = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 _VECTORS = ("source_nll", "source_tokens")
+
+
+class Rewind(Exception):
+    """A hook's verdict: the steps since before the spike are to be undone."""
+
+    def __init__(self, spike: Spike):
+        super().__init__(spike.reason)
+        self.spike = spike
 
 
 @dataclasses.dataclass
@@ -48,9 +59,15 @@ class Run:
       sources: names, in the order of the metric vectors.
       hooks: called in this order.
       facts: JSON for the record: environment, parameter count, mixture.
+      control: (run, number of the step to come) -> its ``Control``; None if it takes none.
+      journal: where events are told to; None keeps no record.
+      beat: called with what is going on whenever there was progress.
 
     Attributes:
       step: updates made, by the host's count.
+      rewinds: how often the run has gone back, earlier processes included.
+      signals: of this process to all, by ``SIGNALS``.
+      stopping: the run is to be saved and left after this step.
       seconds: where the time went, by name; the part not named was training.
     """
 
@@ -63,12 +80,18 @@ class Run:
         sources: Sequence[str],
         hooks: Sequence[Hook] = (),
         facts: Mapping[str, Any] | None = None,
+        control: Callable[[Run, int], Control] | None = None,
+        journal: Journal | None = None,
+        beat: Callable[[str], None] = lambda phase: None,
     ):
         self.config, self.directory = config, as_path(directory)
         self.state, self.data = state, data
         self.step = int(state.step)
         self.sources, self.hooks = tuple(sources), list(hooks)
         self.facts = dict(facts or {})
+        self.control, self.journal, self.beat = control, journal, beat
+        self.rewinds = 0
+        self.signals, self.stopping = [0] * len(SIGNALS), False
         self.seconds: dict[str, float] = collections.defaultdict(float)
         self.primary = jax.process_index() == 0
         self._pending: collections.deque[_Pending] = collections.deque()
@@ -76,8 +99,14 @@ class Run:
         self._clock = time.perf_counter()
         self._pauses = 0.0
 
+    def tell(self, event: str, step: int | None = None, **fields: Any) -> None:
+        """Writes an event to the journal."""
+        if self.journal is not None:
+            self.journal.write(event, self.step if step is None else step, **fields)
+
     def begin(self) -> None:
-        """Starts the clock."""
+        """Starts the clock; what a rewind left undelivered is of no use."""
+        self._pending.clear()
         self._clock, self._pauses = time.perf_counter(), 0.0
 
     def advance(self, step: StepFunction, fed: Fed, waited: float) -> None:
@@ -87,11 +116,13 @@ class Run:
             # So that compiling counts for this step and for none before it.
             self.deliver(0)
             self._sizes.add(fed.size)
-        self.state, metrics = step(self.state, fed.batch)
+        control = () if self.control is None else (self.control(self, self.step + 1),)
+        self.state, metrics = step(self.state, fed.batch, *control)
         self.step += 1
         self.data = fed.after
         for value in metrics.values():
             value.copy_to_host_async()
+        self.signals = [0] * len(SIGNALS)
         self._pending.append(_Pending(self.step, fed, metrics, waited, compiled))
 
     def deliver(self, lag: int = LAG) -> None:
@@ -99,6 +130,7 @@ class Run:
         while len(self._pending) > lag:
             done = self._pending.popleft()
             host = {name: np.asarray(value) for name, value in done.metrics.items()}
+            self.beat("step")
             now = time.perf_counter()
             seconds, self._clock = now - self._clock - self._pauses, now
             self._pauses = 0.0
@@ -109,7 +141,8 @@ class Run:
                 step=done.step,
                 position=done.fed.after.position,
                 size=done.fed.size,
-                values={k: float(v) for k, v in host.items() if k not in _VECTORS},
+                values={k: float(v) for k, v in host.items() if k not in _VECTORS + SIGNALS},
+                signals=tuple(k for k in SIGNALS if host.get(k, 0) > 0),
                 source_nll=host["source_nll"],
                 source_tokens=host["source_tokens"],
                 seconds=seconds,
@@ -123,6 +156,7 @@ class Run:
     def paused(self, name: str) -> Iterator[None]:
         """Lets all metrics arrive, then accounts the time of the body to ``name``."""
         self.deliver(0)
+        self.beat(name)
         start = time.perf_counter()
         try:
             yield
@@ -130,6 +164,7 @@ class Run:
             spent = time.perf_counter() - start
             self.seconds[name] += spent
             self._pauses += spent
+            self.beat("step")
 
     def evaluated(self, results: Results) -> None:
         """Tells all hooks the results of an evaluation at this step."""
@@ -142,7 +177,12 @@ class Run:
         return self.step >= self.config.steps
 
 
-def train(run: Run, step: StepFunction, feed: Callable[[DataState], Prefetch[Fed]]) -> None:
+def train(
+    run: Run,
+    step: StepFunction,
+    feed: Callable[[DataState], Prefetch[Fed]],
+    rewind: Callable[[Run, Spike], None] | None = None,
+) -> None:
     """Trains until ``run.config.steps``. Nothing in here waits for the device but ``deliver``,
     which reads metrics of ``LAG`` steps ago.
 
@@ -150,12 +190,27 @@ def train(run: Run, step: StepFunction, feed: Callable[[DataState], Prefetch[Fed
       run: where to begin; moved forward in place.
       step: (state, batch) -> (state, metrics), jitted; donates the state.
       feed: DataState -> batches on the device from there on.
+      rewind: takes the run back to before a spike; without it none is asked for.
     """
     with contextlib.ExitStack() as ending:
         for hook in run.hooks:
             ending.push(functools.partial(_end, hook, run))
             hook.on_start(run)
-        batches = ending.enter_context(feed(run.data))
+        while True:
+            try:
+                _forward(run, step, feed)
+                return
+            except Rewind as verdict:
+                if rewind is None:
+                    raise
+                rewind(run, verdict.spike)
+                for hook in run.hooks:
+                    hook.on_rewind(run)
+
+
+def _forward(run: Run, step: StepFunction, feed: Callable[[DataState], Prefetch[Fed]]) -> None:
+    """To the last step, or to a ``Rewind``."""
+    with feed(run.data) as batches:
         run.begin()
         while not run.last:
             start = time.perf_counter()

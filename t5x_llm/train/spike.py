@@ -246,7 +246,10 @@ class SpikeMonitor:
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up the ``state`` of an earlier process, or of an earlier step."""
         self.reset()
-        for series, (recent, residuals) in ((self._loss, state["loss"]), (self._norm, state["norm"])):
+        for series, (recent, residuals) in (
+            (self._loss, state["loss"]),
+            (self._norm, state["norm"]),
+        ):
             series.recent.extend(recent)
             series.residuals.extend(residuals)
         self._seen, self._risen = state["seen"], state["risen"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,18 +38,24 @@ class Control:
     update_scale: Any
     signals: Any
 
-    @classmethod
-    def neutral(cls) -> Control:
-        """Nothing is wrong."""
-        zeros = np.zeros((1, len(SIGNALS)), np.int32)
-        return cls(np.float32(np.inf), np.float32(1.0), zeros)
-
 
 def control_sharding(mesh: Mesh) -> Control:
     """Where a ``Control`` lies: one row of signals a device, if there are several processes."""
     whole = replicated(mesh)
     spread = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
     return Control(whole, whole, spread if jax.process_count() > 1 else whole)
+
+
+def signal_rows(mesh: Mesh, signals: Sequence[int]) -> Any:
+    """``Control.signals`` of this process's ``signals``, as the step takes them."""
+    row = np.array([signals], np.int32)
+    if jax.process_count() == 1:
+        return row
+    mine = {d: np.zeros_like(row) for d in mesh.local_devices}
+    mine[mesh.local_devices[0]] = row
+    placed = [jax.device_put(value, device) for device, value in mine.items()]
+    shape = (mesh.size, len(SIGNALS))
+    return jax.make_array_from_single_device_arrays(shape, control_sharding(mesh).signals, placed)
 
 
 def split_microbatches(batch: Batch, count: int) -> Batch:
@@ -132,8 +138,8 @@ def make_train_step(
 
     Returns:
       Metrics are float32 on the device: loss (mean nats per predicted token), z_loss, grad_norm
-      (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources]; of a guarded step
-      also skipped (1 if the update was left out) and those of ``SIGNALS``.
+      (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources];
+      of a guarded step also skipped (1 if the update was left out) and those of ``SIGNALS``.
     """
 
     def train_step(

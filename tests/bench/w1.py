@@ -32,6 +32,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MODEL = dict(vocab_size=8192, d_model=512, n_layers=8, n_heads=8, d_ff=1408)
 ROWS, LENGTH = 8, 512
+SETTLE = 0.5  # s between turns: OpenMP's idle threads spin for 0.2 s after a step
 
 
 def flops_per_token() -> float:
@@ -189,6 +190,7 @@ def compare(dtype: str, options: argparse.Namespace) -> None:
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(options.rounds + options.warmup):
         for name, runner in runners.items():
+            time.sleep(SETTLE)
             steps[name].append(runner.step())
     tokens = ROWS * LENGTH
     for name, runner in runners.items():

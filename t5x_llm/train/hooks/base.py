@@ -25,6 +25,7 @@ class StepRecord:
       seconds: since the step before was done, without pauses for evaluation and saving.
       waited: seconds of those in which the loop waited for data.
       compiled: whether the step was compiled in this time, which makes ``seconds`` no measure.
+      signals: names of ``step.SIGNALS`` that some process sent with it; the same on all.
     """
 
     step: int
@@ -36,6 +37,7 @@ class StepRecord:
     seconds: float
     waited: float
     compiled: bool
+    signals: tuple[str, ...] = ()
 
 
 Results = dict[str, dict[str, float]]

@@ -1,0 +1,125 @@
+"""The run watches itself: the spike monitor, and what processes tell each other."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t5x_llm.data.positions import DataState, Skips
+from t5x_llm.train.hooks.base import Hook, StepRecord
+from t5x_llm.train.journal import Decision
+from t5x_llm.train.spike import SpikeConfig, SpikeMonitor
+from t5x_llm.train.step import Control
+
+if TYPE_CHECKING:
+    from t5x_llm.train.loop import Run
+
+
+class Guard(Hook):
+    """Feeds the monitor, raises its verdict, and tells the step what to leave out.
+
+    The limit given to step s rests on the steps up to s - 1 - LAG, the newest that are known in
+    any case: how late metrics happen to arrive makes no difference.
+
+    Args:
+      config: thresholds and remedies.
+      decisions: earlier rewinds; ``Recovery`` appends to the same list.
+      signals: local signals -> the rows of ``Control.signals``.
+    """
+
+    name = "guard"
+
+    def __init__(
+        self,
+        config: SpikeConfig,
+        decisions: Sequence[Decision],
+        signals: Callable[[Sequence[int]], Any],
+    ):
+        self.config, self.decisions = config, decisions
+        self.monitor = SpikeMonitor(config)
+        self._signals = signals
+        self._limits: collections.deque[tuple[int, float]] = collections.deque(maxlen=16)
+        # (step, position behind it, batch size) wherever the batch size changes.
+        self._course: list[tuple[int, int, int]] = []
+
+    def control(self, run: Run, step: int) -> Control:
+        """What step ``step`` is told."""
+        from t5x_llm.train.loop import LAG
+
+        limit = np.inf
+        if self.config.enabled and self.config.skip_updates:
+            known = [value for at, value in self._limits if at <= step - 1 - LAG]
+            limit = known[-1] if known else np.inf
+        scale = easing(self.config, self.decisions, step)
+        return Control(np.float32(limit), np.float32(scale), self._signals(run.signals))
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """Judges a step.
+
+        Raises:
+          Rewind: the verdict that ends this course of the run.
+        """
+        from t5x_llm.train.loop import Rewind
+
+        if not self._course or self._course[-1][2] != record.size:
+            self._course.append((record.step, record.position, record.size))
+        values = record.values
+        skipped = values.get("skipped", 0.0) > 0
+        if skipped:
+            run.tell("skip", record.step, position=record.position, grad_norm=values["grad_norm"])
+        if not self.config.enabled:
+            return
+        found = self.monitor.observe(
+            record.step,
+            values["loss"],
+            values["grad_norm"],
+            skipped,
+            _part(run.data, record.position - record.size),
+        )
+        self._limits.append((record.step, self.monitor.limit()))
+        if found.spike is not None:
+            raise Rewind(found.spike)
+        if found.bad:
+            run.tell("peak", record.step, kind=found.bad, reason=found.reason)
+
+    def position_before(self, step: int) -> tuple[int, int]:
+        """Data position at which ``step`` began, and its batch size."""
+        course = self._course
+        at = max(bisect.bisect_right([entry[0] for entry in course], step) - 1, 0)
+        first, behind, size = course[at]
+        return behind + (step - first - 1) * size, size
+
+    def state(self) -> dict[str, Any]:
+        """The monitor's, the newest limits, and the course of batch sizes."""
+        return {
+            "monitor": self.monitor.state(),
+            "limits": [[s, v if np.isfinite(v) else None] for s, v in self._limits],
+            "course": [list(entry) for entry in self._course],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self.monitor.restore(state["monitor"])
+        self._limits.clear()
+        self._limits.extend((s, np.inf if v is None else v) for s, v in state["limits"])
+        self._course = [(a, b, c) for a, b, c in state["course"]]
+
+
+def _part(data: DataState, position: int) -> int:
+    """Which part of the mixture's history an example belongs to."""
+    at = Skips(data.skips).stream_position(position)
+    return bisect.bisect_right([start for start, _ in data.history], at)
+
+
+def easing(config: SpikeConfig, decisions: Sequence[Decision], step: int) -> float:
+    """Factor on the learning rate of ``step``: below 1 for a while after the last rewind."""
+    if not decisions or config.easing == 1.0:
+        return 1.0
+    since = step - 1 - decisions[-1].to_step
+    if since >= config.easing_steps:
+        return 1.0
+    return config.easing + (1.0 - config.easing) * since / config.easing_steps

@@ -1,0 +1,194 @@
+"""Going back: to the newest checkpoint before a spike, and over the data that brought it.
+
+A rewind is decided once and written down before anything is restored. Whatever is killed
+afterwards finds the decision in the journal: ``living`` says which checkpoints it left alive, and
+their data states take the skips of all decisions (see ``Recovery.begin``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from t5x_llm.checkpoint import Checkpointer
+from t5x_llm.core.errors import CheckpointError, DataError, SpikeError
+from t5x_llm.data.positions import DataState, History, Skips, merge_ranges
+from t5x_llm.train.hooks.base import Hook
+from t5x_llm.train.hooks.guard import Guard
+from t5x_llm.train.journal import Decision, Journal, read_journal
+from t5x_llm.train.loop import Run
+from t5x_llm.train.spike import Spike, SpikeConfig
+from t5x_llm.train.state import TrainState
+
+# (state, its data state, meta of the checkpoint): at a step, or before the first one for None.
+Load = Callable[[int | None], tuple[TrainState, DataState, Mapping[str, Any]]]
+# (data state, first position, positions) -> for the journal, what they hold.
+Describe = Callable[[DataState, int, int], Mapping[str, Any]]
+
+
+def living(decisions: Sequence[Decision], meta: Mapping[str, Any]) -> bool:
+    """Whether no rewind went back further than this checkpoint after it was made."""
+    known = meta.get("rewinds", 0)
+    return all(meta["step"] <= later.to_step for later in decisions[known:])
+
+
+class Recovery:
+    """Where a run begins, and where it goes back to.
+
+    Args:
+      config: of the monitor.
+      checkpointer: of the run.
+      decisions: rewinds so far, from the journal; appended to.
+      hooks: whose state a checkpoint carries.
+      load: restores a checkpoint (or makes the initial state for None).
+      describe: names the data of a spike.
+      journal: of the run.
+      weights: shares of the sources as configured now.
+    """
+
+    def __init__(
+        self,
+        config: SpikeConfig,
+        checkpointer: Checkpointer,
+        decisions: list[Decision],
+        hooks: Sequence[Hook],
+        load: Load,
+        describe: Describe,
+        journal: Journal,
+        weights: Mapping[str, float],
+    ):
+        self.config, self.checkpointer, self.decisions = config, checkpointer, decisions
+        self.hooks, self._load, self._describe = hooks, load, describe
+        self._initial = {hook.name: hook.state() for hook in hooks}
+        self._journal, self._weights = journal, dict(weights)
+        self._history = mixture_history(read_journal(journal.path))
+
+    def begin(self) -> tuple[TrainState, DataState, int | None]:
+        """State and data to begin with, and the step of the checkpoint, None for a fresh run."""
+        step = self._newest(None)
+        # What is newer is damaged, half-written or of a course that was given up.
+        if step is not None:
+            self.checkpointer.drop_after(step)
+        state, data, _ = self._restored(step)
+        if not data.history or data.history[-1][1] != self._weights:
+            # From here on; what was read before stays as it was.
+            start = Skips(data.skips).stream_position(data.position) if data.history else 0
+            self._history = (*before(self._history or data.history, start), (start, self._weights))
+            data = dataclasses.replace(data, history=self._history)
+            self._journal.write("mixture", step or 0, stream_position=start, weights=self._weights)
+        return state, data, step
+
+    def _newest(self, at_most: int | None) -> int | None:
+        return self.checkpointer.newest_sound(
+            at_most=at_most, accept=lambda meta: living(self.decisions, meta)
+        )
+
+    def _restored(self, step: int | None) -> tuple[TrainState, DataState, Mapping[str, Any]]:
+        state, data, meta = self._load(step)
+        states = meta.get("hooks", {}) if step is not None else self._initial
+        for hook in self.hooks:
+            if hook.name in states:
+                hook.restore(states[hook.name])
+        skips = merge_ranges([*data.skips, *(d.skip for d in self.decisions)])
+        history = self._history or data.history
+        return state, dataclasses.replace(data, skips=skips, history=history), meta
+
+    def rewind(self, run: Run, spike: Spike) -> None:
+        """Decides, writes it down, and takes the run back.
+
+        Raises:
+          SpikeError: if the limits on rewinds are reached.
+        """
+        self._allow(run, spike)
+        start = time.perf_counter()
+        target = spike.onset - self.config.rewind_steps
+        with contextlib.suppress(CheckpointError):
+            self.checkpointer.wait()
+        step = self._newest(target) if target > 0 else None
+        guard = next(hook for hook in self.hooks if isinstance(hook, Guard))
+        first = max(target, step or 0)
+        position, _ = guard.position_before(first + 1)
+        onset, size = guard.position_before(spike.onset)
+        count = self.config.skip_batches * size
+        where = Skips(run.data.skips).stream_position
+        decision = Decision(
+            onset=spike.onset,
+            detected=spike.detected,
+            to_step=step or 0,
+            skip=(where(position), where(position + count - 1) + 1),
+            kind=spike.kind,
+            reason=spike.reason,
+        )
+        behind, last = guard.position_before(spike.detected)
+        seen = self._describe(run.data, onset, behind + last - onset)
+        verdict = dict(onset=spike.onset, kind=spike.kind, reason=spike.reason)
+        run.tell("spike", spike.detected, **verdict, **seen)
+        if run.journal is not None:
+            run.journal.decide(spike.detected, decision)
+        if run.primary:
+            print(_told(decision, self.config), file=sys.stderr)
+        self.decisions.append(decision)
+        self.checkpointer.drop_after(-1 if step is None else step)
+        run.state, run.data, _ = self._restored(step)
+        run.step, run.rewinds = step or 0, len(self.decisions)
+        spent = time.perf_counter() - start
+        run.seconds["restore"] += spent
+        run.tell("restore", run.step, seconds=spent, position=run.data.position)
+
+    def _allow(self, run: Run, spike: Spike) -> None:
+        config = self.config
+        near = [d for d in self.decisions if abs(spike.onset - d.onset) <= config.rewind_window]
+        if len(self.decisions) < config.max_rewinds and len(near) < config.max_rewinds_per_window:
+            return
+        run.tell("spike", spike.detected, onset=spike.onset, kind=spike.kind, reason=spike.reason)
+        earlier = "\n".join(
+            f"  spike at step {d.onset}, back to {d.to_step}: {d.reason}" for d in self.decisions
+        )
+        limit = (
+            f"SpikeConfig.max_rewinds = {config.max_rewinds}"
+            if len(self.decisions) >= config.max_rewinds
+            else f"SpikeConfig.max_rewinds_per_window = {config.max_rewinds_per_window} "
+            f"(within {config.rewind_window} steps)"
+        )
+        raise SpikeError(
+            f"A spike began at step {spike.onset} ({spike.reason}), and the limit is reached: "
+            f"{limit}.\nRewinds so far:\n{earlier or '  none'}\nSkipping data does not help here. "
+            "Lower Schedule.peak or Optimizer.clip_norm, set Run.z_loss = 1e-4, or look at the "
+            "documents of these steps (t5x-llm journal). The same command continues from the last "
+            "checkpoint; raise the limit to let it go on as it is."
+        )
+
+
+def before(history: History, start: int) -> History:
+    """The part of a mixture's history that a change at stream position ``start`` leaves."""
+    return tuple(entry for entry in history if entry[0] < start)
+
+
+def mixture_history(lines: Sequence[Mapping[str, Any]]) -> History:
+    """What a journal says of the mixture: (stream position, weights) of each change.
+
+    Raises:
+      DataError: if an entry cannot be read.
+    """
+    history: History = ()
+    for line in lines:
+        if line["event"] == "mixture":
+            try:
+                start = int(line["stream_position"])
+                weights = {str(k): float(w) for k, w in line["weights"].items()}
+            except (KeyError, TypeError, ValueError, AttributeError) as e:
+                raise DataError(f"The journal's mixture cannot be read: {line!r}") from e
+            history = (*before(history, start), (start, weights))
+    return history
+
+
+def _told(decision: Decision, config: SpikeConfig) -> str:
+    return (
+        f"Spike at step {decision.onset}, seen at {decision.detected}: {decision.reason}. Back to "
+        f"step {decision.to_step}; {config.skip_batches} batches are skipped, positions "
+        f"{decision.skip[0]:,} to {decision.skip[1]:,} of the stream."
+    )
