@@ -34,6 +34,15 @@ def test_unprepared(here, capfd):
     assert {p.name for p in here.iterdir()} == {"tiny.gin", "en.jsonl", "zh.jsonl"}
 
 
+def test_parameters_that_the_mesh_does_not_divide_are_named(here, capfd):
+    flags = ("--gin_file=tiny.gin", "--gin.MeshConfig.tensor=4")
+    text = plan(capfd, *flags)
+    assert "warning: group_0.block_0.attention.key.kernel [2, 32, 2, 8] takes" in text
+    assert "'kv_heads', 2) is not divisible by MeshConfig.tensor = 4" in text
+    assert "warning" not in plan(capfd, *flags, "--gin.MeshConfig.replication_tolerance=0.9")
+    assert "warning" not in plan(capfd, "--gin_file=tiny.gin")
+
+
 def test_prepared_and_finished(trained, capfd, monkeypatch):
     monkeypatch.chdir(trained[0])
     before = {p: p.stat().st_mtime_ns for p in trained[0].rglob("*")}

@@ -1,0 +1,75 @@
+"""A run that stands still ends by itself, saying where; one that moves does not."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from t5x_llm.core.errors import ConfigError, Stuck
+from t5x_llm.train.watchdog import LifeConfig, Watchdog
+
+STUCK = """
+import sys, threading, time
+from t5x_llm.train.watchdog import Watchdog
+
+def waiting_for_godot():
+    threading.Event().wait()
+
+def told(reason):
+    print("TOLD", reason, flush=True)
+    if "hang" in sys.argv:
+        waiting_for_godot()
+    raise RuntimeError("last words fail")
+
+if "hang" in sys.argv:
+    import t5x_llm.train.watchdog as module
+    module.LAST_WORDS = 0.5
+threading.Thread(target=waiting_for_godot, daemon=True).start()
+with Watchdog(1 / 60, sys.argv[1], told) as watchdog:
+    for _ in range(8):
+        time.sleep(0.25)
+        watchdog.beat()
+    print("ALIVE", flush=True)
+    watchdog.beat("save")
+    waiting_for_godot()
+"""
+
+
+@pytest.mark.parametrize("how", ["", "hang"])
+def test_a_stuck_process_leaves_with_its_own_status_and_all_stacks(tmp_path, how):
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path), how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == Stuck.exit_code == 77, done.stderr
+    assert "ALIVE" in done.stdout  # two seconds of progress outlived the limit of one
+    assert "TOLD No progress for" in done.stdout and "'save'" in done.stdout
+    written = (tmp_path / "stacks-0.txt").read_text()
+    for text in (done.stderr, written):
+        assert text.count("waiting_for_godot") >= 2  # of both threads
+        assert "Stuck: No progress for" in text
+
+
+def test_a_directory_that_cannot_be_written_is_no_reason_to_stay(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path / "file")], capture_output=True, timeout=60
+    )
+    assert done.returncode == 77 and b"TOLD" in done.stdout
+
+
+def test_off_and_closed(tmp_path):
+    Watchdog(0, tmp_path)
+    with Watchdog(0.2 / 60, tmp_path):
+        pass
+    time.sleep(0.5)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [{"watchdog_minutes": -1}, {"grace_seconds": 0}])
+def test_bad_configs(bad):
+    with pytest.raises(ConfigError, match=f"LifeConfig.{next(iter(bad))}"):
+        LifeConfig(**bad)
