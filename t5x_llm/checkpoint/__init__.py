@@ -1,7 +1,8 @@
-"""Checkpoints: asynchronous, whole or absent, restored onto any mesh."""
+"""Checkpoints: asynchronous, whole or absent, checked when read, onto any mesh."""
 
-from t5x_llm.checkpoint.checkpointer import CheckpointConfig, Checkpointer, abstract_on
+from t5x_llm.checkpoint.checkpointer import Checkpointer, abstract_on
 from t5x_llm.checkpoint.compat import check_compatible, differences
+from t5x_llm.checkpoint.config import CheckpointConfig
 
 __all__ = [
     "CheckpointConfig",

@@ -1,59 +1,50 @@
-"""Saving and restoring a run: asynchronous, whole or absent, onto any mesh."""
+"""Saving and restoring a run: asynchronous, whole or absent, checked, onto any mesh."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
-from t5x_llm.checkpoint.compat import check_tree, leaves
-from t5x_llm.core.errors import CheckpointError, check_number
+from t5x_llm.checkpoint import agree, checksums
+from t5x_llm.checkpoint.config import CheckpointConfig
+from t5x_llm.checkpoint.folder import Folder
+from t5x_llm.checkpoint.reader import read
+from t5x_llm.checkpoint.saver import META, STATE, Saver
+from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 
-_STATE, _META = "state", "meta"
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are made and how many stay.
-
-    Attributes:
-      every_steps: steps between checkpoints; 0 saves at the end of the run alone.
-      keep: the newest so many are kept.
-      keep_period: besides, every checkpoint whose step is a multiple of it stays for good.
-      asynchronous: writing goes on while training does; the loop waits for the copy to host alone.
-      allow_changes: config fields that may differ from the checkpoint's on resume, for example
-        ``('Schedule.peak', 'Optimizer')``.
-    """
-
-    every_steps: int = 1000
-    keep: int = 3
-    keep_period: int | None = None
-    asynchronous: bool = True
-    allow_changes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_number("CheckpointConfig.every_steps", self.every_steps, low=0, integer=True)
-        check_number("CheckpointConfig.keep", self.keep, low=1, integer=True)
-        if self.keep_period is not None:
-            check_number("CheckpointConfig.keep_period", self.keep_period, low=1, integer=True)
+_HALF = "half-written: it is being written, or writing or removing it was cut off"
 
 
 class Checkpointer:
     """The checkpoints of one run directory.
 
-    A checkpoint is a directory named by its step, holding the state (TensorStore) and ``meta``
-    (JSON). It is written under a temporary name and renamed when complete, and older ones are
-    removed only after that: whatever stops a save, those before it stay. Nothing is unpickled.
+    A checkpoint is a directory named by its step, holding the state (TensorStore), ``meta`` (JSON)
+    and the checksums of every file. It is written under a temporary name, renamed, and complete
+    once the checksums are there; only then are older ones removed. Whatever stops a save, those
+    before it stay. What is read is checked first. Nothing is unpickled.
+
+    In a run of several processes all of them call ``save``, ``wait``, ``verify``,
+    ``newest_sound``, ``drop_after``, ``restore`` and ``restore_params``, in the same order.
 
     Args:
       directory: where they are; local or ``gs://``.
       config: when to save, what to keep; its defaults if None.
       read_only: never writes, so that a run in progress can be read.
+      on_damage: told, on the first process, the step and what is wrong of every checkpoint that
+        ``newest_sound`` passes over; prints a warning if None.
+
+    Attributes:
+      completed: step of the last checkpoint completed by this object, or None.
+
+    Raises:
+      CheckpointError: if the directory cannot be made.
     """
 
     def __init__(
@@ -61,55 +52,46 @@ class Checkpointer:
         directory: str | os.PathLike[str],
         config: CheckpointConfig | None = None,
         read_only: bool = False,
+        on_damage: Callable[[int, str], None] | None = None,
     ):
         self.config = config or CheckpointConfig()
         self.directory = as_path(directory)
         if "://" not in str(self.directory):
             self.directory = self.directory.absolute()
+        self._folder = Folder(self.directory)
         self.read_only = read_only
-        self._saving: int | None = None
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_names=(_STATE, _META),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=self.config.keep,
-                keep_period=self.config.keep_period,
-                enable_async_checkpointing=self.config.asynchronous,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        self.completed: int | None = None
+        self._on_damage = on_damage or self._warn
+        self._saver: Saver | None = None
+        self._failed: CheckpointError | None = None  # of the last save
+        self._earlier: CheckpointError | None = None  # of one before it, not asked for yet
+        self._verdicts: dict[int, str | None] = {}
+        self._reported: set[int] = set()
+        if not read_only:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise CheckpointError(
+                    f"The directory {self.directory} cannot be made: {e.strerror or e}."
+                ) from e
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; half-written ones are not among them."""
-        if not self.directory.exists():
-            return []
-        found = [int(p.name) for p in self.directory.iterdir() if p.name.isdecimal()]
-        return sorted(step for step in found if self._complete(step))
+        return self._folder.complete()
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
+        """The newest complete checkpoint, sound or not; None if there is none."""
         return max(self.steps(), default=None)
 
     def path(self, step: int) -> Any:
         """The directory of a checkpoint."""
-        return self.directory / str(step)
+        return self._folder.path(step)
 
-    def _complete(self, step: int) -> bool:
-        """Whether the save was finished: its commit record is the last thing written."""
-        path = self.path(step)
-        try:
-            record = json.loads((path / "_CHECKPOINT_METADATA").read_text())
-            committed = record.get("commit_timestamp_nsecs") is not None
-        except (OSError, ValueError, AttributeError):
-            return False
-        return committed and all((path / item).exists() for item in (_STATE, _META))
-
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> bool:
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
         """Starts saving; returns when the state is copied to the host.
 
-        If the save before is still being written, it is waited for.
+        If the save before is still being written, it is waited for; should it have failed,
+        ``failure`` says so. This one starts regardless.
 
         Args:
           step: names the checkpoint.
@@ -120,72 +102,199 @@ class Checkpointer:
           False if there is a complete checkpoint of this step already.
 
         Raises:
-          CheckpointError: if this save, or the one before, failed.
+          CheckpointError: if this save fails at once; nothing of it stays.
         """
-        self.wait()
-        if step in self.steps():
+        self._join()
+        self._earlier, self._failed = self._failed or self._earlier, None
+        there = step in self.steps() and self._verdicts.get(step) is None
+        if agree.from_first(there):
             return False
         # It is written in the background, and what it was made of goes on changing.
-        meta = json.loads(json.dumps(meta))
-        with self._explained(step):
-            if self.path(step).exists():
-                self.path(step).rmtree()
-            self._manager.reload()
-            self._saving = step
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-                ),
-                force=True,
-            )
+        kept = json.loads(json.dumps(meta))
+        self._verdicts.pop(step, None)
+        try:
+            if agree.primary():
+                self._folder.clear(step)
+            if self._saver is None:
+                self._saver = Saver(self._done)
+            self._saver.start(step, self.path(step), state, kept)
+        # Orbax and TensorStore raise many types, plain Exception among them.
+        except Exception as e:
+            raise self._unsaved(step, e) from e
         if not self.config.asynchronous:
-            self._saving = None
+            self.wait()
         return True
 
+    def _done(self, step: int, error: Exception | None) -> None:
+        """The end of a save, in its thread."""
+        if error is not None:
+            self._failed = self._unsaved(step, error)
+            return
+        self.completed = step
+        if agree.primary():
+            try:
+                damaged = {s for s, verdict in self._verdicts.items() if verdict}
+                self._folder.retire(self.config.keep, self.config.keep_period, damaged)
+            except (OSError, CheckpointError) as e:
+                print(f"warning: an old checkpoint cannot be removed: {e}", file=sys.stderr)
+
+    def _unsaved(self, step: int, error: Exception) -> CheckpointError:
+        """Removes what a failed save left, and says what is still there."""
+        kept = "no checkpoint is complete"
+        with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
+            if (last := self.latest_step()) is not None:
+                kept = f"step {last} is the last complete"
+            if agree.primary():
+                self._folder.clear(step)
+        said = CheckpointError(
+            f"Saving the checkpoint of step {step} to {self.directory} failed: "
+            f"{_first_line(error)} Of the earlier ones nothing is lost: {kept}. Free space there, "
+            "or continue in another directory."
+        )
+        said.__cause__ = error
+        return said
+
+    def failure(self) -> CheckpointError | None:
+        """The failure of a save in the background, told once; never waits."""
+        if self._earlier is not None:
+            earlier, self._earlier = self._earlier, None
+            return earlier
+        error, self._failed = self._failed, None
+        return error
+
     def check(self) -> None:
-        """Raises CheckpointError if a save in the background has failed; never waits."""
-        with self._explained(self._saving):
-            self._manager.check_for_errors()
+        """Does nothing: what a save in the background came to is asked of ``failure``."""
+
+    def _join(self) -> None:
+        if self._saver is not None:
+            self._saver.join()
 
     def wait(self) -> None:
         """Waits for the save in progress, if any. Raises CheckpointError if it failed."""
-        with self._explained(self._saving):
-            self._manager.wait_until_finished()
-        self._saving = None
+        self._join()
+        error, self._failed = self._failed, None
+        if error is not None:
+            raise error
 
     def close(self) -> None:
-        """Waits, then stops the background threads."""
+        """Waits, then stops the background threads. Raises CheckpointError if the save failed."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._saver is not None:
+                self._saver.close()
+                self._saver = None
 
-    def _explained(self, step: int | None) -> _Explained:
-        return _Explained(self, step)
+    def verify(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; None if all is as it was saved.
+
+        Every file is read, each process reading its share; once per step.
+        """
+        if step not in self._verdicts:
+            found: str | None = _HALF
+            if self._folder.is_complete(step):
+                index, count = jax.process_index(), jax.process_count()
+                found = checksums.check(self.path(step), index, count)
+            self._verdicts[step] = agree.first_text(found)
+        return self._verdicts[step]
+
+    def newest_sound(
+        self,
+        at_most: int | None = None,
+        accept: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> int | None:
+        """The newest checkpoint that is complete and undamaged; the same on every process.
+
+        Newer ones that are not are reported through ``on_damage``.
+
+        Args:
+          at_most: looks at none of a later step.
+          accept: whether a checkpoint will do, by its meta; others are passed over silently.
+        """
+        found = None
+        proposals = self._proposals(at_most, accept) if agree.primary() else iter(())
+        while (step := agree.from_first(next(proposals, -1))) >= 0:
+            damage = self.verify(step)
+            if damage is None:
+                found = step
+                break
+            self._report(step, damage)
+        for step in self._folder.unfinished():
+            if (found is None or step > found) and (at_most is None or step <= at_most):
+                self._report(step, _HALF)
+        return found
+
+    def _proposals(
+        self, at_most: int | None, accept: Callable[[dict[str, Any]], bool] | None
+    ) -> Iterator[int]:
+        for step in reversed(self.steps()):
+            if at_most is not None and step > at_most:
+                continue
+            # A damaged meta says nothing; it is proposed, and found out.
+            if accept is None or self._meta_damage(step) or accept(self._meta(step)):
+                yield step
+
+    def _report(self, step: int, damage: str) -> None:
+        if agree.primary() and step not in self._reported:
+            self._reported.add(step)
+            self._on_damage(step, damage)
+
+    def _warn(self, step: int, damage: str) -> None:
+        print(f"warning: {self.path(step)} is passed over: {damage}.", file=sys.stderr)
+
+    def drop_after(self, step: int) -> None:
+        """Removes what is newer than ``step``: damaged, half-written, or of an abandoned course."""
+        self._join()
+        if agree.primary():
+            try:
+                self._folder.remove_after(step)
+            except (OSError, CheckpointError) as e:  # the other processes wait below
+                print(f"warning: a newer checkpoint cannot be removed: {e}", file=sys.stderr)
+        for known in [*self._verdicts]:
+            if known > step:
+                del self._verdicts[known]
+        self._reported = {known for known in self._reported if known <= step}
+        agree.meet(f"t5x_llm.checkpoint.drop_after.{step}")
 
     def _found(self, step: int | None) -> int:
-        """``step``, or the newest; CheckpointError if it is not there."""
+        """``step``, or the newest sound one; CheckpointError if it is not there."""
         steps = self.steps()
-        if step is None and steps:
-            return steps[-1]
+        if step is None and (newest := self.newest_sound()) is not None:
+            return newest
         if step is None or step not in steps:
             have = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+            if step is None and steps:
+                have += ", all damaged"
             asked = "a complete checkpoint" if step is None else f"step {step}"
             raise CheckpointError(f"No {asked} in {self.directory}: {have}.")
         return step
 
+    def _sound(self, step: int | None) -> int:
+        """As ``_found``, verified."""
+        step = self._found(step)
+        if (damage := self.verify(step)) is not None:
+            raise self._damaged(step, f"{damage}.")
+        return step
+
+    def _meta_damage(self, step: int) -> str | None:
+        return checksums.check(self.path(step), under=f"{META}/")
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        return json.loads((self.path(step) / META / "metadata").read_text())
+
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON saved with a checkpoint (the newest if None).
+        """The JSON saved with a checkpoint (the newest sound one if None).
 
         Raises:
-          CheckpointError: if there is no such checkpoint or it is damaged.
+          CheckpointError: if there is no such checkpoint or its meta is damaged.
         """
         step = self._found(step)
+        if (damage := self._meta_damage(step)) is not None:
+            raise self._damaged(step, f"{damage}.")
         try:
-            return json.loads((self.path(step) / _META / "metadata").read_text())
+            return self._meta(step)
         except (OSError, ValueError) as e:
-            raise self._damaged(step, e) from e
+            raise self._damaged(step, _first_line(e)) from e
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """A state and its meta.
@@ -193,13 +302,13 @@ class Checkpointer:
         Args:
           abstract_state: tree of ``jax.ShapeDtypeStruct`` with shardings: each device reads the
             pieces it keeps, on whatever mesh the checkpoint was made.
-          step: which; the newest if None.
+          step: which; the newest sound one if None.
 
         Raises:
           CheckpointError: missing, damaged (naming step and path), or of another model (naming
             the parameter).
         """
-        step = self._found(step)
+        step = self._sound(step)
         meta = self.meta(step)
         return self._read(abstract_state, step), meta
 
@@ -208,73 +317,34 @@ class Checkpointer:
 
         Args:
           abstract_params: as for ``restore``, but of the field ``params``.
-          step: which; the newest if None.
+          step: which; the newest sound one if None.
 
         Raises:
           CheckpointError: as ``restore``.
         """
-        return self._read({"params": abstract_params}, self._found(step), partial=True)["params"]
+        return self._read({"params": abstract_params}, self._sound(step), partial=True)["params"]
 
     def _read(self, abstract: Any, step: int, partial: bool = False) -> Any:
-        path, where = self.path(step) / _STATE, f"The checkpoint {self.path(step)}"
-        wanted = leaves(abstract)
-        reader = ocp.PyTreeCheckpointHandler()
+        where = f"The checkpoint {self.path(step)}"
         try:
-            saved = leaves(reader.metadata(path).tree)
-            if partial:
-                tops = {name.split(".")[0] for name in wanted}
-                saved = {k: v for k, v in saved.items() if k.split(".")[0] in tops}
-            check_tree(saved, wanted, where)
-            return reader.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    item=abstract,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                    partial_restore=partial,
-                ),
-            )
+            return read(self.path(step) / STATE, abstract, where, partial)
         except CheckpointError:
             raise
         # Orbax and TensorStore raise many types, plain Exception among them.
         except Exception as e:
-            raise self._damaged(step, e) from e
-        finally:
-            reader.close()
+            raise self._damaged(step, _first_line(e)) from e
 
-    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+    def _damaged(self, step: int, reason: str) -> CheckpointError:
         others = [s for s in self.steps() if s != step]
         remedy = (
-            f"Other checkpoints here: {', '.join(map(str, others))}; to continue from the newest "
-            f"of them, move {self.path(step)} away."
+            f"Other checkpoints here: {', '.join(map(str, others))}."
             if others
             else "There is no other checkpoint here."
         )
         return CheckpointError(
             f"The checkpoint of step {step} cannot be read and is probably damaged: "
-            f"{self.path(step)}: {_first_line(error)} {remedy}"
+            f"{self.path(step)}: {reason} {remedy}"
         )
-
-
-class _Explained:
-    """Turns whatever a save raises into a CheckpointError that says what is still there."""
-
-    def __init__(self, owner: Checkpointer, step: int | None):
-        self.owner, self.step = owner, step
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception) or isinstance(error, CheckpointError):
-            return
-        last = self.owner.latest_step()
-        kept = "no checkpoint is complete" if last is None else f"step {last} is the last complete"
-        self.owner._saving = None
-        raise CheckpointError(
-            f"Saving the checkpoint of step {self.step} to {self.owner.directory} failed: "
-            f"{_first_line(error)} Of the earlier ones nothing is lost: {kept}. Free space or "
-            "choose another directory, then start again with the same command to continue there."
-        ) from error
 
 
 def _first_line(error: BaseException) -> str:

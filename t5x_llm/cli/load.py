@@ -32,7 +32,9 @@ class Loaded(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model."""
     parser.add_argument("path", help="a run directory, a Hugging Face directory or a .gguf file")
-    parser.add_argument("--step", type=int, help="checkpoint of a run; the newest if left out")
+    parser.add_argument(
+        "--step", type=int, help="checkpoint of a run; the newest sound one if none"
+    )
 
 
 def load(path: str, step: int | None = None, compute: str | None = None) -> Loaded:
@@ -40,7 +42,7 @@ def load(path: str, step: int | None = None, compute: str | None = None) -> Load
 
     Args:
       path: a run directory, a Hugging Face directory or a ``.gguf`` file.
-      step: checkpoint of a run.
+      step: checkpoint of a run; the newest that passes its checksums if None.
       compute: dtype of activations; the run's, or float32 for a conversion, if None.
 
     Raises:

@@ -1,10 +1,6 @@
-"""Checkpoints: round trips, other meshes, other models, damage, full disks."""
+"""Checkpoints: round trips, other meshes, other models, what is picked and what is kept."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-import textwrap
 import time
 
 import jax
@@ -164,14 +160,16 @@ def test_save_returns_in_tens_of_milliseconds(tmp_path):
     assert sorted(times)[2] < 0.2
 
 
-@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state", "meta"])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state", "meta", "checksums.0of1.json"])
 def test_half_written_is_never_picked(saved, name):
     directory, state = saved
     target = directory / "2" / name
     target.rename(directory / "gone")
-    keeper = Checkpointer(directory)
-    assert keeper.steps() == [1]
+    told = []
+    keeper = Checkpointer(directory, on_damage=lambda *what: told.append(what))
+    assert keeper.steps() == [1] and keeper.latest_step() == 1
     assert keeper.restore(abstract(state))[1] == {"n": 1}
+    assert [step for step, _ in told] == [2] and "half-written" in told[0][1]
     # The step is made again when the run comes by.
     assert keeper.save(2, state, {"n": "again"})
     keeper.wait()
@@ -188,29 +186,6 @@ def test_interrupted_save_is_not_seen(saved):
     assert (directory / "3.orbax-checkpoint-tmp-7").exists(), "a reader must not clean up"
     with pytest.raises(CheckpointError, match="No step 4 in .*there are 1, 2"):
         reader.meta(4)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_truncated_file_names_step_and_path(saved):
-    directory, state = saved
-    files = [p for p in (directory / "2" / "state").rglob("*") if p.is_file()]
-    largest = max(files, key=lambda p: p.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
-    reader = Checkpointer(directory, read_only=True)
-    with pytest.raises(CheckpointError) as e:
-        reader.restore(abstract(state))
-    assert "step 2" in str(e.value) and str(directory / "2") in str(e.value)
-    assert "Other checkpoints here: 1" in str(e.value)
-    assert len(str(e.value)) < 1200
-    assert same(reader.restore(abstract(state), 1)[0].params, state.params)
-
-
-def test_broken_meta_names_step_and_path(saved):
-    directory, state = saved
-    os.truncate(directory / "2" / "meta" / "metadata", 3)
-    with pytest.raises(CheckpointError, match="step 2 cannot be read.*c/2"):
-        Checkpointer(directory, read_only=True).restore(abstract(state))
 
 
 def test_missing_directory(tmp_path):
@@ -237,48 +212,6 @@ def test_no_pickle_is_read_or_written(saved):
     for file in directory.rglob("*"):
         if file.is_file():
             assert not file.read_bytes().startswith(b"\x80"), file
-
-
-FULL = """
-import os, resource, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-import jax, jax.numpy as jnp
-from t5x_llm.checkpoint import Checkpointer, CheckpointConfig
-from t5x_llm.config.describe import to_dict
-from t5x_llm.core.errors import CheckpointError
-directory, asynchronous = sys.argv[1], sys.argv[2] == "async"
-state = {"w": jax.random.normal(jax.random.key(0), (600, 600))}
-keeper = Checkpointer(directory, CheckpointConfig(keep=1, asynchronous=asynchronous))
-keeper.save(1, state, {"n": 1})
-keeper.wait()
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-try:
-    keeper.save(2, state, {"n": 2})
-    keeper.wait()
-    print("SAVED")
-except CheckpointError as e:
-    print("ERROR", e)
-print("STEPS", keeper.steps())
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-keeper.save(2, state, {"n": 2})
-keeper.close()
-print("AFTER", keeper.steps())
-"""
-
-
-@pytest.mark.parametrize("mode", ["async", "sync"])
-def test_a_save_that_cannot_be_written(tmp_path, mode):
-    """A real limit of the system: no file over 200 kB, as if the disk were full."""
-    script = tmp_path / "full.py"
-    script.write_text(textwrap.dedent(FULL))
-    run = subprocess.run(
-        [sys.executable, script, tmp_path / "c", mode], capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert "ERROR Saving the checkpoint of step 2" in run.stdout, run.stdout
-    assert "step 1 is the last complete" in run.stdout
-    assert "STEPS [1]" in run.stdout
-    assert "AFTER [2]" in run.stdout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +260,16 @@ def test_check_compatible():
     check_compatible(saved, {"model": Toy(course=Course("x"))}, "here", allow=("Course",))
 
 
-@pytest.mark.parametrize("bad", [{"keep": 0}, {"every_steps": -1}, {"keep_period": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"keep": 0},
+        {"every_steps": -1},
+        {"keep_period": 0},
+        {"retry_steps": 0},
+        {"give_up_minutes": -1},
+    ],
+)
 def test_config_refuses(bad):
     with pytest.raises(ConfigError, match=f"CheckpointConfig.{next(iter(bad))}"):
         CheckpointConfig(**bad)

@@ -1,0 +1,80 @@
+"""Reading a checkpoint's arrays onto the devices, with little more host memory than they take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from t5x_llm.checkpoint.compat import check_tree, dotted, leaves
+
+# What is being read at a time, beyond what has arrived: a part of the local share.
+_IN_FLIGHT = 1 / 8
+_LEAST_IN_FLIGHT = 1 << 26
+
+
+def read(path: Any, abstract: Any, where: str, partial: bool = False) -> Any:
+    """The arrays under ``path``; each device reads the pieces it keeps.
+
+    Args:
+      path: the directory of the state.
+      abstract: tree of ``jax.ShapeDtypeStruct`` with shardings.
+      where: the checkpoint, for messages.
+      partial: reads the subtrees that ``abstract`` names and leaves the others.
+
+    Raises:
+      CheckpointError: if the arrays are others than ``abstract`` says.
+    """
+    metadata = ocp.PyTreeCheckpointHandler()
+    try:
+        tree = metadata.metadata(path).tree
+    finally:
+        metadata.close()
+    saved, wanted = leaves(tree), leaves(abstract)
+    if partial:
+        tops = {name.split(".")[0] for name in wanted}
+        saved = {k: v for k, v in saved.items() if k.split(".")[0] in tops}
+    check_tree(saved, wanted, where)
+    reader = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight(tree, abstract) / 10**9)
+    try:
+        return reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=partial,
+            ),
+        )
+    finally:
+        reader.close()
+
+
+def in_flight(saved: Any, abstract: Any) -> int:
+    """Bytes that may be read at a time: enough for the largest piece with the chunks it lies in."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(saved)
+    chunks = {dotted(path): getattr(x.storage, "chunk_shape", None) for path, x in flat}
+    flat, _ = jax.tree_util.tree_flatten_with_path(abstract)
+    share = largest = 0
+    for path, leaf in flat:
+        shape, size = tuple(leaf.shape), jax.numpy.dtype(leaf.dtype).itemsize
+        piece, pieces = shape, 1
+        if leaf.sharding is not None:
+            piece = leaf.sharding.shard_shape(shape)
+            indices = leaf.sharding.addressable_devices_indices_map(shape).values()
+            pieces = len({str(index) for index in indices})
+        share += math.prod(piece) * size * pieces
+        chunk = chunks[dotted(path)] or shape
+        touched = math.prod(map(_touched, shape, piece, chunk))
+        largest = max(largest, touched * size)
+    return max(largest + 1, int(share * _IN_FLIGHT), _LEAST_IN_FLIGHT)
+
+
+def _touched(whole: int, piece: int, chunk: int) -> int:
+    """At most so long are, in one dimension, the chunks that a piece lies in."""
+    if piece % chunk == 0:  # pieces begin at multiples of their length
+        return piece
+    if chunk % piece == 0:
+        return chunk
+    return min(-(-whole // chunk), (piece + chunk - 2) // chunk + 1) * chunk
