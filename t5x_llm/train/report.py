@@ -37,7 +37,7 @@ _TIMES = {
     "kills": "#e0702b",
     "down": "#8a93a3",
 }
-_MANY = 30  # events shown without being unfolded
+_MANY = 20  # events shown without being unfolded
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7;
@@ -66,7 +66,7 @@ svg { width: 100%; height: auto; color: var(--ink); }
 .legend i.box { border: 0; width: .8rem; height: .8rem; border-radius: .2rem; }
 .stack { display: flex; height: 1.5rem; border-radius: .4rem; overflow: hidden;
   background: var(--line); } .stack i { display: block; height: 100%; }
-.events td:first-child { white-space: nowrap; }
+.events { margin-top: .8rem; } .events td:first-child { white-space: nowrap; }
 .events th:last-child, .events td:last-child { text-align: left; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }

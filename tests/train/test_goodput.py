@@ -126,6 +126,28 @@ def test_second_run_of_one_process_does_not_count_its_age_twice():
     assert goodput(lines).total == pytest.approx(30.0)
 
 
+def test_a_restore_counts_though_the_account_leaves_it_out():
+    lines = [
+        line(10, "start", 0, 1, {"total": 10.0}),
+        line(30, "rewind", 20, 1, {"total": 30.0}, to_step=10),
+        line(35, "restore", 10, 1, seconds=5.0),
+        line(50, "end", 20, 1, {"total": 50.0}),
+    ]
+    spent = goodput(lines).seconds
+    assert spent["restore"] == 5.0 and spent["rewinds"] == 10.0 and spent["productive"] == 25.0
+
+
+def test_last_words_of_a_thread_that_knows_no_step():
+    lines = [
+        line(10, "start", 0, 1, {"total": 10.0}),
+        line(30, "save", 20, 1, {"total": 30.0}),
+        line(40, "end", 0, 1, {"total": 40.0}, status="PeerLost"),
+        line(50, "start", 10, 2, {"total": 5.0}),
+    ]
+    spent = goodput(lines).seconds
+    assert spent["kills"] == 20.0 and spent["productive"] == 10.0
+
+
 def test_a_clock_set_back_gives_no_negative_time():
     lines = [
         line(100, "start", 0, 1, {"total": 10.0}),

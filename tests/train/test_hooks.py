@@ -119,8 +119,10 @@ def test_a_full_disk_does_not_end_the_record(tmp_path, capsys):
     writers = [JsonLines(path), TensorBoard(tmp_path / "tb", retry=0.0)]
     for writer in writers:
         writer.open(0)
-    lines = [{"kind": "train", "step": i, "loss": float(i), "text": "x" * 100} for i in range(50)]
-    with files_of_at_most(600):
+    # Lines longer than any buffer, so that the disk refuses in the middle of one.
+    many = {f"number {i}": float(i) for i in range(1000)}
+    lines = [{"kind": "train", "step": i, "many": many} for i in range(50)]
+    with files_of_at_most(100_000):
         for line in lines[:-1]:
             for writer in writers:
                 writer.write(line)

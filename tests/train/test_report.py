@@ -191,6 +191,8 @@ def test_what_rewinds_gave_up():
     assert {x["rewinds"] for x in living} == {0, 2}
     assert [(part[0]["step"], part[-1]["step"]) for part in lost] == [(11, 50), (20, 40)]
     assert max(y for _, y in series(living, "loss")) < 4
+    for _, points, *_ in loss_curves(rewound()):
+        assert max(y for _, y in points) < 4 and len({x for x, _ in points}) == len(points)
     curves = lost_curves(rewound())
     assert [curve[0][0] for curve in curves] == [10, 20], "from the last point that counts"
     assert [curve[-1] for curve in curves] == [(50, 7.0), (40, 7.0)]
