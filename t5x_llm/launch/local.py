@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from t5x_llm.core.errors import RESTARTABLE, ConfigError, PeerLost, check_number
+from t5x_llm.core.errors import RESTARTABLE, ConfigError, check_number
 
 # Variables that say which process of which group a process is: the parent's are not the child's.
 _GROUP = re.compile(
@@ -28,8 +28,6 @@ _GROUP = re.compile(
     r"|JAX_(COORDINATOR_|NUM_PROCESSES$|PROCESS_ID$|LOCAL_DEVICE_IDS$|PARTITION_|SLICE_)"
 )
 _COUNT = "--xla_force_host_platform_device_count"
-# JAX ends a process whose coordinator is gone with status 1, and says so.
-_ORPHANED = b"JAX distributed service detected fatal errors"
 # Between SIGTERM and SIGKILL for processes that are left over.
 _TERM_SECONDS = 5.0
 
@@ -190,9 +188,8 @@ class _Group:
 
     def _follow(self, index: int, process: subprocess.Popen[bytes]) -> None:
         """Prints what a process prints, and notes how it ended."""
-        orphaned = threading.Event()
         readers = [
-            threading.Thread(target=_copy, args=(index, theirs, ours, orphaned), daemon=True)
+            threading.Thread(target=_copy, args=(index, theirs, ours), daemon=True)
             for theirs, ours in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         ]
         for reader in readers:
@@ -200,8 +197,6 @@ class _Group:
         status, ended = process.wait(), time.monotonic()
         for reader in readers:
             reader.join(2.0)  # a grandchild may hold the pipe
-        if status == 1 and orphaned.is_set():
-            status = PeerLost.exit_code
         with self._changed:
             self._ended.append((ended, index, status))
             self._changed.notify_all()
@@ -246,12 +241,10 @@ class _Group:
             process.wait()
 
 
-def _copy(index: int, theirs: IO[bytes], ours: IO[str], orphaned: threading.Event) -> None:
+def _copy(index: int, theirs: IO[bytes], ours: IO[str]) -> None:
     """Line by line, with the process's number in front."""
     with contextlib.suppress(ValueError, OSError), theirs:
         for line in theirs:
-            if _ORPHANED in line:
-                orphaned.set()
             text = line.decode("utf-8", "replace").rstrip("\n")
             ours.write(f"[{index}] {text}\n")
             ours.flush()

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import jax
 
 from t5x_llm.core.errors import PeerLost, Preempted, SpikeError, T5xLLMError
+from t5x_llm.train.peers import Peers
 
 # What runtimes say when another process is gone or silent.
 _LOST = re.compile(
@@ -24,12 +25,13 @@ _LOST = re.compile(
     r"|^(unavailable|deadline_exceeded|aborted|cancelled):",
     re.IGNORECASE | re.MULTILINE,
 )
-# The coordinator leaves so many seconds after the others: when it goes, they die of it.
-LINGER = 3.0
+# The coordinator leaves so many seconds after the others: when it goes, JAX aborts them.
+LINGER = 2.0
 # Seconds for what is written at the end: what is stuck may be the disk.
 LAST_WORDS = 10.0
 # Raised by all processes at the same step; they leave together, by the front door.
 _AGREED = (Preempted, SpikeError)
+_ENDING = threading.Lock()
 
 
 class Preemption:
@@ -131,46 +133,57 @@ def peer_error(error: BaseException) -> PeerLost | None:
 
 def leave(code: int) -> NoReturn:
     """Ends this process now: no exit handlers, which would wait for processes that are gone."""
-    coordinator = []
+    coordinator: list[bool] = []
 
     def finish() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        if jax.distributed.is_initialized() and jax.process_index() == 0:
-            coordinator.append(True)
+        if code == PeerLost.exit_code and jax.distributed.is_initialized():
+            coordinator.append(jax.process_index() == 0)
 
     within(2.0, finish)
-    if coordinator:
+    if any(coordinator):
         time.sleep(LINGER)
     os._exit(code)
 
 
 @contextlib.contextmanager
 def shared_fate(tell: Callable[[BaseException], Any] | None = None) -> Iterator[None]:
-    """The body of a run of several processes: what ends one of them ends it at once.
+    """The body of a run of several processes: what ends one of them ends all at once.
 
     An error of one process alone must not make it wait, in a save or at JAX's exit barrier, for
     the others, who wait for it in a collective: its message is printed and it leaves with the
-    error's status. An error of the runtime that means a lost peer leaves with 76. On one process,
-    and for errors that all processes raise at the same step, errors pass through.
+    error's status. When another process is gone, this one leaves with 76, wherever it is. On one
+    process, and for errors that all processes raise at the same step, errors pass through.
+
+    All processes enter it together, once they have their devices.
 
     Args:
       tell: called with the error before leaving; not waited for longer than ``LAST_WORDS`` seconds.
     """
-    try:
+    if not jax.distributed.is_initialized():
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, _AGREED) or not jax.distributed.is_initialized():
-            raise
-        told = peer_error(error) or error
-        if isinstance(told, KeyboardInterrupt):
-            code, text = 130, "Interrupted."
-        elif isinstance(told, T5xLLMError):
-            code, text = told.exit_code, f"{type(told).__name__}: {told}"
-        else:
-            code, text = 1, ""
-        if not text or os.environ.get("T5X_LLM_TRACEBACK"):
-            text = "".join(traceback.format_exception(error)) + text
+        return
+    with Peers(lambda lost: _end(lost, tell), say):
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, _AGREED):
+                raise
+            _end(error, tell)
+
+
+def _end(error: BaseException, tell: Callable[[BaseException], Any] | None) -> None:
+    told = peer_error(error) or error
+    if isinstance(told, KeyboardInterrupt):
+        code, text = 130, "Interrupted."
+    elif isinstance(told, T5xLLMError):
+        code, text = told.exit_code, f"{type(told).__name__}: {told}"
+    else:
+        code, text = 1, ""
+    if not text or os.environ.get("T5X_LLM_TRACEBACK"):
+        text = "".join(traceback.format_exception(error)) + text
+    with _ENDING:  # once: the main thread and the one that watches the peers may both come here
         say(text.strip())
         if tell is not None:
             within(LAST_WORDS, lambda: tell(told))
