@@ -4,8 +4,9 @@ PaLM's authors restarted from about 100 steps before a loss spike and skipped 20
 (arXiv 2204.02311, section 5.1). The monitor says when, and names the step at which it began.
 
 Statistics are robust (medians) over the steps that were not bad, as a spike must not make itself
-ordinary. A level is the median of the last ``LEVEL`` values; a scale is 1.4826 times the median
-distance of the last ``window`` values from the level of their time, which for normal noise is its
+ordinary. A level is the median of the last ``LEVEL`` values, moved by the median of how far the
+last ``window`` values lay from the median before them: a loss that falls is expected to go on
+falling. A scale is 1.4826 times the median distance from that, which for normal noise is its
 standard deviation. Six deviations over 128 steps is also what OLMo-core's step skipping uses.
 
 Everything follows from the sequence of (step, loss, gradient norm) alone: not from clocks, nor from
@@ -128,16 +129,22 @@ class _Series:
 
     def add(self, value: float) -> None:
         if self.recent:
-            self.residuals.append(value - self.level)
+            self.residuals.append(value - statistics.median(self.recent))
         self.recent.append(value)
 
     @property
+    def trend(self) -> float:
+        """How far values lie from the median of those before them, as a rule."""
+        return statistics.median(self.residuals) if self.residuals else 0.0
+
+    @property
     def level(self) -> float:
-        return statistics.median(self.recent)
+        return statistics.median(self.recent) + self.trend
 
     @property
     def scale(self) -> float:
-        return 1.4826 * statistics.median(map(abs, self.residuals))
+        trend = self.trend
+        return 1.4826 * statistics.median(abs(r - trend) for r in self.residuals)
 
 
 class SpikeMonitor:

@@ -35,7 +35,7 @@ def test_a_run_leaves_everything(trained):
     left = {p.name for p in run.iterdir()}
     assert left == {
         *("metrics.jsonl", "operative_config.gin", "report.html", "loss.png", "samples.txt"),
-        *("checkpoints", "hf", "tensorboard"),
+        *("checkpoints", "hf", "tensorboard", "journal.jsonl"),
     }
     kinds = [json.loads(x)["kind"] for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("train") == 8 and kinds.count("eval") == 2

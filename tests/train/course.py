@@ -1,0 +1,162 @@
+"""A whole guarded run in this process: real model, step, checkpoints, journal; made-up rows."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
+from t5x_llm.core.rng import named_key
+from t5x_llm.data.batch import Batch
+from t5x_llm.data.positions import DataState, Skips
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.model import Model
+from t5x_llm.optim import Optimizer, Schedule
+from t5x_llm.parallel import MeshConfig, make_mesh
+from t5x_llm.train.config import Loop
+from t5x_llm.train.feed import feed
+from t5x_llm.train.hooks import Checkpoint, JsonLines, Metrics, resume
+from t5x_llm.train.hooks.guard import Guard
+from t5x_llm.train.hooks.journal import Journaling
+from t5x_llm.train.journal import Journal, decisions, read_journal
+from t5x_llm.train.loop import Run, train
+from t5x_llm.train.recovery import Recovery
+from t5x_llm.train.spike import SpikeConfig
+from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
+from t5x_llm.train.step import make_train_step, signal_rows
+
+FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, d_ff=64)
+T, B = 16, 8
+SPIKE = SpikeConfig(window=32, warmup=16, rewind_steps=8, skip_batches=30, rewind_window=400)
+
+
+class Rows:
+    """Counting in steps of 1 to 8 from random starts, a pure function of the stream position.
+
+    Args:
+      poison: [first, stop) of the stream positions whose rows are noise.
+      skips: of stream positions.
+    """
+
+    def __init__(self, poison=(0, 0), skips=()):
+        self.poison, self.skips, self.asked = poison, Skips(skips), []
+
+    def at(self, data):
+        rows = Rows(self.poison, data.skips)
+        rows.asked = self.asked
+        return rows
+
+    def batch(self, position, size, rows=None):
+        index = np.arange(position, position + size)[rows or slice(None)]
+        text = np.stack([self.row(int(i)) for i in self.skips.stream_positions(index)])
+        ones = np.ones((len(index), T), np.int32)
+        places = np.broadcast_to(np.arange(T, dtype=np.int32), ones.shape)
+        self.asked.append((position, size))
+        return Batch(text[:, :-1], text[:, 1:], places, ones, ones.astype(np.float32), index % 2)
+
+    def row(self, at):
+        rng = np.random.default_rng(at)
+        if self.poison[0] <= at < self.poison[1]:
+            # The same wrong lesson in every row, which is what moves a model.
+            return (np.arange(T + 1) * 37 + 5 * (at % 3)).astype(np.int32) % 64
+        start, stride = rng.integers(64), rng.integers(1, 9)
+        return ((start + stride * np.arange(T + 1)) % 64).astype(np.int32)
+
+
+@dataclasses.dataclass
+class Course:
+    """What a run left."""
+
+    run: Run
+    losses: dict
+    told: list
+    held_out: float
+
+
+def go(
+    directory,
+    steps,
+    *,
+    stream=None,
+    spike=SPIKE,
+    skips=(),
+    every=10,
+    keep=100,
+    wrap=lambda step: step,
+    extra=(),
+    **loop,
+):
+    """One process's life, from wherever ``directory`` stands to ``steps`` or an error.
+
+    Args:
+      wrap: the guarded step -> the step to use.
+      extra: further hooks, before the checkpoint.
+    """
+    stream = stream or Rows()
+    config = Loop(**{"steps": steps, "batch_size": B, "sequence_length": T, "log_every": 1} | loop)
+    mesh_config = MeshConfig(fsdp=1)
+    mesh, rules = make_mesh(mesh_config, jax.devices()[:1]), mesh_config.rules()
+    model = Model(FAMILY.decoder())
+    optimizer = Optimizer(schedule=Schedule(name="constant", peak=3e-3, warmup_steps=10))
+    tx = optimizer.build(steps, model.logical_axes())
+    shardings = state_shardings(model, tx, mesh, rules)
+    step = make_train_step(
+        model, tx, optimizer.schedule.build(steps), mesh=mesh, rules=rules,
+        state_shardings=shardings, n_sources=2, guarded=True,
+    )  # fmt: skip
+    journal = Journal(directory / "journal.jsonl")
+    known = decisions(read_journal(journal.path))
+    keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=every, keep=keep))
+    guard = Guard(spike, known, lambda signals: signal_rows(mesh, signals))
+    hooks = [
+        *(Journaling(journal), Metrics([JsonLines(directory / "metrics.jsonl")]), guard, *extra),
+        Checkpoint(keeper, {"model": FAMILY}),
+    ]
+
+    def load(at):
+        if at is None:
+            fresh = init_state(model, tx, named_key(0, "params"), mesh, rules)
+            return fresh, DataState(skips=tuple(skips)), {}
+        wanted = with_shardings(abstract_state(model, tx), shardings)
+        state, meta = resume(keeper, wanted, {"model": FAMILY}, step=at)
+        return state, DataState.from_json(meta["data"]), meta
+
+    def describe(data, first, count):
+        return {"documents": [first, count]}
+
+    recovery = Recovery(spike, keeper, known, hooks, load, describe, journal, {"en": 1, "zh": 1})
+    try:
+        state, data, _ = recovery.begin()
+        run = Run(
+            *(config, directory, state, data, ("en", "zh"), hooks, {}),
+            control=guard.control, journal=journal,
+        )  # fmt: skip
+        run.rewinds = len(known)
+        losses = {}
+        before = guard.on_step
+
+        def on_step(run, record):
+            losses[record.step] = record.values["loss"]
+            before(run, record)
+
+        guard.on_step = on_step
+        train(
+            run, wrap(step), lambda at: feed(stream, at, config.size_at, mesh, rules),
+            recovery.rewind,
+        )  # fmt: skip
+    finally:
+        keeper.close()
+        journal.close()
+    return Course(run, losses, read_journal(journal.path), held_out(model, run.state.params))
+
+
+def held_out(model, params):
+    """Mean loss on 64 rows that no run reads, nats per token."""
+    batch = Rows().batch(10**9, 64)
+    return float(jax.jit(lambda p: model.loss(p, batch)[0])(params)) / (64 * T)
+
+
+def equal(a, b):
+    """Whether two pytrees of arrays are the same to the bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
