@@ -132,7 +132,7 @@ _TELL: dict[str, Callable[[Line], str]] = {
     "spike": _spike,
     "rewind": _rewind,
     "skip": lambda line: f"update skipped{_reason(line)}",
-    "mixture": lambda line: f"the mixture changes to {plain(line.get('weights'))}",
+    "mixture": lambda line: f"mixture from here on: {plain(line.get('weights'))}",
     "stuck": lambda line: f"stuck{_reason(line)}",
     "alive": lambda line: f"training{_reason(line)}",
     "end": _end,
@@ -152,26 +152,29 @@ def _tell(line: Line) -> str:
     return plain(line["event"]) + (f": {plain(rest)}" if rest else "")
 
 
-def _several(group: Sequence[Line]) -> str:
-    """One sentence for saves, or for bad steps, in a row."""
-    by = collections.Counter(line["event"] for line in group)
-    if group[0]["event"] in _BAD:
-        steps = len({line["step"] for line in group})
-        reasons = [line for line in group if line.get("reason")]
-        text = "a bad step" if steps == 1 else f"{steps} bad steps from {group[0]['step']:,} on"
-        if by["skip"]:
-            text += ", update skipped" if steps == 1 else f", {by['skip']} updates skipped"
-        return text + (_reason(reasons[0]) if reasons else "")
-    complete = [line["step"] for line in group if line["event"] == "saved"]
-    begun = [line["step"] for line in group if line["event"] == "save"]
-    n = len(complete) or len(begun)
-    if not n:
+def _bad_steps(group: Sequence[Line]) -> str:
+    """One sentence for bad steps in a row, and whether their updates were skipped."""
+    steps = len({line["step"] for line in group})
+    skipped = sum(line["event"] == "skip" for line in group)
+    text = "a bad step" if steps == 1 else f"{steps} bad steps from {group[0]['step']:,} on"
+    if skipped:
+        text += ", update skipped" if steps == 1 else f", {skipped} updates skipped"
+    return text + next((_reason(line) for line in group if line.get("reason")), "")
+
+
+def _saves(group: Sequence[Line], life: Sequence[Line]) -> str:
+    """One sentence for saves in a row; '' for signs of life and for saves that were told."""
+    begun = [line for line in group if line["event"] == "save"]
+    if not begun:
         return ""
-    step = f"{(complete or begun)[-1]:,}"
-    text = f"saved at step {step}" if n == 1 else f"saved {n} times, last at step {step}"
-    if complete and begun and begun[-1] > complete[-1]:
-        text += f"; the save of step {begun[-1]:,} is not known to be complete"
-    waited = sum(line["seconds"] for line in group if is_number(line.get("seconds")))
+    steps = [line["step"] for line in begun]
+    text = f"saved at step {steps[-1]:,}"
+    if len(steps) > 1:
+        text = f"saved {len(steps)} times, last at step {steps[-1]:,}"
+    complete = {line["step"] for line in life if line["event"] == "saved"}
+    if lacking := [f"{step:,}" for step in steps if step not in complete]:
+        text += f"; not known to be complete: step {_list(lacking)}"
+    waited = sum(line["seconds"] for line in begun if is_number(line.get("seconds")))
     return text + (f"; training waited {duration(waited)}" if waited >= 0.05 else "")
 
 
@@ -204,11 +207,29 @@ def entries(lines: Sequence[Line], everything: bool = False) -> list[Entry]:
         if before:
             told += _between(before, life)
         for group in [[line] for line in life] if everything else _grouped(life):
-            text = _tell(group[0]) if len(group) == 1 else _several(group)
-            if everything or (text and [line["event"] for line in group] != ["alive"]):
-                told.append(_entry(group[-1], text))
+            text = _tell(group[0])
+            if not everything and group[0]["event"] in _ROUTINE:
+                text = _saves(group, life)
+            elif not everything and group[0]["event"] in _BAD:
+                text = _bad_steps(group)
+            if everything or (text and not _told_already(group, life)):
+                told.append(_entry(group[-1], text, step=_where(group[-1], life)))
         before = life
     return told
+
+
+def _told_already(group: Sequence[Line], life: Sequence[Line]) -> bool:
+    """Whether it is the end of a process that told of its preemption."""
+    if group[0]["event"] == "end" and group[0].get("status") == "preempted":
+        return any(line["event"] == "preemption" for line in life)
+    return False
+
+
+def _where(line: Line, life: Sequence[Line]) -> int:
+    """The step of a line; last words may come from a thread that knows none."""
+    if line["event"] not in _LAST or line["step"]:
+        return line["step"]
+    return next((x["step"] for x in reversed(life) if x["event"] not in _LAST), 0)
 
 
 def _grouped(life: Sequence[Line]) -> list[list[Line]]:

@@ -15,17 +15,17 @@ def test_the_whole_story():
         "its tokens by source: en 3,000, zh 120; its documents: en speeches.jsonl:812, zh poem",
         "rewound to step 50; examples 400 to 2,800 of the data are skipped: 3 bad steps",
         "checkpoint of step 50 restored in 3.0 s",
-        "saved at step 100; the save of step 150 is not known to be complete",
+        "saved 2 times, last at step 150; not known to be complete: step 150; training waited",
         "killed; its last word was of step 150",
         "started again, 32.0 s after that",
         "checkpoint of step 150 is damaged: checksums.0of1.json is missing",
         "goes on from step 100 of 400",
-        "preempted",
-        "ended: preempted",
+        "step 225  preempted",
         "ended: finished",
         "In all: 2 restarts (1 killed), 1 rewind, 1 preemption, 1 damaged checkpoint, 1 skipped up",
     ):
         assert part in told.replace("\n" + " " * 31, " "), part
+    assert "ended: preempted" not in told
     order = [told.index(word) for word in ("spike from", "rewound", "killed", "damaged: ")]
     assert order == sorted(order)
 
@@ -42,6 +42,9 @@ def test_routine_is_told_in_one_line_and_everything_on_demand():
         "3 bad steps from 101 on, 3 updates skipped",
     ]
     assert len(entries(lines, everything=True)) == len(lines)
+    # A save that is complete only after the next event is not told twice, nor as incomplete.
+    late = [line(1, "save", 5, 1), line(2, "peak", 6, 1), line(3, "saved", 5, 1)]
+    assert [entry.text for entry in entries(late)] == ["saved at step 5", "a bad step"]
     assert summary(lines) == "3 skipped updates"
     assert summary(lines[:2]) == "no restart, no rewind, no damage"
 
@@ -49,6 +52,9 @@ def test_routine_is_told_in_one_line_and_everything_on_demand():
 def test_a_stuck_process_was_not_killed():
     lines = [line(0, "start", 0, 1), line(9, "stuck", 3, 1, reason="no step for 30 minutes")]
     lines.append(line(20, "start", 0, 2))
+    lines[1]["step"] = 0  # the watchdog's thread knows none
+    lines.insert(1, line(5, "save", 3, 1))
+    assert [entry.step for entry in entries(lines) if entry.event == "stuck"] == [3]
     assert "killed" not in story(lines) and "no step for 30 minutes" in story(lines)
 
 
