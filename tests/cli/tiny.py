@@ -104,15 +104,15 @@ def losses(run):
 
 
 def arrays(run, step):
-    """Every array of a checkpoint, by path."""
+    """Every array of a checkpoint, by path, whatever devices it was saved from."""
+    import jax
     import numpy as np
     import orbax.checkpoint as ocp
 
     path = run.absolute() / "checkpoints" / str(step) / "state"
-    tree = ocp.PyTreeCheckpointHandler().restore(
-        path, args=ocp.args.PyTreeRestore(restore_args=None)
-    )
-    import jax
-
+    handler = ocp.PyTreeCheckpointHandler()
+    whole = ocp.RestoreArgs(restore_type=np.ndarray)
+    wanted = jax.tree.map(lambda _: whole, handler.metadata(path).tree)
+    tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in flat}
