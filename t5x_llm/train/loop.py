@@ -135,7 +135,7 @@ class Run:
             seconds, self._clock = now - self._clock - self._pauses, now
             self._pauses = 0.0
             if done.compiled:
-                self.seconds["compile"] += seconds
+                self.seconds["compile"] += seconds - done.waited
             self.seconds["data"] += done.waited
             record = StepRecord(
                 step=done.step,

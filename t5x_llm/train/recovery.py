@@ -69,17 +69,21 @@ class Recovery:
 
     def begin(self) -> tuple[TrainState, DataState, int | None]:
         """State and data to begin with, and the step of the checkpoint, None for a fresh run."""
+        start = time.perf_counter()
         step = self._newest(None)
         # What is newer is damaged, half-written or of a course that was given up.
         if step is not None:
             self.checkpointer.drop_after(step)
         state, data, _ = self._restored(step)
+        if step is not None:
+            spent = time.perf_counter() - start
+            self._journal.write("restore", step, seconds=spent, position=data.position)
         if not data.history or data.history[-1][1] != self._weights:
             # From here on; what was read before stays as it was.
-            start = Skips(data.skips).stream_position(data.position) if data.history else 0
-            self._history = (*before(self._history or data.history, start), (start, self._weights))
+            at = Skips(data.skips).stream_position(data.position) if data.history else 0
+            self._history = (*before(self._history or data.history, at), (at, self._weights))
             data = dataclasses.replace(data, history=self._history)
-            self._journal.write("mixture", step or 0, stream_position=start, weights=self._weights)
+            self._journal.write("mixture", step or 0, stream_position=at, weights=self._weights)
         return state, data, step
 
     def _newest(self, at_most: int | None) -> int | None:

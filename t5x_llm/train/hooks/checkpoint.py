@@ -83,6 +83,10 @@ class Checkpoint(Hook):
             with run.paused("save"):
                 self._save(run)
 
+    def on_rewind(self, run: Run) -> None:
+        """What was saved on the course given up is no news."""
+        self._completed, self._retry_at = self.checkpointer.completed, 0
+
     def _look(self, run: Run) -> None:
         """Whether the save in the background has come to an end."""
         if (failure := self.checkpointer.failure()) is not None:

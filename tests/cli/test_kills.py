@@ -1,0 +1,98 @@
+"""SIGKILL at random moments: what comes out is, to the bit, the run that was never killed."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from t5x_llm.train.journal import read_journal
+
+
+def killed(cwd, flags, seconds):
+    """Starts a run and kills it after so long; True if it was still running."""
+    process = subprocess.Popen(
+        [sys.executable, str(tiny.ROOT / "train.py"), *flags],
+        cwd=cwd,
+        env=tiny.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def same(a, b, step):
+    wanted, got = tiny.arrays(a, step), tiny.arrays(b, step)
+    assert wanted.keys() == got.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(array, got[name], err_msg=name)
+
+
+def test_six_kills_change_nothing(trained, tmp_path):
+    """From the building of the store on; the last start finishes what is left."""
+    directory, _ = trained
+    tiny.corpus(tmp_path)
+    draw = random.Random(0)
+    steps = "--gin.Loop.steps=8"
+    # About how long a start takes until it saves, so that kills fall before, in and after.
+    begin = time.monotonic()
+    killed(tmp_path, ["--gin_file=tiny.gin", steps], 4.0)
+    count = 1
+    whole = max(time.monotonic() - begin, 4.0)
+    while count < 6 and killed(
+        tmp_path, ["--gin_file=tiny.gin", steps], draw.uniform(0.4, 2.2) * whole
+    ):
+        count += 1
+    tiny.train(tmp_path, steps)
+    same(directory / "run", tmp_path / "run", 8)
+    assert tiny.losses(directory / "run") == tiny.losses(tmp_path / "run")
+
+
+QUICKSTART = """
+include 'configs/recipes/quickstart.gin'
+Run.directory = 'run'
+Data.store_dir = 'store'
+Loop.steps = 200
+Loop.eval_every = 0
+Samples.prompts = ()
+Export.enabled = False
+CheckpointConfig.every_steps = 5
+Evaluation.limit = 1000
+"""
+
+
+@pytest.mark.slow
+def test_forty_kills_of_the_quickstart_model_change_nothing(tmp_path):
+    """Kills during the building of the store, compilation, steps, saves and restores."""
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    for where in ("killed", "whole"):
+        (tmp_path / where / "quick.gin").write_text(QUICKSTART)
+        (tmp_path / where / "data").symlink_to(tiny.ROOT / "data")
+    flags = ["--gin_file=quick.gin", f"--gin_search_paths={tiny.ROOT}"]
+    tiny.train(tmp_path / "whole", flags[1], gin="quick.gin")
+    draw, count, lives = random.Random(1), 0, tmp_path / "killed" / "run" / "journal.jsonl"
+    while count < 40:
+        # Two in three live long enough to get somewhere.
+        seconds = draw.uniform(1.0, 10.0) if draw.random() < 0.33 else draw.uniform(10.0, 25.0)
+        if not killed(tmp_path / "killed", flags, seconds):
+            break
+        count += 1
+    tiny.train(tmp_path / "killed", flags[1], gin="quick.gin")
+    same(tmp_path / "whole" / "run", tmp_path / "killed" / "run", 200)
+    starts = [line["step"] for line in read_journal(lives) if line["event"] == "start"]
+    print(f"{count} kills; starts at steps {starts}")
+    assert count == 40
+    shutil.rmtree(tmp_path)
