@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,8 +14,10 @@ import orbax.checkpoint as ocp
 from t5x_llm.checkpoint.compat import check_tree, dotted, leaves
 
 # What is being read at a time, beyond what has arrived: a part of the local share.
-_IN_FLIGHT = 1 / 8
-_LEAST_IN_FLIGHT = 1 << 26
+_IN_FLIGHT = 1 / 32
+_LEAST_IN_FLIGHT = 1 << 25
+_MIB = 1 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def read(path: Any, abstract: Any, where: str, partial: bool = False) -> Any:
@@ -37,18 +42,42 @@ def read(path: Any, abstract: Any, where: str, partial: bool = False) -> Any:
         tops = {name.split(".")[0] for name in wanted}
         saved = {k: v for k, v in saved.items() if k.split(".")[0] in tops}
     check_tree(saved, wanted, where)
-    reader = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight(tree, abstract) / 10**9)
+    limit = in_flight(tree, abstract)
+    reader = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
     try:
-        return reader.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=partial,
-            ),
-        )
+        # Little is gained on a small model.
+        with _buffers_given_back() if limit > _LEAST_IN_FLIGHT else contextlib.nullcontext():
+            return reader.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=abstract,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                    partial_restore=partial,
+                ),
+            )
     finally:
         reader.close()
+
+
+@contextlib.contextmanager
+def _buffers_given_back() -> Iterator[None]:
+    """The system gets the buffers of chunks back as soon as they are freed.
+
+    glibc keeps freed blocks of up to 32 MiB for itself, in an arena for every thread: measured,
+    that was 0.1 to 0.4 of all that is read. Afterwards its thresholds are where its own rule takes
+    them once blocks of that size have been freed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, _MIB)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
+        mallopt(_M_TRIM_THRESHOLD, 64 * _MIB)
 
 
 def in_flight(saved: Any, abstract: Any) -> int:

@@ -22,7 +22,7 @@ _TIMEOUT_SECONDS = 1200
 _MEETINGS = 3
 # Reading a piece of an array decodes the chunks it lies in, so small chunks are what lets another
 # mesh read little more than its share. They are packed into large files all the same.
-_CHUNK_BYTES = 1 << 25
+_CHUNK_BYTES = 1 << 23
 _SMALLEST_CHUNK = 1 << 18
 _numbers = itertools.count()
 
