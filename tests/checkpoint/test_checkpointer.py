@@ -1,6 +1,7 @@
 """Checkpoints: round trips, other meshes, other models, what is picked and what is kept."""
 
 import dataclasses
+import json
 import time
 
 import jax
@@ -175,6 +176,16 @@ def test_half_written_is_never_picked(saved, name):
     keeper.wait()
     assert keeper.restore(abstract(state))[1] == {"n": "again"}
     keeper.close()
+
+
+def test_uncommitted_record_is_half_written(saved):
+    """Where directories cannot be renamed, it lies under its final name from the start."""
+    directory, _ = saved
+    path = directory / "2" / "_CHECKPOINT_METADATA"
+    record = json.loads(path.read_text())
+    assert record["commit_timestamp_nsecs"] > 0
+    path.write_text(json.dumps({**record, "commit_timestamp_nsecs": None}))
+    assert Checkpointer(directory, read_only=True).steps() == [1]
 
 
 def test_interrupted_save_is_not_seen(saved):

@@ -116,6 +116,12 @@ def test_what_is_said(directory, capsys):
     assert f"warning: {directory / '3'} is passed over: {wanted}." in capsys.readouterr().err
 
 
+def test_a_file_that_is_gone_is_called_missing(directory):
+    name = "state/manifest.ocdbt"
+    (directory / "3" / name).unlink()
+    assert Checkpointer(directory, read_only=True).verify(3) == f"{name} is missing"
+
+
 def test_added_data_is_damage(directory):
     (directory / "3" / "state" / "d" / "more").write_bytes(b"x")
     reader = Checkpointer(directory, read_only=True)
@@ -158,7 +164,8 @@ def test_at_most_and_accept(directory):
     assert reader.newest_sound(accept=lambda meta: meta["n"] < 2) == 1
     assert reader.newest_sound(at_most=0) is None
     assert told == [], "of another course is not damaged"
-    flipped(directory / "2" / "meta" / "metadata")
+    meta = directory / "2" / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace("2", "5"))
     reader, told = reading(directory)
     assert reader.newest_sound(accept=lambda meta: meta["n"] < 3) == 1
     assert [step for step, _ in told] == [2], "what a damaged meta says is not asked"

@@ -109,9 +109,9 @@ def test_what_may_be_in_flight():
 
 def test_chunks_are_bounded_but_not_dust():
     shape = jax.ShapeDtypeStruct
-    assert chunk_bytes(shape((8, 1024, 16384), jnp.float32)) == 1 << 25
-    assert chunk_bytes(shape((50257, 768), jnp.float32)) == 1 << 25  # 29 * 1733 rows
+    assert chunk_bytes(shape((8, 1024, 16384), jnp.float32)) == 1 << 23
+    assert chunk_bytes(shape((50257, 768), jnp.float32)) == 1 << 23  # 29 * 1733 rows
     # A prime number of rows would be cut into single rows: better whole.
     assert chunk_bytes(shape((50261, 768), jnp.float32)) is None
-    assert chunk_bytes(shape((50261, 7), jnp.float32)) == 1 << 25  # small anyway
-    assert chunk_bytes(shape((), jnp.int32)) == 1 << 25
+    assert chunk_bytes(shape((50261, 7), jnp.float32)) == 1 << 23  # small anyway
+    assert chunk_bytes(shape((), jnp.int32)) == 1 << 23
