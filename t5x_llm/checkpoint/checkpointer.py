@@ -162,9 +162,6 @@ class Checkpointer:
         error, self._failed = self._failed, None
         return error
 
-    def check(self) -> None:
-        """Does nothing: what a save in the background came to is asked of ``failure``."""
-
     def _join(self) -> None:
         if self._saver is not None:
             self._saver.join()
@@ -295,6 +292,16 @@ class Checkpointer:
             return self._meta(step)
         except (OSError, ValueError) as e:
             raise self._damaged(step, _first_line(e)) from e
+
+    def newest_meta(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, meta) of the newest complete checkpoint whose meta is sound, or None.
+
+        Quick, and by each process for itself: the arrays are not looked at.
+        """
+        for step in reversed(self.steps()):
+            if self._meta_damage(step) is None:
+                return step, self._meta(step)
+        return None
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """A state and its meta.

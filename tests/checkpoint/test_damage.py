@@ -143,9 +143,11 @@ def test_meta_of_a_checkpoint_with_a_damaged_state(directory):
     """Its own files are sound, and configurations may be compared with it."""
     shutil.rmtree(directory / "3" / "state" / "d")
     assert Checkpointer(directory, read_only=True).meta(3)["n"] == 3
+    assert Checkpointer(directory, read_only=True).newest_meta() == (3, {"n": 3, "rewinds": 0})
     flipped(directory / "3" / "meta" / "metadata")
     with pytest.raises(CheckpointError, match="step 3 cannot be read.*meta/metadata"):
         Checkpointer(directory, read_only=True).meta(3)
+    assert Checkpointer(directory, read_only=True).newest_meta() == (2, {"n": 2, "rewinds": 0})
     assert Checkpointer(directory, read_only=True).meta()["n"] == 2
 
 
@@ -154,6 +156,7 @@ def test_all_damaged(directory):
         flipped(directory / str(step) / "meta" / "metadata")
     reader = Checkpointer(directory, read_only=True, on_damage=lambda *_: None)
     assert reader.newest_sound() is None
+    assert reader.newest_meta() is None
     with pytest.raises(CheckpointError, match="there are 1, 2, 3, all damaged"):
         reader.restore(ABSTRACT)
 
