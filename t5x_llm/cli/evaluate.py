@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 from t5x_llm.cli.main import guard
-from t5x_llm.cli.train import GIN_HELP
+from t5x_llm.cli.train import gin_parser
 from t5x_llm.config import parse_flags
 
 DESCRIPTION = """Evaluate a run's checkpoint on its held-out documents.
@@ -26,13 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm eval",
-        description=DESCRIPTION,
-        epilog=GIN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = gin_parser("t5x-llm eval", DESCRIPTION)
     from t5x_llm.cli import load
 
     load.add_arguments(parser)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -11,9 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from t5x_llm.cli.main import guard
-from t5x_llm.cli.train import GIN_HELP
+from t5x_llm.cli.train import gin_parser
 from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import DataError
+
+DESCRIPTION = """Train the tokenizer if the run asks for one, and build the token store.
+
+What is there already and unchanged is kept."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,14 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm prepare",
-        description="Trains the tokenizer if the run asks for one, and turns its texts into a "
-        "token store. What is there already and unchanged is kept.",
-        epilog=GIN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = gin_parser("t5x-llm prepare", DESCRIPTION)
     parser.add_argument(
         "--force", action="store_true", help="read seqio tasks again even if they seem unchanged"
     )

@@ -25,6 +25,17 @@ GIN_HELP = """gin flags:
   --gin_allow_import=NAME   a module that gin files may import"""
 
 
+def gin_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser for what ``parse_flags`` leaves over; its help tells of the gin flags too."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=GIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python train.py`` and ``t5x-llm train``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
@@ -32,13 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=DESCRIPTION,
-        epilog=GIN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = gin_parser("train.py", DESCRIPTION)
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan of the run and stop before training"
     )

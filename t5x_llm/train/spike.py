@@ -57,7 +57,7 @@ class SpikeConfig:
     warmup: int = 64
     deviations: float = 6.0
     min_rise: float = 0.3
-    norm_factor: float = 4.0
+    norm_factor: float = 8.0
     patience: int = 3
     drift_deviations: float = 4.0
     skip_updates: bool = True

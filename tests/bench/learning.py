@@ -47,6 +47,10 @@ class Setting:
     tied: bool = True
 
     @property
+    def heads(self) -> int:
+        return max(self.d_model // 64, 4 if self.d_model < 256 else 1)
+
+    @property
     def d_ff(self) -> int:
         return -(-self.d_model * 8 // 3 // 64) * 64
 
@@ -59,6 +63,10 @@ GRID = (
     Setting(384, 4, 4, 3e-3),
     Setting(384, 6, 8, 2e-3),
     Setting(512, 8, 8, 1e-3, tied=False),
+    Setting(128, 4, 4, 6e-3),
+    Setting(128, 4, 4, 1e-2),
+    Setting(128, 2, 4, 6e-3),
+    Setting(64, 2, 8, 1e-2),
 )
 
 
@@ -151,8 +159,8 @@ class Peer:
         self.setting, self.length = setting, length
         config = transformers.LlamaConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=setting.d_model,
-            num_hidden_layers=setting.layers, num_attention_heads=setting.d_model // 64,
-            num_key_value_heads=setting.d_model // 64, intermediate_size=setting.d_ff,
+            num_hidden_layers=setting.layers, num_attention_heads=setting.heads,
+            num_key_value_heads=setting.heads, intermediate_size=setting.d_ff,
             max_position_embeddings=length, tie_word_embeddings=setting.tied, use_cache=False,
             bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
         )  # fmt: skip
