@@ -1,0 +1,129 @@
+"""Real text, real runs: poisoned documents heal, ordinary runs give no alarm. Slow: minutes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+from t5x_llm.train.journal import read_journal
+
+pytestmark = pytest.mark.slow
+
+GIN = """
+include 'configs/recipes/quickstart.gin'
+Data.store_dir = 'store'
+Llama.d_model = 64
+Llama.n_layers = 2
+Llama.d_ff = 176
+Loop.steps = 600
+Loop.batch_size = 8
+Loop.sequence_length = 64
+Loop.log_every = 1
+Loop.eval_every = 0
+Samples.prompts = ()
+Export.enabled = False
+CheckpointConfig.every_steps = 50
+CheckpointConfig.keep = 20
+SpikeConfig.rewind_steps = 20
+SpikeConfig.skip_batches = 100
+"""
+# Rows of rising numbers, each from another start: a lesson that is wrong, wrong for every row in
+# the same way, and learnable. (The same token over and over does less harm, noise hardly any.)
+POISON = """
+import sys
+import numpy as np, tensorstore as ts
+from t5x_llm.cli import assemble
+from t5x_llm.cli.run import load_run
+from t5x_llm.config import parse_flags
+first, count = map(int, sys.argv[1:3])
+run, _ = load_run(parse_flags(sys.argv[3:]))
+data = assemble.open_data(run)
+for position in range(first, first + count):
+    for piece in data.stream.documents(position):
+        split = data.opened.stores[piece.source].train
+        start = int(split.offsets[piece.document]) + piece.start
+        length = piece.stop - piece.start
+        path = f"{split.store.path}/train/tokens"
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+        array = ts.open(spec).result()
+        text = 300 + (np.arange(length) * 37 + position) % (run.model.vocab_size - 300)
+        array[start : start + length].write(text.astype(array.dtype.numpy_dtype)).result()
+"""
+ONSET, STEPS_OF_POISON = 401, 60
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "small.gin").write_text(GIN)
+    (tmp_path / "data").symlink_to(tiny.ROOT / "data")
+    return tmp_path
+
+
+def go(cwd, name, *flags):
+    """A run; its losses and bits per byte, and its journal."""
+    search = f"--gin_search_paths={tiny.ROOT}"
+    tiny.train(cwd, search, f"--gin.Run.directory='{name}'", *flags, gin="small.gin")
+    lines = [json.loads(x) for x in (cwd / name / "metrics.jsonl").read_text().splitlines()]
+    train = [(x["step"], x["loss"], x["rewinds"]) for x in lines if x["kind"] == "train"]
+    last = [x["results"] for x in lines if x["kind"] == "eval"][-1]
+    return train, last["all"]["loss"], read_journal(cwd / name / "journal.jsonl")
+
+
+def events(journal, *names):
+    return [line for line in journal if line["event"] in names]
+
+
+def test_poisoned_documents_heal(text):
+    subprocess.run(
+        [sys.executable, "-m", "t5x_llm.cli.main", "prepare", "--gin_file=small.gin"]
+        + [f"--gin_search_paths={tiny.ROOT}"],
+        cwd=text,
+        env=tiny.environment(),
+        check=True,
+        capture_output=True,
+    )
+    _, clean, _ = go(text, "clean")
+    tiny.python(
+        *("-c", POISON, 8 * (ONSET - 1), 8 * STEPS_OF_POISON),
+        *("--gin_file=small.gin", f"--gin_search_paths={tiny.ROOT}"),
+        cwd=text,
+    )
+    _, unwatched, _ = go(text, "unwatched", "--gin.SpikeConfig.enabled=False")
+    _, healed, journal = go(text, "healed")
+    (rewind,) = events(journal, "rewind")
+    assert rewind["onset"] == ONSET and rewind["detected"] < ONSET + 5
+    assert healed < 1.01 * clean
+    assert unwatched > 1.02 * clean
+    (spike,) = events(journal, "spike")
+    assert spike["documents"] and sum(spike["tokens_by_source"].values()) > 0
+    # The same skips from the start: the same run to the bit.
+    start, stop = rewind["skip"]
+    go(text, "given", f"--gin.Loop.skips=(({start}, {stop}),)")
+    wanted, got = tiny.arrays(text / "healed", 600), tiny.arrays(text / "given", 600)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(array, got[name], err_msg=name)
+    print(f"held out: clean {clean:.4f}, healed {healed:.4f}, unwatched {unwatched:.4f}")
+    for name in ("healed", "unwatched"):
+        assert (text / name / "loss.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--gin.Loop.seed=1", "--gin.Schedule.peak=1e-2", "--gin.Schedule.name='cosine'"),
+        ("--gin.Loop.seed=2", "--gin.Schedule.name='wsd'", "--gin.Optimizer.name='lion'",
+         "--gin.Schedule.peak=3e-4"),
+    ],
+)  # fmt: skip
+def test_ordinary_runs_give_no_alarm(text, flags):
+    """2,000 steps with warmup and a batch ramp."""
+    ramp = ("--gin.Loop.ramp=@BatchRamp()", "--gin.BatchRamp.stages=((0,4),(2000,8))")
+    thresholds = ("--gin.SpikeConfig.rewind_steps=100", "--gin.SpikeConfig.skip_batches=300")
+    steps = ("--gin.Loop.steps=2000", "--gin.Schedule.warmup_steps=100")
+    train, _, journal = go(text, "run", *ramp, *thresholds, *steps, *flags)
+    assert len(train) == 2000
+    assert events(journal, "spike", "rewind", "skip", "peak") == []
