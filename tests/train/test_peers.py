@@ -92,9 +92,9 @@ class Group:
         for process in self.processes:
             process.kill()
 
-    def kill(self, index):
+    def kill(self, index, number=signal.SIGKILL):
         time.sleep(0.3)
-        self.processes[index].send_signal(signal.SIGKILL)
+        self.processes[index].send_signal(number)
 
     def end(self, seconds=20):
         """(statuses, outputs, errors), within the time."""
@@ -119,6 +119,14 @@ def test_the_coordinator_is_killed():
         group.kill(0)
         statuses, _, _ = group.end()
     assert statuses[0] == -9 and statuses[1] in (76, -signal.SIGABRT)
+
+
+def test_jax_does_not_swallow_sigterm():
+    """Its preemption service would, as soon as processes are joined; here nobody listens yet."""
+    with Group(2, "sleep") as group:
+        group.kill(1, signal.SIGTERM)
+        statuses, _, _ = group.end()
+    assert statuses == [76, -signal.SIGTERM]
 
 
 def test_an_error_of_one_alone_ends_all_with_its_own_status_first():
@@ -193,6 +201,7 @@ def test_strangers_are_shown_out(pair):
     make, lost, listener = pair
     with make(0) as first:
         with socket.create_connection(("localhost", listener.getsockname()[1])) as stranger:
+            stranger.settimeout(5)
             stranger.sendall(np.zeros(12, np.uint8).tobytes())
             assert stranger.recv(1) == b""
         with make(1):
