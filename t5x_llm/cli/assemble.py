@@ -180,11 +180,11 @@ def resumed_step(run: Run) -> int | None:
         return None
     checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
     try:
-        step = checkpointer.latest_step()
-        if step is not None:
-            where = f"The checkpoint {checkpointer.path(step)}"
-            saved = checkpointer.meta(step)["config"]
-            check_compatible(saved, run.shared(), where, run.checkpoint.allow_changes)
+        if (found := checkpointer.newest_meta()) is None:
+            return None
+        step, meta = found
+        where = f"The checkpoint {checkpointer.path(step)}"
+        check_compatible(meta["config"], run.shared(), where, run.checkpoint.allow_changes)
         return step
     finally:
         checkpointer.close()

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 Aux = dict[str, jax.Array]
-_CPU_ROWS = 512  # rows whose float32 logits stay in cache: 16 MB at a vocabulary of 8192
 
 
 class _Static(NamedTuple):
@@ -67,11 +66,17 @@ def cross_entropy(
     """
     b, t, _ = hidden.shape
     if chunk is None:
-        chunk = max(1, _CPU_ROWS // b) if one_cpu else 512
+        chunk = max(1, _cpu_rows(hidden.shape[-1]) // b) if one_cpu else 512
     chunk = -(-t // -(-t // min(chunk, t)))  # as few chunks as that allows, of equal length
     static = _Static(z_loss, softcap, logit_scale, transposed, chunk, one_cpu)
     value, nll, z_term = _loss(static, hidden, kernel, targets, mask)
     return value, jax.tree.map(jax.lax.stop_gradient, {"nll": nll, "z_loss": z_term})
+
+
+def _cpu_rows(d_model: int) -> int:
+    """Rows of logits held at once: few stay in cache, but for each chunk the kernel's gradient,
+    D rows of it, is read and written once."""
+    return min(max(d_model, 128), 512)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

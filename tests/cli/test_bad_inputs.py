@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny
 
@@ -171,7 +172,8 @@ def test_full_disk_while_saving(trained, tmp_path):
     with small_disk(tmp_path / "disk", 900_000) as mounted:
         if not mounted:
             pytest.skip("no right to mount a small file system")
-        done = tiny.train(directory, *flags, check=False)
+        once = "--gin.CheckpointConfig.give_up_minutes=0"
+        done = tiny.train(directory, *flags, once, check=False)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr and "Free space" in done.stderr
         whole = sorted(
@@ -186,6 +188,29 @@ def test_full_disk_while_saving(trained, tmp_path):
         assert tiny.losses(tmp_path / "disk" / "run") == tiny.losses(directory / "run")
 
 
+def test_a_disk_that_is_freed_in_time_ends_nothing(trained, tmp_path):
+    directory, _ = trained
+    with small_disk(tmp_path / "disk", 900_000) as mounted:
+        if not mounted:
+            pytest.skip("no right to mount a small file system")
+        process = subprocess.Popen(
+            [sys.executable, tiny.ROOT / "train.py", "--gin_file=tiny.gin"]
+            + [f"--gin.Run.directory='{tmp_path}/disk/run'"],
+            cwd=directory, env=tiny.environment(), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        told = ""
+        while "the save is tried again" not in told:
+            told = process.stderr.readline()
+            assert told, "it ended before it warned"
+        subprocess.run(["mount", "-o", "remount,size=50m", str(tmp_path / "disk")], check=True)
+        _, rest = process.communicate(timeout=200)
+        assert process.returncode == 0, rest
+        assert tiny.losses(tmp_path / "disk" / "run") == tiny.losses(directory / "run")
+        wanted, got = (tiny.arrays(p, 8) for p in (directory / "run", tmp_path / "disk" / "run"))
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(array, got[name], err_msg=name)
+
+
 def test_limit_on_file_size(trained, tmp_path):
     directory, _ = trained
 
@@ -195,7 +220,8 @@ def test_limit_on_file_size(trained, tmp_path):
     where = f"--gin.Run.directory='{tmp_path}/run'"
     env = {**tiny.environment(), "JAX_COMPILATION_CACHE_DIR": ""}
     done = subprocess.run(
-        [sys.executable, tiny.ROOT / "train.py", "--gin_file=tiny.gin", where],
+        [sys.executable, tiny.ROOT / "train.py", "--gin_file=tiny.gin", where]
+        + ["--gin.CheckpointConfig.give_up_minutes=0"],
         cwd=directory, env=env, preexec_fn=limit, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

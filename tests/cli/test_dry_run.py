@@ -69,9 +69,9 @@ def test_a_slice_that_is_not_here(capfd, monkeypatch, tmp_path):
     )
     assert "this machine has 8 devices; the plan is for 256" in text
     assert "total               6,738,415,616" in text
-    # 4 bytes a parameter over 256, and the moments of Adam twice that; norms are whole everywhere.
+    # 4 bytes a parameter over 128, and the moments of Adam twice that; norms are whole everywhere.
     norms = (2 * 32 + 1) * 4096
-    params = 4 * ((6_738_415_616 - norms) // 256 + norms)
+    params = 4 * ((6_738_415_616 - norms) // 128 + norms)
     assert f"parameters       {size(params):>12}" in text
     assert f"optimizer state  {size(2 * params + 4 * 2):>12}" in text
     # 6 N + causal attention, N without the input table.

@@ -110,6 +110,46 @@ def test_poisoned_documents_heal(text):
         assert (text / name / "loss.png").exists()
 
 
+SMALL = [
+    "--gin.Loop.steps=120",
+    "--gin.Schedule.name='constant'",
+    "--gin.Schedule.peak=3e-3",
+    "--gin.Loop.eval_every=0",
+    "--gin.Samples.prompts=()",
+    "--gin.Export.enabled=False",
+    "--gin.CheckpointConfig.every_steps=10",
+    "--gin.CheckpointConfig.keep=100",
+    "--gin.SpikeConfig.window=32",
+    "--gin.SpikeConfig.warmup=16",
+    "--gin.SpikeConfig.rewind_steps=8",
+    "--gin.SpikeConfig.skip_batches=30",
+]
+
+
+def test_two_processes_reach_the_verdict_of_one(tmp_path):
+    """The same four devices in one process and in two: one decision, the same arrays."""
+    found = {}
+    for processes in (1, 2):
+        cwd = tmp_path / str(processes)
+        cwd.mkdir()
+        tiny.corpus(cwd, documents=600)
+        tiny.python("-m", "t5x_llm.cli.main", "prepare", "--gin_file=tiny.gin", cwd=cwd)
+        tiny.python("-c", POISON, 8 * 70, 8 * 20, "--gin_file=tiny.gin", cwd=cwd)
+        command = [sys.executable, str(tiny.ROOT / "train.py"), "--gin_file=tiny.gin", *SMALL]
+        if processes > 1:
+            launch = [sys.executable, "-m", "t5x_llm.cli.main", "launch", "--restarts=0"]
+            command = [*launch, "--processes=2", "--devices=2", "--", *command]
+        subprocess.run(command, cwd=cwd, env=tiny.environment(4), check=True, timeout=600)
+        journal = read_journal(cwd / "run" / "journal.jsonl")
+        (rewind,) = events(journal, "rewind")
+        skipped = [line["step"] for line in events(journal, "skip", "peak")]
+        kept = {k: rewind[k] for k in ("onset", "detected", "to_step", "skip", "kind")}
+        found[processes] = (kept, skipped, tiny.arrays(cwd / "run", 120))
+    assert found[1][:2] == found[2][:2] and found[1][0]["onset"] == 71
+    for name, array in found[1][2].items():
+        np.testing.assert_array_equal(array, found[2][2][name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -5,18 +5,16 @@ from __future__ import annotations
 import bisect
 import collections
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from t5x_llm.data.positions import DataState, Skips
 from t5x_llm.train.hooks.base import Hook, StepRecord
 from t5x_llm.train.journal import Decision
+from t5x_llm.train.loop import LAG, Rewind, Run
 from t5x_llm.train.spike import SpikeConfig, SpikeMonitor
 from t5x_llm.train.step import Control
-
-if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
 
 
 class Guard(Hook):
@@ -48,8 +46,6 @@ class Guard(Hook):
 
     def control(self, run: Run, step: int) -> Control:
         """What step ``step`` is told."""
-        from t5x_llm.train.loop import LAG
-
         limit = np.inf
         if self.config.enabled and self.config.skip_updates:
             known = [value for at, value in self._limits if at <= step - 1 - LAG]
@@ -63,8 +59,6 @@ class Guard(Hook):
         Raises:
           Rewind: the verdict that ends this course of the run.
         """
-        from t5x_llm.train.loop import Rewind
-
         if not self._course or self._course[-1][2] != record.size:
             self._course.append((record.step, record.position, record.size))
         values = record.values
