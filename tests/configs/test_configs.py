@@ -17,7 +17,7 @@ RECIPE = CONFIGS / "recipes" / "quickstart.gin"
 PARAMETERS = {
     "gpt2/small": 124_439_808,
     "llama/llama2_7b": 6_738_415_616,
-    "llama/quickstart": 5_310_720,
+    "llama/quickstart": 1_450_624,
     "llama/w1": 34_087_424,
 }
 
