@@ -64,7 +64,7 @@ class Journal:
         self.path, self.primary = as_path(path), primary
         self.account: Callable[[], dict[str, float]] | None = None
         self.life = 1 + max((line["life"] for line in read_journal(path)), default=0)
-        self._file: Appender | None = None  # opened by the first line: a run may end before it
+        self._file = Appender(path, durable=True) if primary else None
         self._lock = threading.RLock()
 
     def write(self, event: str, step: int, **fields: Any) -> bool:
@@ -75,7 +75,7 @@ class Journal:
         Returns:
           Whether all lines so far are on disk.
         """
-        if not self.primary:
+        if self._file is None:
             return True
         line = {"time": _now(), "event": event, "step": int(step), "life": self.life} | fields
         if event in ACCOUNTED and self.account is not None:
@@ -83,8 +83,6 @@ class Journal:
         # A thread that hangs in a write must not make the watchdog's thread hang as well.
         held = self._lock.acquire(timeout=_LOCK_SECONDS)
         try:
-            if self._file is None:
-                self._file = Appender(self.path, durable=True)
             self._file.add(line)
             return self._file.flush()
         finally:
