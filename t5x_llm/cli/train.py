@@ -93,19 +93,26 @@ def train(run: Any, operative_config: str) -> None:
             run.mesh.replication_tolerance,
         ):
             print(f"warning: {each}", file=sys.stderr)
-    journal = Journal(directory / JOURNAL, primary=jax.process_index() == 0)
+    journals: list[Journal] = []  # made when there is something to train on
+
+    def tell(event: str, **fields: str) -> None:
+        for journal in journals:
+            journal.write(event, 0, **fields)
+
     life = run.life
     with (
         Preemption(life.grace_seconds) as preemption,
-        shared_fate(lambda error: journal.write("end", 0, status=type(error).__name__)),
+        shared_fate(lambda error: tell("end", status=type(error).__name__)),
         Watchdog(
-            life.watchdog_minutes, directory, lambda r: journal.write("stuck", 0, reason=r)
+            life.watchdog_minutes, directory, lambda reason: tell("stuck", reason=reason)
         ) as watchdog,
     ):
         watchdog.beat("preparation of the data")
         prepare_in_subprocess(run, operative_config, jax.process_index())
         data = assemble.open_data(run)
         check_tokenizer_size(run, data.opened.tokenizer)
+        journal = Journal(directory / JOURNAL, primary=jax.process_index() == 0)
+        journals.append(journal)
         progress = _trained(
             run, operative_config, directory, model, mesh, data, journal, preemption, watchdog
         )
