@@ -1,4 +1,4 @@
-# make quickstart   from shipped text to an exported model, about six minutes on two CPU cores
+# make quickstart   from shipped text to an exported model, a few minutes on two CPU cores
 # make test         the test suite
 # make test-slow    the tests of minutes, those that need the TPU compiler among them
 # make lint         ruff, mypy, import contracts

@@ -61,13 +61,14 @@ def corpus(directory, documents=60):
     (directory / "tiny.gin").write_text(GIN, encoding="utf-8")
 
 
-def environment(devices=1):
-    """Of a command: few devices, quick compilation, no accelerator."""
-    flags = [
-        f"--xla_force_host_platform_device_count={devices}",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
+def environment(devices=1, long=False):
+    """Of a command: few devices, no accelerator; quick compilation unless it runs ``long``."""
+    flags = [f"--xla_force_host_platform_device_count={devices}"]
+    if not long:
+        flags += [
+            "--xla_backend_optimization_level=0",
+            "--xla_llvm_disable_expensive_passes=true",
+        ]
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -77,15 +78,15 @@ def environment(devices=1):
     }
 
 
-def python(*arguments, cwd, check=True, **more):
+def python(*arguments, cwd, check=True, long=False, **more):
     """Runs the interpreter and gives what it printed."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=environment(),
+        env=environment(long=long),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900 if long else 300,
         **more,
     )
     assert not check or done.returncode == 0, done.stderr
