@@ -9,6 +9,7 @@ from typing import Any
 
 from t5x_llm.cli.main import guard
 from t5x_llm.config import parse_flags
+from t5x_llm.core.errors import ConfigError
 
 DESCRIPTION = """Train a model as gin files describe.
 
@@ -47,6 +48,12 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan of the run and stop before training"
     )
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "always"),
+        default="auto",
+        help="auto continues a run that has checkpoints; never refuses to; always insists on it",
+    )
     args = parser.parse_args(flags.rest)
 
     from t5x_llm.cli.run import load_run
@@ -59,15 +66,19 @@ def _main(argv: Sequence[str]) -> None:
 
         print(describe(run, resolved))
         return
-    train(run, resolved.operative_config_text())
+    train(run, resolved.operative_config_text(), args.resume)
 
 
-def train(run: Any, operative_config: str) -> None:
+def train(run: Any, operative_config: str, resume: str = "auto") -> None:
     """Trains, evaluates, samples, exports and reports: all that a run directory holds.
 
     Args:
       run: a ``cli.run.Run``.
       operative_config: saved with the run; alone it reproduces it.
+      resume: ``auto``, ``never`` or ``always``.
+
+    Raises:
+      ConfigError: if the run directory is not what ``resume`` asks for.
     """
     import jax
 
@@ -85,7 +96,16 @@ def train(run: Any, operative_config: str) -> None:
     check_fits(run, mesh)
     directory = check_writable("Run.directory", run.directory)
     assemble.check_start_from(run)
-    assemble.resumed_step(run)
+    found = assemble.resumed_step(run)
+    if resume == "never" and found is not None:
+        raise ConfigError(
+            "Run.directory",
+            run.directory,
+            f"a directory without checkpoints, as --resume=never (there is step {found})",
+            "Choose another directory, or leave --resume out to continue.",
+        )
+    if resume == "always" and found is None:
+        raise ConfigError("Run.directory", run.directory, "a checkpoint, as --resume=always")
     model = run.build_model()
     if jax.process_index() == 0:
         for each in parallel.replicated_beyond(

@@ -86,6 +86,33 @@ def test_a_finished_run_says_so(trained, tmp_path):
     assert tiny.losses(tmp_path / "run") == tiny.losses(directory / "run")
 
 
+def test_resume_says_what_is_wanted(trained, tmp_path):
+    directory, _ = trained
+    done = tiny.train(directory, "--resume=never", check=False)
+    assert done.returncode == 2 and "there is step 8" in done.stderr
+    where = f"--gin.Run.directory='{tmp_path}/run'"
+    done = tiny.train(directory, "--resume=always", where, check=False)
+    assert done.returncode == 2 and "a checkpoint, as --resume=always" in done.stderr
+
+
+def test_other_rates_hold_from_there_on(trained, tmp_path):
+    """The past stays as it was: its history is in the journal and in the checkpoint."""
+    directory, _ = trained
+    shutil.copytree(directory / "run", tmp_path / "run")
+    flags = (f"--gin.Run.directory='{tmp_path}/run'", "--gin.Mixture.rates=(3.0, 1.0)")
+    refused = tiny.train(directory, *flags, check=False)
+    assert refused.returncode == 2 and "Mixture.rates" in refused.stderr
+    allowed = "--gin.CheckpointConfig.allow_changes=('Mixture.rates',)"
+    tiny.train(directory, *flags, allowed, "--gin.Loop.steps=12")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    first, second = [x for x in lines if x["event"] == "mixture"]
+    assert first["stream_position"] == 0 and second["stream_position"] == 8 * 8
+    assert second["weights"] == {"en": 0.75, "zh": 0.25}
+    meta = tmp_path / "run" / "checkpoints" / "12" / "meta" / "metadata"
+    history = json.loads(meta.read_text())["data"]["history"]
+    assert [start for start, _ in history] == [0, 64] and history[0][1] == first["weights"]
+
+
 @pytest.mark.slow
 def test_two_processes_of_four_devices(tmp_path):
     import socket
