@@ -159,9 +159,7 @@ def _trained(
     from t5x_llm.cli.run import OPERATIVE_CONFIG
     from t5x_llm.core.paths import write_atomic
     from t5x_llm.train.feed import feed
-    from t5x_llm.train.hooks.guard import Guard
     from t5x_llm.train.journal import decisions as read_decisions
-    from t5x_llm.train.journal import read_journal
     from t5x_llm.train.loop import Run as Progress
     from t5x_llm.train.loop import train as loop
 
@@ -174,7 +172,7 @@ def _trained(
 
     checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint, on_damage=damaged)
     try:
-        decisions = read_decisions(read_journal(journal.path))
+        decisions = read_decisions(journal.earlier)
         hooks = assemble.make_hooks(
             *(run, directory, model, mesh, rules, data, checkpointer, journal, decisions),
             lambda: preemption.requested,
@@ -189,14 +187,13 @@ def _trained(
             if told := assemble.told_beginning(run, begun):
                 print(told, file=sys.stderr)
         facts = assemble.facts(run, model, mesh, data)
-        guard = next(hook for hook in hooks if isinstance(hook, Guard))
         progress = Progress(
             *(run.loop, directory, state, position, data.stream.sources, hooks, facts),
-            control=guard.control,
+            control=recovery.guard.control,
             journal=journal,
             beat=watchdog.beat,
+            rewinds=len(decisions),
         )
-        progress.rewinds = len(decisions)
         size_at, depth = run.loop.size_at, run.loop.prefetch
         watchdog.beat("compilation of the first step")
         loop(

@@ -56,6 +56,7 @@ class Journal:
       primary: other processes than the first write nothing.
 
     Attributes:
+      earlier: the lines of earlier lives, as they were when it was opened.
       account: where the time went so far, {'total': seconds, ...}; set by the journal's hook and
         added to the lines of ``ACCOUNTED`` events.
     """
@@ -63,7 +64,8 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], primary: bool = True):
         self.path, self.primary = as_path(path), primary
         self.account: Callable[[], dict[str, float]] | None = None
-        self.life = 1 + max((line["life"] for line in read_journal(path)), default=0)
+        self.earlier = read_journal(path)
+        self.life = 1 + max((line["life"] for line in self.earlier), default=0)
         self._file = Appender(path, durable=True) if primary else None
         self._lock = threading.RLock()
 

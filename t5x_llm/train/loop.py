@@ -62,11 +62,11 @@ class Run:
       control: (run, number of the step to come) -> its ``Control``; None if it takes none.
       journal: where events are told to; None keeps no record.
       beat: called with what is going on whenever there was progress.
+      rewinds: how often the run has gone back, earlier processes included.
 
     Attributes:
       step: updates made, by the host's count.
-      rewinds: how often the run has gone back, earlier processes included.
-      signals: of this process to all, by ``SIGNALS``.
+      signals: those of ``SIGNALS`` that this process sends to all with the next step.
       stopping: the run is to be saved and left after this step.
       seconds: where the time went, by name; the part not named was training.
     """
@@ -83,6 +83,7 @@ class Run:
         control: Callable[[Run, int], Control] | None = None,
         journal: Journal | None = None,
         beat: Callable[[str], None] = lambda phase: None,
+        rewinds: int = 0,
     ):
         self.config, self.directory = config, as_path(directory)
         self.state, self.data = state, data
@@ -90,8 +91,9 @@ class Run:
         self.sources, self.hooks = tuple(sources), list(hooks)
         self.facts = dict(facts or {})
         self.control, self.journal, self.beat = control, journal, beat
-        self.rewinds = 0
-        self.signals, self.stopping = [0] * len(SIGNALS), False
+        self.rewinds = rewinds
+        self.signals: set[str] = set()
+        self.stopping = False
         self.seconds: dict[str, float] = collections.defaultdict(float)
         self.primary = jax.process_index() == 0
         self._pending: collections.deque[_Pending] = collections.deque()
@@ -122,7 +124,7 @@ class Run:
         self.data = fed.after
         for value in metrics.values():
             value.copy_to_host_async()
-        self.signals = [0] * len(SIGNALS)
+        self.signals.clear()
         self._pending.append(_Pending(self.step, fed, metrics, waited, compiled))
 
     def deliver(self, lag: int = LAG) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import CheckpointError, DataError, SpikeError
 from t5x_llm.data.positions import DataState, History, Skips, merge_ranges
-from t5x_llm.train.hooks.base import Hook
+from t5x_llm.train.hooks.base import Hook, restore_hooks
 from t5x_llm.train.hooks.guard import Guard
-from t5x_llm.train.journal import Decision, Journal, read_journal
+from t5x_llm.train.journal import Decision, Journal
 from t5x_llm.train.loop import Run
 from t5x_llm.train.spike import Spike, SpikeConfig
 from t5x_llm.train.state import TrainState
@@ -48,6 +48,9 @@ class Recovery:
       describe: names the data of a spike.
       journal: of the run.
       weights: shares of the sources as configured now.
+
+    Attributes:
+      guard: the one among the hooks.
     """
 
     def __init__(
@@ -63,18 +66,19 @@ class Recovery:
     ):
         self.config, self.checkpointer, self.decisions = config, checkpointer, decisions
         self.hooks, self._load, self._describe = hooks, load, describe
+        self.guard = next(hook for hook in hooks if isinstance(hook, Guard))
         self._initial = {hook.name: hook.state() for hook in hooks}
         self._journal, self._weights = journal, dict(weights)
-        self._history = mixture_history(read_journal(journal.path))
+        self._history = mixture_history(journal.earlier)
 
     def begin(self) -> tuple[TrainState, DataState, int | None]:
         """State and data to begin with, and the step of the checkpoint, None for a fresh run."""
         start = time.perf_counter()
         step = self._newest(None)
         # What is newer is damaged, half-written or of a course that was given up.
-        if step is not None:
-            self.checkpointer.drop_after(step)
-        state, data, _ = self._restored(step)
+        if step is not None or self.decisions:
+            self.checkpointer.drop_after(-1 if step is None else step)
+        state, data = self._restored(step)
         if step is not None:
             spent = time.perf_counter() - start
             self._journal.write("restore", step, seconds=spent, position=data.position)
@@ -91,15 +95,12 @@ class Recovery:
             at_most=at_most, accept=lambda meta: living(self.decisions, meta)
         )
 
-    def _restored(self, step: int | None) -> tuple[TrainState, DataState, Mapping[str, Any]]:
+    def _restored(self, step: int | None) -> tuple[TrainState, DataState]:
         state, data, meta = self._load(step)
-        states = meta.get("hooks", {}) if step is not None else self._initial
-        for hook in self.hooks:
-            if hook.name in states:
-                hook.restore(states[hook.name])
+        restore_hooks(self.hooks, self._initial if step is None else meta["hooks"])
         skips = merge_ranges([*data.skips, *(d.skip for d in self.decisions)])
         history = self._history or data.history
-        return state, dataclasses.replace(data, skips=skips, history=history), meta
+        return state, dataclasses.replace(data, skips=skips, history=history)
 
     def rewind(self, run: Run, spike: Spike) -> None:
         """Decides, writes it down, and takes the run back.
@@ -113,10 +114,9 @@ class Recovery:
         with contextlib.suppress(CheckpointError):
             self.checkpointer.wait()
         step = self._newest(target) if target > 0 else None
-        guard = next(hook for hook in self.hooks if isinstance(hook, Guard))
         first = max(target, step or 0)
-        position, _ = guard.position_before(first + 1)
-        onset, size = guard.position_before(spike.onset)
+        position, _ = self.guard.position_before(first + 1)
+        onset, size = self.guard.position_before(spike.onset)
         count = self.config.skip_batches * size
         where = Skips(run.data.skips).stream_position
         decision = Decision(
@@ -127,17 +127,16 @@ class Recovery:
             kind=spike.kind,
             reason=spike.reason,
         )
-        behind, last = guard.position_before(spike.detected)
-        seen = self._describe(run.data, onset, behind + last - onset)
+        behind, last = self.guard.position_before(spike.detected)
+        seen = self._describe(run.data, onset, behind + last - onset) if run.primary else {}
         verdict = dict(onset=spike.onset, kind=spike.kind, reason=spike.reason)
         run.tell("spike", spike.detected, **verdict, **seen)
-        if run.journal is not None:
-            run.journal.decide(spike.detected, decision)
+        self._journal.decide(spike.detected, decision)
         if run.primary:
             print(_told(decision, self.config), file=sys.stderr)
         self.decisions.append(decision)
         self.checkpointer.drop_after(-1 if step is None else step)
-        run.state, run.data, _ = self._restored(step)
+        run.state, run.data = self._restored(step)
         run.step, run.rewinds = step or 0, len(self.decisions)
         spent = time.perf_counter() - start
         run.seconds["restore"] += spent

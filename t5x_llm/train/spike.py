@@ -82,7 +82,7 @@ class SpikeConfig:
         ):
             check_number(f"SpikeConfig.{name}", getattr(self, name), low=low, integer=True)
         check_number("SpikeConfig.patience", self.patience, low=1, high=RECENT, integer=True)
-        for name in ("deviations", "min_rise", "drift_deviations", "easing"):
+        for name in ("deviations", "min_rise", "drift_deviations"):
             check_number(f"SpikeConfig.{name}", getattr(self, name), above=0)
         check_number("SpikeConfig.norm_factor", self.norm_factor, above=1)
         check_number("SpikeConfig.easing", self.easing, above=0, high=1)

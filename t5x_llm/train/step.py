@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
@@ -46,9 +46,9 @@ def control_sharding(mesh: Mesh) -> Control:
     return Control(whole, whole, spread if jax.process_count() > 1 else whole)
 
 
-def signal_rows(mesh: Mesh, signals: Sequence[int]) -> Any:
+def signal_rows(mesh: Mesh, signals: Container[str]) -> Any:
     """``Control.signals`` of this process's ``signals``, as the step takes them."""
-    row = np.array([signals], np.int32)
+    row = np.array([[name in signals for name in SIGNALS]], np.int32)
     if jax.process_count() == 1:
         return row
     mine = {d: np.zeros_like(row) for d in mesh.local_devices}

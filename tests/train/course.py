@@ -105,7 +105,7 @@ def go(
         state_shardings=shardings, n_sources=2, guarded=True,
     )  # fmt: skip
     journal = Journal(directory / "journal.jsonl")
-    known = decisions(read_journal(journal.path))
+    known = decisions(journal.earlier)
     keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=every, keep=keep))
     guard = Guard(spike, known, lambda signals: signal_rows(mesh, signals))
     hooks = [
@@ -129,9 +129,8 @@ def go(
         state, data, _ = recovery.begin()
         run = Run(
             *(config, directory, state, data, ("en", "zh"), hooks, {}),
-            control=guard.control, journal=journal,
+            control=guard.control, journal=journal, rewinds=len(known),
         )  # fmt: skip
-        run.rewinds = len(known)
         losses = {}
         before = guard.on_step
 

@@ -81,6 +81,21 @@ def test_killed_between_decision_and_restore_it_obeys_the_decision(healed, tmp_p
     assert equal(again.run.state, course.run.state)
 
 
+def test_killed_before_it_began_anew_it_saves_over_the_course_given_up(tmp_path):
+    """The only checkpoint is younger than the decision allows: none of it may stay."""
+    course = go(tmp_path, 90, stream=poisoned(), every=70)
+    assert events(course, "rewind")[0]["to_step"] == 0
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if '"rewind"' in line and '"onset"' in line)
+    again = tmp_path / "again"
+    go(again, 70, stream=poisoned(), every=70)  # its checkpoint knows of no rewind
+    (again / "journal.jsonl").write_text("".join(lines[: cut + 1]))
+    finished = go(again, 90, stream=poisoned(), every=70)
+    assert equal(finished.run.state, course.run.state)
+    meta = json.loads((again / "checkpoints" / "70" / "meta" / "metadata").read_text())
+    assert meta["rewinds"] == 1
+
+
 def test_without_a_checkpoint_before_the_spike_it_begins_anew(tmp_path):
     course = go(tmp_path, 90, stream=poisoned(), every=0)
     assert events(course, "rewind")[0]["to_step"] == 0

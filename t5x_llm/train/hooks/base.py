@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,3 +81,10 @@ class Hook:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up the ``state`` of an earlier process."""
+
+
+def restore_hooks(hooks: Sequence[Hook], states: Mapping[str, Any]) -> None:
+    """Gives every hook its state, by name; one that has none there stays as it is."""
+    for hook in hooks:
+        if hook.name in states:
+            hook.restore(states[hook.name])

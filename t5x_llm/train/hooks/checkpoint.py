@@ -12,9 +12,8 @@ import jax
 from t5x_llm.checkpoint import Checkpointer, check_compatible
 from t5x_llm.config.describe import to_dict
 from t5x_llm.core.errors import CheckpointError, Preempted
-from t5x_llm.train.hooks.base import Hook, StepRecord
+from t5x_llm.train.hooks.base import Hook, StepRecord, restore_hooks
 from t5x_llm.train.state import TrainState
-from t5x_llm.train.step import SIGNALS
 
 if TYPE_CHECKING:
     from t5x_llm.train.loop import Run
@@ -73,7 +72,7 @@ class Checkpoint(Hook):
           CheckpointError: if the last save fails.
         """
         if self.preempted():
-            run.signals[SIGNALS.index("preempted")] = 1
+            run.signals.add("preempted")
             run.stopping = run.stopping or jax.process_count() == 1
         self._look(run)
         every = self.checkpointer.config.every_steps
@@ -109,8 +108,9 @@ class Checkpoint(Hook):
         minutes = (time.monotonic() - self._succeeded) / 60
         limit = self.checkpointer.config.give_up_minutes
         self._error = error
-        run.signals[SIGNALS.index("save_failed")] = 1
-        run.signals[SIGNALS.index("give_up")] = int(minutes >= limit)
+        run.signals.add("save_failed")
+        if minutes >= limit:
+            run.signals.add("give_up")
         run.tell("save_failed", reason=str(error))
         if run.primary and minutes < limit:
             print(
@@ -129,7 +129,7 @@ class Checkpoint(Hook):
                     break
                 except CheckpointError as e:
                     self._failed(run, e)
-                    if run.signals[SIGNALS.index("give_up")] or jax.process_count() > 1:
+                    if "give_up" in run.signals or jax.process_count() > 1:
                         raise
                     time.sleep(10)
         run.tell("save", position=run.data.position)
@@ -192,7 +192,5 @@ def resume(
         checkpointer.config.allow_changes,
     )
     state, meta = checkpointer.restore(abstract_state, step)
-    for hook in hooks:
-        if hook.name in meta["hooks"]:
-            hook.restore(meta["hooks"][hook.name])
+    restore_hooks(hooks, meta["hooks"])
     return state, meta

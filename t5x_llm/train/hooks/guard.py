@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Guard(Hook):
     Args:
       config: thresholds and remedies.
       decisions: earlier rewinds; ``Recovery`` appends to the same list.
-      signals: local signals -> the rows of ``Control.signals``.
+      signals: names of this process's signals -> the rows of ``Control.signals``.
     """
 
     name = "guard"
@@ -35,7 +35,7 @@ class Guard(Hook):
         self,
         config: SpikeConfig,
         decisions: Sequence[Decision],
-        signals: Callable[[Sequence[int]], Any],
+        signals: Callable[[Container[str]], Any],
     ):
         self.config, self.decisions = config, decisions
         self.monitor = SpikeMonitor(config)
