@@ -1,6 +1,9 @@
 """Eight host devices, one compilation cache, no accelerator."""
 
 import os
+import socket
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,3 +29,44 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def one_device():
     """A single device, where a test is not about sharding."""
     return jax.devices()[:1]
+
+
+@pytest.fixture
+def two_processes():
+    """Runs a program as two joined processes of two devices each; gives what each printed."""
+
+    def run(program, *arguments, timeout=120):
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            port = s.getsockname()[1]
+        env = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": "2",
+        }
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, *arguments],
+                env={**env, "JAX_PROCESS_ID": str(i)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(2)
+        ]
+        try:
+            results = [p.communicate(timeout=timeout) for p in processes]
+        except subprocess.TimeoutExpired:
+            for p in processes:
+                p.kill()
+            pytest.fail("\n".join(p.communicate()[1][-3000:] for p in processes), pytrace=False)
+        finally:
+            for p in processes:
+                p.kill()
+        for p, (out, err) in zip(processes, results, strict=True):
+            assert p.returncode == 0, out + err
+        return [out for out, _ in results]
+
+    return run

@@ -1,12 +1,5 @@
 """Two real processes: shares of the checksums, one verdict, one failure known to both."""
 
-import os
-import socket
-import subprocess
-import sys
-
-import pytest
-
 PROGRAM = """
 import os, sys, time
 from t5x_llm.parallel import initialize
@@ -103,36 +96,9 @@ print("END")
 """
 
 
-def test_two_processes(tmp_path):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, tmp_path / "c"],
-            env={**env, "JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        results = [p.communicate(timeout=90) for p in processes]
-    except subprocess.TimeoutExpired:
-        for p in processes:
-            p.kill()
-        pytest.fail("\n".join(p.communicate()[1][-3000:] for p in processes), pytrace=False)
-    for p, (out, err) in zip(processes, results, strict=True):
-        assert p.returncode == 0, out + err
-    first, second = (out.splitlines() for out, _ in results)
+def test_two_processes(two_processes, tmp_path):
+    results = two_processes(PROGRAM, tmp_path / "c", timeout=90)
+    first, second = (out.splitlines() for out in results)
     assert [line for line in first if line.startswith("FAILED")] == ["FAILED False True"] * 2
     assert [line for line in second if line.startswith("FAILED")] == ["FAILED True False"] * 2
     assert "NEWEST 2 [3]" in first and "NEWEST 2 []" in second

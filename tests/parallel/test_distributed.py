@@ -1,9 +1,5 @@
 """Joining processes: what the environment asks for, and two real processes."""
 
-import os
-import socket
-import subprocess
-import sys
 from unittest import mock
 
 import jax
@@ -89,34 +85,8 @@ print("ROWS", rows, int(jax.jit(lambda x: x.sum())(batch)))
 """
 
 
-def test_two_processes_load_their_own_rows():
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            env={**env, "JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        results = [p.communicate(timeout=120) for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for p, (_, err) in zip(processes, results, strict=True):
-        assert p.returncode == 0, err
-    lines = [next(x for x in out.splitlines() if x.startswith("ROWS")) for out, _ in results]
+def test_two_processes_load_their_own_rows(two_processes):
+    results = two_processes(PROGRAM)
+    lines = [next(x for x in out.splitlines() if x.startswith("ROWS")) for out in results]
     assert "slice(0, 4" in lines[0] and "slice(4, 8" in lines[1]
     assert all(line.endswith(" 276") for line in lines)
