@@ -36,12 +36,17 @@ def unwatched(tmp_path_factory):
     return go(tmp_path_factory.mktemp("unwatched"), STEPS, stream=poisoned(), spike=off)
 
 
+def rewinds_of_checkpoint(directory, step):
+    meta = directory / "checkpoints" / str(step) / "meta" / "metadata"
+    return json.loads(meta.read_text())["rewinds"]
+
+
 def events(course, name):
     return [line for line in course.told if line["event"] == name]
 
 
 def test_poison_is_found_left_out_and_written_down(healed, unwatched):
-    _, course = healed
+    directory, course = healed
     (rewind,), (spike,) = events(course, "rewind"), events(course, "spike")
     assert rewind["onset"] == ONSET and rewind["detected"] < ONSET + 5
     # The newest checkpoint at least 8 steps before; the data from 8 steps before on.
@@ -50,6 +55,8 @@ def test_poison_is_found_left_out_and_written_down(healed, unwatched):
     assert rewind["skip"] == [first, first + B * SPIKE.skip_batches]
     assert spike["documents"] == [B * (ONSET - 1), B * (rewind["detected"] - ONSET + 1)]
     assert course.run.step == STEPS and course.run.data.position == STEPS * B
+    # Step 70 was saved on the course given up, and again on the one that stays.
+    assert rewinds_of_checkpoint(directory, 70) == 1
     assert course.held_out < unwatched.held_out - 0.1
 
 
@@ -92,8 +99,7 @@ def test_killed_before_it_began_anew_it_saves_over_the_course_given_up(tmp_path)
     (again / "journal.jsonl").write_text("".join(lines[: cut + 1]))
     finished = go(again, 90, stream=poisoned(), every=70)
     assert equal(finished.run.state, course.run.state)
-    meta = json.loads((again / "checkpoints" / "70" / "meta" / "metadata").read_text())
-    assert meta["rewinds"] == 1
+    assert rewinds_of_checkpoint(again, 70) == 1
 
 
 def test_without_a_checkpoint_before_the_spike_it_begins_anew(tmp_path):
