@@ -33,6 +33,11 @@ _TENSOR_PARAMS: dict[str, MeshAxes] = {
     "head": None,
     "mlp": "tensor",
     "norm": None,
+    "experts": "expert",
+    "inner": "tensor",
+    "state": None,
+    "conv": None,
+    "rank": None,
 }
 _COMPUTE: dict[str, MeshAxes] = {
     "batch": ("replica", "data", "fsdp"),
@@ -44,6 +49,11 @@ _COMPUTE: dict[str, MeshAxes] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "positions": None,
+    "experts": "expert",
+    "inner": "tensor",
+    "state": None,
+    "conv": None,
+    "rank": None,
 }
 STRATEGIES: dict[str, dict[str, MeshAxes]] = {
     "data": _TENSOR_PARAMS,

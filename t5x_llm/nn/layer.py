@@ -1,0 +1,89 @@
+"""What the parts of a block have in common: the protocol of a layer, and what a pass shares.
+
+A block is made of sequence mixers (attention, a recurrence) and feed-forward layers. Each is built
+by its frozen config, so a block needs no list of kinds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t5x_llm.nn.param import InitConfig
+
+Cache = dict[str, Any]
+Aux = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layer of one forward pass shares.
+
+    Attributes:
+      positions: [B, T] int32, restarting at each segment.
+      segment_ids: [B, T] int32; 0 marks padding.
+      starts: [B, T] bool, True where a token does not continue the one before it, be it in this
+        call or in the cache. Recurrences and convolutions cut their state and taps there.
+      rotary: by rotary config, the tables for ``positions``.
+      prefix: [B, T] bool, tokens that all of their segment may see (prefix LM), or None.
+      cache_index: where this call's keys are written in the cache, or None without one.
+      key_positions: [B, S] positions of the cached keys (this call's included).
+      key_segment_ids: [B, S] segments of the cached keys; 0 where nothing is written.
+      key_prefix: [B, S] ``prefix`` of the cached keys.
+    """
+
+    positions: jax.Array
+    segment_ids: jax.Array
+    starts: jax.Array
+    rotary: dict[Any, tuple[jax.Array, jax.Array]]
+    prefix: jax.Array | None = None
+    cache_index: jax.Array | None = None
+    key_positions: jax.Array | None = None
+    key_segment_ids: jax.Array | None = None
+    key_prefix: jax.Array | None = None
+
+
+def starts_of(segment_ids: jax.Array, before: jax.Array | None = None) -> jax.Array:
+    """Where tokens do not continue the token before them: bool [B, T].
+
+    Args:
+      segment_ids: [B, T] int32.
+      before: [B] int32 segment of the token before the first, or None if there is none.
+    """
+    if before is None:
+        before = jnp.full_like(segment_ids[:, 0], -1)
+    return segment_ids != jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
+
+
+class Layer(Protocol):
+    """A sequence mixer or a feed-forward layer."""
+
+    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
+        """The state of decoding: arrays with a leading axis B; {} if there is none."""
+        ...
+
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None, Aux]:
+        """x [B, T, D] to [B, T, D], the cache after it, and scalars.
+
+        Of the scalars (float32), ``loss`` is an auxiliary loss per token, weighted, that is added
+        to what is trained; others are metrics, averaged over layers.
+        """
+        ...
+
+
+class LayerConfig(Protocol):
+    """A layer's config. ``part`` is its name in a block and in the paths of its parameters."""
+
+    part: ClassVar[str]
+
+    @property
+    def make(self) -> Callable[[int, InitConfig, nnx.Rngs], Any]:
+        """(d_model, init, rngs) -> Layer."""
+        ...
