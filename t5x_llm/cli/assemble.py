@@ -104,10 +104,8 @@ def token_flops(run: Run, model: Model) -> float:
     """Training FLOPs of one token, by the convention of ``train/flops.py``."""
     config, counts = model.config, model.parameter_count()
     tables = counts.get("position_embed", 0) + (0 if config.tied else counts["embed"])
-    attention = [b.attention for g in config.groups for b in g.blocks * g.repeat]
-    width = sum(a.n_heads * a.head_dim for a in attention) // len(attention)
-    length = run.loop.sequence_length
-    return flops_per_token(counts["total"] - tables, len(attention), width, length)
+    used = counts["total"] - tables - model.idle_parameters()
+    return flops_per_token(used, config.attention_width, run.loop.sequence_length)
 
 
 def make_hooks(

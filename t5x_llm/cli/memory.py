@@ -118,17 +118,20 @@ def _local(config: DecoderConfig, mesh: Any, rules: Rules) -> DecoderConfig:
         pieces = ways(mesh, rules, axis)
         return count // pieces if count % pieces == 0 else count
 
+    def layer(part: Any) -> Any:
+        fields = {f.name for f in dataclasses.fields(part)}
+        sizes = {}
+        for axis, name in (("heads", "n_heads"), ("mlp", "d_ff"), ("inner", "d_inner")):
+            if name in fields:
+                sizes[name] = share(axis, getattr(part, name))
+        if "n_kv_heads" in fields:
+            kv_heads = share("kv_heads", part.n_kv_heads)
+            sizes["n_kv_heads"] = math.gcd(sizes["n_heads"], kv_heads)
+        return dataclasses.replace(part, **sizes)
+
     def block(b: Any) -> Any:
-        heads = share("heads", b.attention.n_heads)
-        kv_heads = share("kv_heads", b.attention.n_kv_heads)
-        attention = dataclasses.replace(
-            b.attention, n_heads=heads, n_kv_heads=math.gcd(heads, kv_heads)
-        )
-        return dataclasses.replace(
-            b,
-            attention=attention,
-            mlp=dataclasses.replace(b.mlp, d_ff=share("mlp", b.mlp.d_ff)),
-        )
+        after = None if b.feed_forward is None else layer(b.feed_forward)
+        return dataclasses.replace(b, mixer=layer(b.mixer), feed_forward=after)
 
     groups = tuple(
         dataclasses.replace(group, blocks=tuple(block(b) for b in group.blocks))

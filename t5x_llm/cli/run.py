@@ -192,6 +192,10 @@ def load_saved(directory: str) -> tuple[Run, Resolved]:
     return load_run(parse_flags([f"--gin_file={path}"]))
 
 
+# Logical axes that the mesh cuts, and the fields of layers that are their sizes.
+_CUT = {"heads": "n_heads", "mlp": "d_ff", "inner": "d_inner", "experts": "n_experts"}
+
+
 def check_fits(run: Run, mesh: Any) -> None:
     """The checks that span parts: tokenizer and model, mesh and batch, mesh and model.
 
@@ -210,8 +214,11 @@ def check_fits(run: Run, mesh: Any) -> None:
     check_divisible(mesh, rules, "length", "Loop.sequence_length", run.loop.sequence_length)
     for group in run.model.decoder().groups:
         for block in group.blocks:
-            check_divisible(mesh, rules, "heads", f"{model}.n_heads", block.attention.n_heads)
-            check_divisible(mesh, rules, "mlp", f"{model}.d_ff", block.mlp.d_ff)
+            for layer in block.layers:
+                for axis, name in _CUT.items():
+                    if hasattr(layer, name):
+                        field = f"{model}.{name}"
+                        check_divisible(mesh, rules, axis, field, getattr(layer, name))
 
 
 def check_tokenizer_size(run: Run, tokenizer: Any) -> None:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import check_number
-from t5x_llm.nn.attention import Context
-from t5x_llm.nn.block import RESIDUAL, Group, GroupConfig
+from t5x_llm.models.head import Head, head_logits
+from t5x_llm.nn.block import RESIDUAL, Group, GroupConfig, join_aux
 from t5x_llm.nn.dense import Dense, Embedding
+from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
-from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.positions import rotary_tables
+from t5x_llm.nn.param import InitConfig, constant
+from t5x_llm.nn.positions import RotaryConfig, rotary_tables
 from t5x_llm.parallel import constrain
 
 
@@ -27,70 +28,131 @@ class DecoderConfig:
       vocab_size: V.
       d_model: D.
       groups: the layers.
-      final_norm: norm before the head.
-      learned_positions: rows of a learned position table, or None (rotary or none).
+      final_norm: norm before the head, or None (post-norm models).
+      learned_positions: rows of a learned position table, or None (rotary, ALiBi or none).
       tied: the head is the embedding table.
       init: how fresh weights are drawn.
+      position_offset: rows at the start of the position table that no token uses (OPT: 2).
+      embed_dim: width of the embedding table where it is not D; projected to it (OPT 350M).
+      embed_scale: factor on embeddings (Gemma: sqrt(D)), or None.
+      embed_norm: norm right after the embedding (BLOOM, RWKV), or None.
+      embed_gradient: share of the gradient that reaches the embedding table by way of the input
+        (GLM-130B, arXiv 2210.02414, section 3.3); 1 for all of it.
+      neftune: alpha of NEFTune's noise on embeddings while training (arXiv 2310.05914), or None.
+      head_bias: a bias on the logits.
+      logit_scale: factor on the logits (PaLM: 1/sqrt(D)), or None.
+      logit_softcap: logits become softcap * tanh(logits / softcap), or None.
+      normalized_head: rows of the head are scaled to unit length (Baichuan 2).
     """
 
     vocab_size: int
     d_model: int
     groups: tuple[GroupConfig, ...]
-    final_norm: NormConfig
+    final_norm: NormConfig | None
     learned_positions: int | None
     tied: bool
     init: InitConfig
+    position_offset: int = 0
+    embed_dim: int | None = None
+    embed_scale: float | None = None
+    embed_norm: NormConfig | None = None
+    embed_gradient: float = 1.0
+    neftune: float | None = None
+    head_bias: bool = False
+    logit_scale: float | None = None
+    logit_softcap: float | None = None
+    normalized_head: bool = False
 
     def __post_init__(self) -> None:
         check_number("DecoderConfig.vocab_size", self.vocab_size, low=2, integer=True)
         check_number("DecoderConfig.d_model", self.d_model, low=1, integer=True)
-        if self.learned_positions is not None:
-            check_number(
-                "DecoderConfig.learned_positions", self.learned_positions, low=1, integer=True
-            )
+        for name in ("learned_positions", "embed_dim"):
+            if getattr(self, name) is not None:
+                check_number(f"DecoderConfig.{name}", getattr(self, name), low=1, integer=True)
+        for name in ("embed_scale", "logit_scale", "logit_softcap", "neftune"):
+            if getattr(self, name) is not None:
+                check_number(f"DecoderConfig.{name}", getattr(self, name), above=0)
+        rows = 2**31 if self.learned_positions is not None else 0
+        check_number(
+            "DecoderConfig.position_offset", self.position_offset, low=0, high=rows, integer=True
+        )
+        check_number("DecoderConfig.embed_gradient", self.embed_gradient, low=0, high=1)
 
     @property
     def n_layers(self) -> int:
         """L."""
         return sum(group.n_layers for group in self.groups)
 
+    @property
+    def attention_width(self) -> int:
+        """Query heads times head size, summed over the layers that have attention."""
+        return sum(
+            getattr(block.mixer, "width", 0) * group.repeat
+            for group in self.groups
+            for block in group.blocks
+        )
+
+    @property
+    def rotaries(self) -> tuple[RotaryConfig, ...]:
+        """The rotary configs of all layers, each once."""
+        found = (getattr(b.mixer, "rotary", None) for g in self.groups for b in g.blocks)
+        return tuple(dict.fromkeys(rotary for rotary in found if rotary is not None))
+
+    def make(self, rngs: nnx.Rngs) -> Decoder:
+        """The module."""
+        return Decoder(self, rngs)
+
 
 class Decoder(nnx.Module):
-    """Tokens [B, T] to hidden states [B, T, D]; ``logits`` maps those to [B, T, V]."""
+    """Tokens [B, T] to hidden states [B, T, D]; ``head`` says how those become logits."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         d, init = config.d_model, config.init
-        self.embed = Embedding(config.vocab_size, d, init.embed_std, rngs)
+        width = config.embed_dim or d
+        self.embed = Embedding(config.vocab_size, width, init.embed_std, rngs)
         if config.learned_positions is not None:
-            rows = config.learned_positions
+            rows = config.learned_positions + config.position_offset
             self.position_embed = Embedding(rows, d, init.embed_std, rngs, axis="positions")
+        if config.embed_norm is not None:
+            self.embed_norm = Norm(config.embed_norm, d)
+        if width != d:
+            kwargs: dict[str, Any] = dict(bias=False, rngs=rngs)
+            axes = ("rank",), ("embed",)
+            self.embed_in = Dense((width,), (d,), *axes, std=init.kernel(width), **kwargs)
+            self.embed_out = Dense((d,), (width,), *axes[::-1], std=init.kernel(d), **kwargs)
         for i, group in enumerate(config.groups):
             setattr(self, f"group_{i}", Group(group, d, init, rngs))
-        self.final_norm = Norm(config.final_norm, d)
+        if config.final_norm is not None:
+            self.final_norm = Norm(config.final_norm, d)
         if not config.tied:
             self.head = Dense(
-                (d,),
+                (width,),
                 (config.vocab_size,),
                 ("embed",),
                 ("vocab",),
-                std=init.kernel(d),
+                std=init.kernel(width),
                 bias=False,
                 rngs=rngs,
             )
+        if config.head_bias:
+            self.head_bias = constant((config.vocab_size,), 0.0, ("vocab",))
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Any]:
+    def init_cache(
+        self, batch: int, length: int, dtype: jnp.dtype, prefix: bool = False
+    ) -> dict[str, Any]:
         """An empty decoding cache for ``batch`` rows of up to ``length`` tokens."""
         layers = {
             f"group_{i}": getattr(self, f"group_{i}").init_cache(batch, length, dtype)
             for i in range(len(self.config.groups))
         }
-        return {
+        cache = {
             "layers": layers,
             "index": jnp.zeros((), jnp.int32),
             "positions": jnp.zeros((batch, length), jnp.int32),
             "segment_ids": jnp.zeros((batch, length), jnp.int32),
         }
+        return cache | ({"prefix": jnp.zeros((batch, length), bool)} if prefix else {})
 
     def __call__(
         self,
@@ -100,46 +162,107 @@ class Decoder(nnx.Module):
         cache: dict[str, Any] | None,
         dtype: jnp.dtype,
         remat: str,
-    ) -> tuple[jax.Array, dict[str, Any] | None]:
-        x = self.embed(tokens, dtype)
-        if self.config.learned_positions is not None:
-            x = x + self.position_embed(positions, dtype)
-        x = constrain(x, RESIDUAL)
-
+        *,
+        prefix: jax.Array | None = None,
+        block_positions: jax.Array | None = None,
+        noise: jax.Array | None = None,
+        embed_gradient: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
+        """See ``Model.apply``; returns (hidden, cache, every layer's scalars)."""
+        x = self._embed(tokens, positions, segment_ids, dtype, noise, embed_gradient)
         rotary = {
-            block.attention.rotary: rotary_tables(block.attention.rotary, positions)
-            for group in self.config.groups
-            for block in group.blocks
-            if block.attention.rotary is not None
+            config: rotary_tables(config, positions, block_positions)
+            for config in self.config.rotaries
         }
-        context = Context(positions, segment_ids, rotary)
+        if block_positions is not None:  # those do not tell the order of tokens
+            first = 0 if cache is None else cache["index"]
+            positions = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
+        context = Context(positions, segment_ids, starts_of(segment_ids), rotary, prefix)
         new: dict[str, Any] | None = None
         if cache is not None:
-            index = cache["index"]
-            write = jax.lax.dynamic_update_slice_in_dim
-            new = {
-                "layers": {},
-                "index": index + tokens.shape[1],
-                "positions": write(cache["positions"], positions, index, axis=1),
-                "segment_ids": write(cache["segment_ids"], segment_ids, index, axis=1),
-            }
-            context = dataclasses.replace(
-                context,
-                cache_index=index,
-                key_positions=new["positions"],
-                key_segment_ids=new["segment_ids"],
-            )
+            context, new = _extend(context, cache)
+        auxes = []
         for i in range(len(self.config.groups)):
             name = f"group_{i}"
             layers = None if cache is None else cache["layers"][name]
-            x, layers = getattr(self, name)(x, context, layers, remat)
+            x, layers, aux = getattr(self, name)(x, context, layers, remat)
+            auxes.append(aux)
             if new is not None:
                 new["layers"][name] = layers
-        return self.final_norm(x), new
+        if self.config.final_norm is not None:
+            x = self.final_norm(x)
+        if self.config.embed_dim not in (None, self.config.d_model):
+            x = self.embed_out(x)
+        return x, new, join_aux(auxes)
+
+    def _embed(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        dtype: jnp.dtype,
+        noise: jax.Array | None,
+        embed_gradient: jax.Array | None,
+    ) -> jax.Array:
+        config = self.config
+        x = self.embed(tokens, dtype)
+        share = config.embed_gradient if embed_gradient is None else embed_gradient
+        if embed_gradient is not None or config.embed_gradient != 1.0:
+            share = jnp.asarray(share, dtype)
+            x = share * x + (1 - share) * jax.lax.stop_gradient(x)
+        if config.embed_dim not in (None, config.d_model):
+            x = self.embed_in(x)
+        if config.embed_scale is not None:
+            x = x * jnp.asarray(config.embed_scale, dtype)
+        if config.learned_positions is not None:
+            x = x + self.position_embed(positions + config.position_offset, dtype)
+        if config.embed_norm is not None:
+            x = self.embed_norm(x)
+        if config.neftune is not None and noise is not None:
+            real = jnp.sum(segment_ids != 0, axis=1).astype(jnp.float32)
+            size = config.neftune / jnp.sqrt(jnp.maximum(real, 1) * config.d_model)
+            uniform = jax.random.uniform(noise, x.shape, jnp.float32, -1.0, 1.0)
+            x = x + (uniform * size[:, None, None]).astype(dtype)
+        return constrain(x, RESIDUAL)
+
+    def output_head(self, dtype: jnp.dtype) -> Head:
+        """What turns hidden states into logits."""
+        config = self.config
+        kernel = (self.embed if config.tied else self.head).weights(dtype)
+        if config.normalized_head:
+            wide = kernel.astype(jnp.float32)
+            squares = jnp.sum(wide * wide, axis=1 if config.tied else 0, keepdims=True)
+            kernel = (wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(dtype)
+        bias = self.head_bias[...] if config.head_bias else None
+        return Head(kernel, config.tied, bias, config.logit_scale, config.logit_softcap)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [B, T, D] to logits [B, T, V], float32."""
-        if self.config.tied:
-            return self.embed.attend(hidden)
-        kernel = self.head.weights(hidden.dtype)
-        return jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+        return head_logits(self.output_head(hidden.dtype), hidden)
+
+
+def _extend(context: Context, cache: dict[str, Any]) -> tuple[Context, dict[str, Any]]:
+    """The context with this call's tokens appended to the cached ones, and the new cache."""
+    write = jax.lax.dynamic_update_slice_in_dim
+    index, segments = cache["index"], context.segment_ids
+    before = jax.lax.dynamic_index_in_dim(
+        cache["segment_ids"], jnp.maximum(index - 1, 0), axis=1, keepdims=False
+    )
+    new = {
+        "layers": {},
+        "index": index + segments.shape[1],
+        "positions": write(cache["positions"], context.positions, index, axis=1),
+        "segment_ids": write(cache["segment_ids"], segments, index, axis=1),
+    }
+    if "prefix" in cache:
+        given = context.prefix if context.prefix is not None else jnp.zeros(segments.shape, bool)
+        new["prefix"] = write(cache["prefix"], given, index, axis=1)
+    context = dataclasses.replace(
+        context,
+        starts=starts_of(segments, jnp.where(index > 0, before, -1)),
+        cache_index=index,
+        key_positions=new["positions"],
+        key_segment_ids=new["segment_ids"],
+        key_prefix=new.get("prefix"),
+    )
+    return context, new

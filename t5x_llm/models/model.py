@@ -1,7 +1,8 @@
-"""The decoder as pure functions of a plain parameter tree; NNX does not leave this room."""
+"""A model as pure functions of a plain parameter tree; NNX does not leave this room."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,7 +12,6 @@ from flax import nnx
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
-from t5x_llm.models.decoder import Decoder, DecoderConfig
 from t5x_llm.nn.linear import one_cpu
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.objectives.lm import cross_entropy
@@ -19,32 +19,51 @@ from t5x_llm.objectives.lm import cross_entropy
 Params = dict[str, Any]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What the loss knows of training besides the batch.
+
+    Attributes:
+      key: random key of the step, for NEFTune's noise.
+      embed_gradient: float32 scalar, the share of the gradient that reaches the embedding table
+        by way of the input, or None for the config's.
+    """
+
+    key: jax.Array
+    embed_gradient: jax.Array | None = None
+
+    def at(self, microbatch: Any) -> Training:
+        """The same with a key of its own for each microbatch."""
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, microbatch))
+
+
 class Model:
-    """Static description of a decoder; parameters are passed in and out as nested dicts.
+    """Static description of a model; parameters are passed in and out as nested dicts.
 
     The paths of that dict (``group_0.block_0.attention.query.kernel``) are the checkpoint
     contract. Parameters of a group carry a leading axis of its repeats.
 
     Args:
-      config: the architecture.
+      config: the architecture: a ``DecoderConfig``, or another config with ``make(rngs)``.
       policy: parameter and compute dtypes.
       remat: what the backward pass finds saved; one of ``nn.remat.REMAT``.
     """
 
-    def __init__(self, config: DecoderConfig, policy: Policy | None = None, remat: str = "none"):
+    def __init__(self, config: Any, policy: Policy | None = None, remat: str = "none"):
         check_choice("remat", remat, REMAT)
         self.config = config
         self.policy = policy or Policy()
         self.remat = remat
 
-    def _make(self, key: jax.Array) -> Decoder:
-        return Decoder(self.config, nnx.Rngs(params=key))
+    def _make(self, key: jax.Array) -> Any:
+        return self.config.make(nnx.Rngs(params=key))
 
     @functools.cached_property
     def _abstract(self) -> tuple[Any, Any]:
         return nnx.split(nnx.eval_shape(self._make, jax.random.key(0)))
 
-    def _bind(self, params: Params) -> Decoder:
+    def _bind(self, params: Params) -> Any:
         graphdef, state = self._abstract
         state = jax.tree.map(lambda x: x, state)
         nnx.replace_by_pure_dict(state, params)
@@ -86,6 +105,7 @@ class Model:
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: dict[str, Any] | None = None,
+        **extra: Any,
     ) -> tuple[jax.Array, dict[str, Any] | None]:
         """Hidden states of tokens [B, T] int32.
 
@@ -96,17 +116,30 @@ class Model:
           segment_ids: [B, T] int32; tokens see only their own segment, 0 is padding. All 1 by
             default.
           cache: from ``init_cache`` or an earlier call; this call's tokens are appended.
+          extra: what else the architecture takes, such as ``Batch.extra``: of a decoder, ``prefix``
+            [B, T] bool (tokens all of their segment may see) and ``block_positions`` [B, T] int32.
 
         Returns:
           (hidden [B, T, D] in the compute dtype, the cache after this call or None).
         """
+        return self._apply(params, tokens, positions, segment_ids, cache, extra)[:2]
+
+    def _apply(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        segment_ids: jax.Array | None,
+        cache: dict[str, Any] | None,
+        extra: dict[str, Any],
+    ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             start = 0 if cache is None else cache["index"]
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         return self._bind(params)(
-            tokens, positions, segment_ids, cache, self.policy.compute_dtype, self.remat
+            tokens, positions, segment_ids, cache, self.policy.compute_dtype, self.remat, **extra
         )
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -114,33 +147,52 @@ class Model:
         return self._bind(params).logits(hidden)
 
     def loss(
-        self, params: Params, batch: Any, z_loss: float = 0.0
+        self, params: Params, batch: Any, z_loss: float = 0.0, training: Training | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Summed negative log likelihood of a data.Batch, plus ``z_loss`` times summed log(Z)^2.
 
+        Auxiliary losses of layers count once for every token predicted.
+
         Returns:
-          (scalar float32 to differentiate, aux of ``objectives.lm.cross_entropy``).
+          (scalar float32 to differentiate, aux of ``objectives.lm.cross_entropy`` and the layers'
+          scalars, each times the number of tokens predicted).
         """
-        hidden, _ = self.apply(
-            params, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids
+        extra = dict(getattr(batch, "extra", None) or {})
+        if training is not None:
+            extra |= {"noise": training.key, "embed_gradient": training.embed_gradient}
+        hidden, _, layers = self._apply(
+            params, batch.tokens, batch.positions, batch.segment_ids, None, extra
         )
-        decoder = self._bind(params)
-        layer = decoder.embed if self.config.tied else decoder.head
-        return cross_entropy(
+        head = self._bind(params).output_head(hidden.dtype)
+        value, aux = cross_entropy(
             hidden,
-            layer.weights(hidden.dtype),
+            head.kernel,
             batch.targets,
             batch.loss_mask,
+            bias=head.bias,
             z_loss=z_loss,
-            transposed=self.config.tied,
+            softcap=head.softcap,
+            logit_scale=head.scale,
+            transposed=head.transposed,
             one_cpu=one_cpu(),
         )
+        if not layers:
+            return value, aux
+        tokens = jnp.sum(batch.loss_mask)
+        sums = {name: jnp.mean(x) for name, x in layers.items() if name != "loss"}
+        if "loss" in layers:
+            sums["layer_loss"] = jnp.sum(layers["loss"])
+            value = value + sums["layer_loss"] * tokens
+        return value, aux | {k: jax.lax.stop_gradient(v) * tokens for k, v in sums.items()}
 
-    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
-        """An empty decoding cache; its keys and values are in the compute dtype."""
+    def init_cache(self, batch: int, length: int, **options: Any) -> dict[str, Any]:
+        """An empty decoding cache; its keys and values are in the compute dtype.
+
+        ``options`` are the architecture's: a decoder takes ``prefix=True`` for prefix LM.
+        """
         graphdef, state = self._abstract
-        decoder = nnx.merge(graphdef, state)
-        return decoder.init_cache(batch, length, self.policy.compute_dtype)
+        module = nnx.merge(graphdef, state)
+        return module.init_cache(batch, length, self.policy.compute_dtype, **options)
 
     @property
     def vocab_size(self) -> int:
@@ -159,3 +211,21 @@ class Model:
             for name, part in self.abstract_params().items()
         }
         return parts | {"total": sum(parts.values())}
+
+    def idle_parameters(self) -> int:
+        """Parameters that a token does not meet: experts it is not sent to."""
+        idle = 0.0
+        params, axes = self.abstract_params(), self.logical_axes()
+        for i, group in enumerate(getattr(self.config, "groups", ())):
+            for j, block in enumerate(group.blocks):
+                fraction = getattr(block.feed_forward, "active_fraction", 1.0)
+                part = (f"group_{i}", f"block_{j}")
+                sizes, names = params[part[0]][part[1]], axes[part[0]][part[1]]
+                leaves = zip(
+                    jax.tree.leaves(sizes),
+                    jax.tree.leaves(names, is_leaf=lambda x: isinstance(x, tuple)),
+                    strict=True,
+                )
+                experts = sum(x.size for x, n in leaves if "experts" in n and len(n) > 3)
+                idle += experts * (1.0 - fraction)
+        return round(idle)

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_llm.core.errors import ConfigError, check_number
-from t5x_llm.nn.attention_kernels import attend
+from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.attention_kernels import Bias, attend
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
+from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.positions import RotaryConfig, rotate
+from t5x_llm.nn.positions import RotaryConfig, alibi_slopes, rotate
 from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
 KEYS = ("batch", "length", "kv_heads", "head")
 QUERIES = ("batch", "length", "heads", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class QKNormConfig:
+    """A norm on queries and one on keys, before rotation (arXiv 2302.05442, section 2).
+
+    Attributes:
+      norm: which.
+      scope: 'head' normalises each head with one scale for all (Qwen3); 'heads' gives each head a
+        scale of its own (StableLM); 'all' normalises all heads together (OLMo 2).
+    """
+
+    norm: NormConfig
+    scope: str
+
+    def __post_init__(self) -> None:
+        check_choice("QKNormConfig.scope", self.scope, ("head", "heads", "all"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +51,15 @@ class AttentionConfig:
       rotary: rotation of queries and keys, or None.
       qkv_bias: biases on the query, key and value projections.
       out_bias: bias on the output projection.
+      causal: tokens see only what came before them.
+      window: they see the last ``window`` tokens only, themselves included; None for all.
+      scale: factor on the logits; None means 1/sqrt(H).
+      softcap: logits become softcap * tanh(logits / softcap), or None.
+      alibi: factor on ALiBi's linear biases, or None.
+      qk_norm: norm of queries and keys, or None.
+      qkv_clip: queries, keys and values are clipped to +- this, or None (MPT, DBRX, OLMo).
+      qk_filter: config of a layer that filters the input of queries and keys (Yuan 2.0, arXiv
+        2311.15786), or None.
     """
 
     n_heads: int
@@ -40,6 +68,16 @@ class AttentionConfig:
     rotary: RotaryConfig | None
     qkv_bias: bool
     out_bias: bool
+    causal: bool
+    window: int | None
+    scale: float | None
+    softcap: float | None
+    alibi: float | None
+    qk_norm: QKNormConfig | None
+    qkv_clip: float | None
+    qk_filter: LayerConfig | None
+
+    part: ClassVar[str] = "attention"
 
     def __post_init__(self) -> None:
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -51,35 +89,57 @@ class AttentionConfig:
                 f"a divisor of n_heads = {self.n_heads}",
                 "Every key/value head serves the same number of query heads.",
             )
-        if self.rotary is not None and self.rotary.head_dim != self.head_dim:
+        if self.rotary is not None and self.rotary.dim > self.head_dim:
             raise ConfigError(
-                "RotaryConfig.head_dim", self.rotary.head_dim, f"head_dim = {self.head_dim}"
+                "RotaryConfig.dim", self.rotary.dim, f"at most head_dim = {self.head_dim}"
             )
+        if self.window is not None:
+            check_number("AttentionConfig.window", self.window, low=1, integer=True)
+            if not self.causal:
+                raise ConfigError("AttentionConfig.window", self.window, "None unless causal")
+        for name in ("scale", "softcap", "alibi", "qkv_clip"):
+            if getattr(self, name) is not None:
+                check_number(f"AttentionConfig.{name}", getattr(self, name), above=0)
+
+    @property
+    def width(self) -> int:
+        """N * H: what each pair of tokens costs in FLOPs is proportional to it."""
+        return self.n_heads * self.head_dim
+
+    def make(self, d_model: int, init: InitConfig, rngs: nnx.Rngs) -> Attention:
+        """The layer."""
+        return Attention(self, d_model, init, rngs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What every layer of one forward pass shares.
+class QKNorm(nnx.Module):
+    """Normalises heads [B, T, N, H]."""
 
-    Attributes:
-      positions: [B, T] int32, restarting at each segment.
-      segment_ids: [B, T] int32; 0 marks padding.
-      rotary: per RotaryConfig, the tables for ``positions``.
-      cache_index: where this call's keys are written in the cache, or None without one.
-      key_positions: [B, S] positions of the cached keys (this call's included).
-      key_segment_ids: [B, S] segments of the cached keys; 0 where nothing is written.
-    """
+    def __init__(self, config: QKNormConfig, heads: int, head_dim: int):
+        self.config = config
+        if config.scope == "all":
+            self.norm = Norm(config.norm, heads * head_dim)
+        else:
+            self.norm = Norm(config.norm, head_dim, heads if config.scope == "heads" else None)
 
-    positions: jax.Array
-    segment_ids: jax.Array
-    rotary: dict[RotaryConfig, tuple[jax.Array, jax.Array]]
-    cache_index: jax.Array | None = None
-    key_positions: jax.Array | None = None
-    key_segment_ids: jax.Array | None = None
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.config.scope == "all":
+            return self.norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+        return self.norm(x)
+
+
+def alibi_bias(factor: float, n_heads: int) -> Bias:
+    """ALiBi's bias, -slope * distance, times ``factor``."""
+
+    def bias(q_positions: jax.Array, kv_positions: jax.Array) -> jax.Array:
+        distance = q_positions[:, :, None] - kv_positions[:, None, :]
+        slopes = factor * alibi_slopes(n_heads)
+        return -slopes[:, None, None] * distance[:, None].astype(jnp.float32)
+
+    return bias
 
 
 class Attention(nnx.Module):
-    """[B, T, D] -> [B, T, D]; causal within a segment."""
+    """[B, T, D] -> [B, T, D] within a segment."""
 
     def __init__(self, config: AttentionConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.config = config
@@ -87,6 +147,7 @@ class Attention(nnx.Module):
         kwargs: dict[str, Any] = dict(std=init.kernel(d_model), bias=config.qkv_bias, rngs=rngs)
         self.query = Dense((d_model,), (n, h), ("embed",), ("heads", "head"), **kwargs)
         self.key = Dense((d_model,), (k, h), ("embed",), ("kv_heads", "head"), **kwargs)
+        kwargs["std"] = init.kernel(d_model, branch=True)
         self.value = Dense((d_model,), (k, h), ("embed",), ("kv_heads", "head"), **kwargs)
         self.out = Dense(
             (n, h),
@@ -97,28 +158,54 @@ class Attention(nnx.Module):
             bias=config.out_bias,
             rngs=rngs,
         )
+        if config.qk_norm is not None:
+            self.query_norm = QKNorm(config.qk_norm, n, h)
+            self.key_norm = QKNorm(config.qk_norm, k, h)
+        if config.qk_filter is not None:
+            self.qk_filter = config.qk_filter.make(d_model, init, rngs)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> dict[str, jax.Array]:
-        """Empty keys and values [B, S, K, H]."""
+    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
+        """Empty keys and values [B, S, K, H], and the filter's state if there is one."""
         shape = (batch, length, self.config.n_kv_heads, self.config.head_dim)
-        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        cache: Cache = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        if self.config.qk_filter is not None:
+            cache["filter"] = self.qk_filter.init_cache(batch, length, dtype)
+        return cache
 
-    def __call__(
-        self, x: jax.Array, context: Context, cache: dict[str, jax.Array] | None
-    ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        if self.config.rotary is not None:
-            tables = context.rotary[self.config.rotary]
-            q, k = rotate(q, tables), rotate(k, tables)
+    def _project(
+        self, x: jax.Array, context: Context, cache: Cache | None
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Cache]:
+        """Queries, keys and values, ready to attend; and the filter's new state."""
+        config, state, filtered = self.config, {}, x
+        if config.qk_filter is not None:
+            before = None if cache is None else cache["filter"]
+            filtered, after, _ = self.qk_filter(x, context, before)
+            state = {} if cache is None else {"filter": after}
+        q, k, v = self.query(filtered), self.key(filtered), self.value(x)
+        if config.qkv_clip is not None:
+            q, k, v = (jnp.clip(a, -config.qkv_clip, config.qkv_clip) for a in (q, k, v))
+        if config.qk_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if config.rotary is not None:
+            tables = context.rotary[config.rotary]
+            q, k = rotate(q, tables, config.rotary), rotate(k, tables, config.rotary)
         q = keep(constrain(q, QUERIES), "query")
         k = keep(constrain(k, KEYS), "key")
-        v = keep(constrain(v, KEYS), "value")
+        return (q, k, keep(constrain(v, KEYS), "value")), state
+
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None, Aux]:
+        config = self.config
+        (q, k, v), state = self._project(x, context, cache)
         key_positions, key_segment_ids = context.positions, context.segment_ids
+        prefix = context.prefix
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache["key"], k, context.cache_index, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache["value"], v, context.cache_index, axis=1)
-            cache = {"key": k, "value": v}
+            cache = {"key": k, "value": v, **state}
             key_positions, key_segment_ids = context.key_positions, context.key_segment_ids
+            prefix = context.key_prefix
         y = attend(
             q,
             k,
@@ -127,5 +214,11 @@ class Attention(nnx.Module):
             kv_segment_ids=key_segment_ids,
             q_positions=context.positions,
             kv_positions=key_positions,
+            causal=config.causal,
+            window=config.window,
+            softcap=config.softcap,
+            scale=config.scale,
+            bias=None if config.alibi is None else alibi_bias(config.alibi, config.n_heads),
+            kv_prefix=prefix,
         )
-        return keep(self.out(constrain(y, QUERIES)), "attention_out"), cache
+        return keep(self.out(constrain(y, QUERIES)), "attention_out"), cache, {}

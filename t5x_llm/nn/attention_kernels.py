@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ from t5x_llm.parallel import platform
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 _MAX_SCORES = 512 * 512  # query rows x keys that are held at once
+
+# (positions of queries [B, T], of keys [B, S]) to what is added to the logits: [B or 1, N, T, S].
+Bias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def attend(
@@ -32,6 +36,8 @@ def attend(
     softcap: float | None = None,
     scale: float | None = None,
     sinks: jax.Array | None = None,
+    bias: Bias | None = None,
+    kv_prefix: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention within segments.
 
@@ -44,7 +50,7 @@ def attend(
     Args:
       q: [B, T, N, H].
       k: [B, S, K, H], K dividing N (arXiv 2305.13245).
-      v: [B, S, K, H].
+      v: [B, S, K, H], or of another head size.
       q_segment_ids: [B, T] int32; 0 is padding.
       kv_segment_ids: [B, S] int32; 0 is padding or not yet written.
       q_positions: [B, T] int32.
@@ -54,19 +60,24 @@ def attend(
       softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118).
       scale: factor on the logits; 1 / sqrt(H) by default.
       sinks: [N] logits that take part in every softmax and carry no value (gpt-oss), or None.
+      bias: added to the scaled logits, float32: relative positions, ALiBi.
+      kv_prefix: [B, S] bool, keys that ``causal`` does not hide (prefix LM, arXiv 1910.10683,
+        section 3.2.1), or None.
 
     What a remat policy may keep of it is named ``context`` (and ``log_sum``).
 
     Returns:
-      [B, T, N, H] in the dtype of ``q``. Rows of padding queries are finite and mean nothing.
+      [B, T, N, head size of ``v``] in the dtype of ``q``. Rows of padding queries are finite and
+      mean nothing.
     """
     if window is not None and not causal:
         raise ValueError("window needs causal=True")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     static: dict[str, Any] = dict(causal=causal, window=window, softcap=softcap, scale=scale)
-    if platform() == "tpu" and splash_fits(q, k):
+    plain = bias is None and kv_prefix is None and q.shape[-1] == v.shape[-1]
+    if plain and platform() == "tpu" and splash_fits(q, k):
         return splash_attend(q, k, v, q_segment_ids, kv_segment_ids, sinks=sinks, **static)
-    if platform() == "gpu" and _cudnn_fits(q, k, softcap, sinks):
+    if plain and platform() == "gpu" and _cudnn_fits(q, k, softcap, sinks):
         mask = visible(
             q_segment_ids, kv_segment_ids, q_positions, kv_positions, causal=causal, window=window
         )
@@ -74,12 +85,11 @@ def attend(
             q, k, v, mask=mask[:, None], scale=scale, implementation="cudnn"
         )
         return keep(out, "context")
-    plain = causal and softcap is None and sinks is None
+    plain = plain and causal and softcap is None and sinks is None
     if plain and one_cpu() and attention_cpu.fits(q, k):
         return attention_cpu.causal_attend(q, k, v, q_segment_ids, scale=scale, window=window)
-    out = _blocked(
-        q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, sinks, **static
-    )
+    static |= dict(sinks=sinks, bias=bias, kv_prefix=kv_prefix)
+    out = _blocked(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, **static)
     return keep(out, "context")
 
 
@@ -91,13 +101,16 @@ def visible(
     *,
     causal: bool,
     window: int | None,
+    kv_prefix: jax.Array | None = None,
 ) -> jax.Array:
     """Which keys a query sees: bool [B, T, S]. Arguments as in ``attend``."""
     seen = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (
         q_segment_ids[:, :, None] != 0
     )
     distance = q_positions[:, :, None] - kv_positions[:, None, :]
-    if causal:
+    if causal and kv_prefix is not None:
+        seen &= (distance >= 0) | kv_prefix[:, None, :]
+    elif causal:
         seen &= distance >= 0
     if window is not None:
         seen &= distance < window
@@ -125,8 +138,12 @@ def _attend_rows(
     sinks: jax.Array | None,
     scale: float,
     softcap: float | None,
+    added: jax.Array | None,
 ) -> jax.Array:
-    """Plain attention of q [B, T, N, H] under the mask ``seen`` [B, T, S]."""
+    """Plain attention of q [B, T, N, H] under the mask ``seen`` [B, T, S].
+
+    ``added``: [B or 1, N, T, S] float32, put on the logits.
+    """
     b, t, n, h = q.shape
     kv = k.shape[2]
     logits = jnp.einsum(
@@ -138,6 +155,8 @@ def _attend_rows(
     logits *= scale
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
+    if added is not None:
+        logits += added.reshape(added.shape[0], kv, n // kv, *added.shape[2:])
     logits = jnp.where(seen[:, None, None], logits, _MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)
     if sinks is not None:
@@ -149,7 +168,7 @@ def _attend_rows(
     if sinks is not None:
         total += jnp.exp(sink - top)
     weights = (weights / total).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, v.shape[-1])
 
 
 def _blocked(
@@ -160,21 +179,30 @@ def _blocked(
     kv_segment_ids: jax.Array,
     q_positions: jax.Array,
     kv_positions: jax.Array,
-    sinks: jax.Array | None,
     *,
     causal: bool,
     window: int | None,
     softcap: float | None,
     scale: float,
+    sinks: jax.Array | None,
+    bias: Bias | None,
+    kv_prefix: jax.Array | None,
 ) -> jax.Array:
     """Attention in blocks of query rows, each computed again in the backward pass."""
     t, s = q.shape[1], k.shape[1]
 
     def rows(q: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
         seen = visible(
-            segments, kv_segment_ids, positions, kv_positions, causal=causal, window=window
+            segments,
+            kv_segment_ids,
+            positions,
+            kv_positions,
+            causal=causal,
+            window=window,
+            kv_prefix=kv_prefix,
         )
-        return _attend_rows(q, k, v, seen, sinks, scale, softcap)
+        added = None if bias is None else bias(positions, kv_positions)
+        return _attend_rows(q, k, v, seen, sinks, scale, softcap, added)
 
     block = t
     while block % 2 == 0 and block * s > _MAX_SCORES:
@@ -189,4 +217,4 @@ def _blocked(
         return None, jax.checkpoint(rows)(cut(q), cut(q_segment_ids), cut(q_positions))
 
     _, out = jax.lax.scan(body, None, jnp.arange(t // block))
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
+    return jnp.moveaxis(out, 0, 1).reshape(*q.shape[:3], v.shape[-1])

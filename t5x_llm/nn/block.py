@@ -9,25 +9,80 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_llm.core.errors import check_number
-from t5x_llm.nn.attention import Attention, AttentionConfig, Context
-from t5x_llm.nn.mlp import Mlp, MlpConfig
+from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.remat import remat_policy
 from t5x_llm.parallel import constrain
 
 RESIDUAL = ("batch", "length", "embed")
-Cache = dict[str, Any]
+PARALLEL = ("no", "one_norm", "two_norms")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualConfig:
+    """How a layer's output joins the residual stream: post(skip_scale * skip + out(f(pre(x)))).
+
+    Attributes:
+      pre: norm of the layer's input, or None.
+      out: norm of its output (sandwich norm, arXiv 2105.13290; OLMo 2 has it without ``pre``).
+      post: norm after the addition (the original Transformer).
+      skip_scale: factor on the skipped x; DeepNorm's alpha (arXiv 2203.00555).
+      skip_normed: what is skipped is pre(x), not x (ChatGLM-6B, an option of BLOOM).
+    """
+
+    pre: NormConfig | None
+    out: NormConfig | None
+    post: NormConfig | None
+    skip_scale: float
+    skip_normed: bool
+
+    def __post_init__(self) -> None:
+        check_number("ResidualConfig.skip_scale", self.skip_scale, above=0)
+        if self.skip_normed and self.pre is None:
+            raise ConfigError("ResidualConfig.skip_normed", True, "False where there is no pre")
+
+
+def pre_norm(norm: NormConfig) -> ResidualConfig:
+    """x + f(norm(x))."""
+    return ResidualConfig(pre=norm, out=None, post=None, skip_scale=1.0, skip_normed=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A sequence mixer, then a feed-forward layer, each joined as ``residual`` says.
 
-    attention: AttentionConfig
-    mlp: MlpConfig
-    norm: NormConfig
+    Attributes:
+      mixer: attention or a recurrence.
+      feed_forward: or None (Mamba).
+      residual: how each joins the stream.
+      parallel: 'no'; or x + mixer(norm(x)) + feed_forward(norm(x)) (GPT-J, PaLM) with
+        'one_norm' for both or 'two_norms'.
+    """
+
+    mixer: LayerConfig
+    feed_forward: LayerConfig | None
+    residual: ResidualConfig
+    parallel: str
+
+    def __post_init__(self) -> None:
+        check_choice("BlockConfig.parallel", self.parallel, PARALLEL)
+        if self.parallel == "no":
+            return
+        residual = self.residual
+        plain = residual.pre is not None and residual.out is residual.post is None
+        if self.feed_forward is None or not plain or residual.skip_normed:
+            raise ConfigError(
+                "BlockConfig.parallel",
+                self.parallel,
+                "'no' unless there is a feed-forward layer and a plain pre-norm",
+            )
+
+    @property
+    def layers(self) -> tuple[LayerConfig, ...]:
+        """Mixer and feed-forward layer, without the absent one."""
+        return (self.mixer,) if self.feed_forward is None else (self.mixer, self.feed_forward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +106,59 @@ class GroupConfig:
 
 
 class Block(nnx.Module):
-    """One pre-norm layer: [B, T, D] -> [B, T, D]."""
+    """One layer of the stack: [B, T, D] -> [B, T, D].
+
+    Parameters: the layers under the name of their part (``attention``, ``mlp``), and for each part
+    ``<part>_norm``, ``<part>_out_norm`` and ``<part>_post_norm`` where the config has them.
+    """
 
     def __init__(self, config: BlockConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config.norm, d_model)
-        self.attention = Attention(config.attention, d_model, init, rngs)
-        self.mlp_norm = Norm(config.norm, d_model)
-        self.mlp = Mlp(config.mlp, d_model, init, rngs)
+        self.config = config
+        residual = config.residual
+        for layer in config.layers:
+            part = layer.part
+            shared = config.parallel == "one_norm" and layer is not config.mixer
+            if residual.pre is not None and not shared:
+                setattr(self, f"{part}_norm", Norm(residual.pre, d_model))
+            setattr(self, part, layer.make(d_model, init, rngs))
+            if residual.out is not None:
+                setattr(self, f"{part}_out_norm", Norm(residual.out, d_model))
+            if residual.post is not None:
+                setattr(self, f"{part}_post_norm", Norm(residual.post, d_model))
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The decoding state of this layer."""
-        return {"attention": self.attention.init_cache(batch, length, dtype)}
+        """The decoding states of its layers."""
+        return {
+            layer.part: getattr(self, layer.part).init_cache(batch, length, dtype)
+            for layer in self.config.layers
+        }
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None]:
-        y, kv = self.attention(
-            self.attention_norm(x), context, None if cache is None else cache["attention"]
-        )
-        x = constrain(x + y, RESIDUAL)
-        x = constrain(x + self.mlp(self.mlp_norm(x)), RESIDUAL)
-        return x, None if cache is None else {"attention": kv}
+    ) -> tuple[jax.Array, Cache | None, Aux]:
+        config, new, total = self.config, {}, Aux()
+        skip_in = x
+        for layer in config.layers:
+            part = layer.part
+            norm = config.mixer.part if config.parallel == "one_norm" else part
+            # Parallel layers read the block's input, the others what came before them.
+            source = x if config.parallel == "no" else skip_in
+            inner = source if config.residual.pre is None else getattr(self, f"{norm}_norm")(source)
+            y, state, aux = getattr(self, part)(inner, context, cache and cache[part])
+            x = self._join(part, inner if config.residual.skip_normed else x, y)
+            new[part] = state
+            for name, value in aux.items():
+                total[name] = total[name] + value if name in total else value
+        return x, None if cache is None else new, total
+
+    def _join(self, part: str, skip: jax.Array, y: jax.Array) -> jax.Array:
+        residual = self.config.residual
+        if residual.out is not None:
+            y = getattr(self, f"{part}_out_norm")(y)
+        if residual.skip_scale != 1.0:
+            skip = skip * jnp.asarray(residual.skip_scale, skip.dtype)
+        x = constrain(skip + y, RESIDUAL)
+        return x if residual.post is None else getattr(self, f"{part}_post_norm")(x)
 
 
 class Group(nnx.Module):
@@ -96,11 +183,13 @@ class Group(nnx.Module):
             f"block_{i}": getattr(self, f"block_{i}").init_cache(batch, length, dtype)
             for i in range(len(self.config.blocks))
         }
-        return jax.tree.map(lambda a: jnp.zeros((self.config.repeat, *a.shape), a.dtype), one)
+        repeat = self.config.repeat
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (repeat, *a.shape)), one)
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None, remat: str
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+        """Returns x, the cache, and every layer's scalars: [layers that have it] a name."""
         names = [f"block_{i}" for i in range(len(self.config.blocks))]
         split = {name: nnx.split(getattr(self, name)) for name in names}
         graphdefs = {name: graphdef for name, (graphdef, _) in split.items()}
@@ -108,12 +197,22 @@ class Group(nnx.Module):
 
         def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
             layer, states = xs
-            new = {}
+            new, auxes = {}, {}
             for name in names:
                 block = nnx.merge(graphdefs[name], layer[name])
-                x, new[name] = block(x, context, None if states is None else states[name])
-            return x, (None if states is None else new)
+                x, new[name], auxes[name] = block(x, context, states and states[name])
+            return x, (None if states is None else new, auxes)
 
         if remat != "none" and cache is None:
             body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
-        return jax.lax.scan(body, x, (params, cache))
+        x, (new, auxes) = jax.lax.scan(body, x, (params, cache))
+        return x, new, join_aux(auxes.values())
+
+
+def join_aux(parts: Any) -> dict[str, jax.Array]:
+    """Dicts of scalars or vectors to one dict of vectors."""
+    joined: dict[str, list[jax.Array]] = {}
+    for part in parts:
+        for name, value in part.items():
+            joined.setdefault(name, []).append(jnp.atleast_1d(value))
+    return {name: jnp.concatenate(values) for name, values in joined.items()}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import check_choice, check_number
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
@@ -19,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 
@@ -38,9 +42,15 @@ class MlpConfig:
     gated: bool
     bias: bool
 
+    part: ClassVar[str] = "mlp"
+
     def __post_init__(self) -> None:
         check_number("MlpConfig.d_ff", self.d_ff, low=1, integer=True)
         check_choice("MlpConfig.activation", self.activation, ACTIVATIONS)
+
+    def make(self, d_model: int, init: InitConfig, rngs: nnx.Rngs) -> Mlp:
+        """The layer."""
+        return Mlp(self, d_model, init, rngs)
 
 
 class Mlp(nnx.Module):
@@ -48,7 +58,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: MlpConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.config = config
-        up = dict(std=init.kernel(d_model), bias=config.bias, rngs=rngs)
+        up = dict(std=init.kernel(d_model, branch=True), bias=config.bias, rngs=rngs)
         if config.gated:
             self.gate = Dense((d_model,), (config.d_ff,), ("embed",), ("mlp",), **up)
         self.up = Dense((d_model,), (config.d_ff,), ("embed",), ("mlp",), **up)
@@ -62,7 +72,17 @@ class Mlp(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
+        """Nothing: a token is enough."""
+        return {}
+
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None, Aux]:
+        return self.apply(x), cache, {}
+
+    def apply(self, x: jax.Array) -> jax.Array:
+        """x [B, T, D] to [B, T, D]."""
         activation = ACTIVATIONS[self.config.activation]
         h = keep(self.up(x), "mlp_up")
         if self.config.gated:

@@ -22,22 +22,26 @@ class InitConfig:
       embed_std: standard deviation of the embedding tables.
       residual_scale: factor on the kernels that write to the residual stream; GPT-2 uses
         1/sqrt(2 L).
+      branch_scale: factor on the value, up and gate kernels; with ``residual_scale`` it is
+        DeepNorm's beta (arXiv 2203.00555, section 4.3).
     """
 
     kernel_std: float | None
     embed_std: float
     residual_scale: float
+    branch_scale: float
 
     def __post_init__(self) -> None:
         if self.kernel_std is not None:
             check_number("InitConfig.kernel_std", self.kernel_std, above=0)
         check_number("InitConfig.embed_std", self.embed_std, above=0)
         check_number("InitConfig.residual_scale", self.residual_scale, above=0)
+        check_number("InitConfig.branch_scale", self.branch_scale, above=0)
 
-    def kernel(self, fan_in: int, residual: bool = False) -> float:
+    def kernel(self, fan_in: int, residual: bool = False, branch: bool = False) -> float:
         """Standard deviation of a kernel with ``fan_in`` inputs."""
         std = self.kernel_std if self.kernel_std is not None else 1.0 / math.sqrt(fan_in)
-        return std * (self.residual_scale if residual else 1.0)
+        return std * (self.residual_scale if residual else self.branch_scale if branch else 1.0)
 
 
 def normal(

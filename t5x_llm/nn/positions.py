@@ -1,13 +1,45 @@
-"""Rotary position embedding (RoPE, arXiv 2104.09864), rotate-half layout as in LLaMA and NeoX."""
+"""Positions inside attention: rotary embedding (RoPE, arXiv 2104.09864) and ALiBi (2108.12409)."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.core.errors import ConfigError, check_number
+from t5x_llm.core.errors import ConfigError, check_choice, check_number
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies are stretched for contexts longer than the pretrained one.
+
+    Attributes:
+      kind: 'linear' (arXiv 2306.15595), 'llama3' (arXiv 2407.21783, section 3.4.1, as released) or
+        'yarn' (arXiv 2309.00071).
+      factor: how many times longer.
+      original_length: the pretrained context; unused by 'linear'.
+      low: llama3's low_freq_factor, yarn's beta_slow.
+      high: llama3's high_freq_factor, yarn's beta_fast.
+      attention_factor: yarn's factor on cosines and sines.
+    """
+
+    kind: str
+    factor: float
+    original_length: int
+    low: float
+    high: float
+    attention_factor: float
+
+    def __post_init__(self) -> None:
+        check_choice("RotaryScaling.kind", self.kind, ("linear", "llama3", "yarn"))
+        check_number("RotaryScaling.factor", self.factor, low=1)
+        check_number("RotaryScaling.attention_factor", self.attention_factor, above=0)
+        if self.kind != "linear":
+            check_number("RotaryScaling.original_length", self.original_length, low=1, integer=True)
+            check_number("RotaryScaling.low", self.low, above=0)
+            check_number("RotaryScaling.high", self.high, above=self.low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,33 +48,115 @@ class RotaryConfig:
 
     Attributes:
       theta: base of the geometric series of wavelengths.
-      head_dim: H, the size of the rotated head; even.
+      dim: channels that are rotated, the first of each head; even.
+      interleaved: pairs are neighbours (0, 1), (2, 3), ... (GPT-J, GLM) instead of (i, i + dim/2)
+        (LLaMA, NeoX).
+      scaling: stretch of the frequencies, or None.
+      two_d: the first half of ``dim`` turns with ``positions``, the second with
+        ``block_positions`` (GLM, arXiv 2103.10360, section 2.2.3), both with ``dim / 2`` channels'
+        frequencies.
     """
 
     theta: float
-    head_dim: int
+    dim: int
+    interleaved: bool
+    scaling: RotaryScaling | None
+    two_d: bool
 
     def __post_init__(self) -> None:
         check_number("RotaryConfig.theta", self.theta, above=0)
-        check_number("RotaryConfig.head_dim", self.head_dim, low=2, integer=True)
-        if self.head_dim % 2:
+        check_number("RotaryConfig.dim", self.dim, low=2, integer=True)
+        multiple = 4 if self.two_d else 2
+        if self.dim % multiple:
             raise ConfigError(
-                "RotaryConfig.head_dim",
-                self.head_dim,
-                "an even number",
+                "RotaryConfig.dim",
+                self.dim,
+                "a multiple of 4" if self.two_d else "an even number",
                 "RoPE rotates pairs of channels.",
             )
 
 
-def rotary_tables(config: RotaryConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for positions [B, T]: two float32 arrays [B, T, H/2]."""
-    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    angle = positions[..., None].astype(jnp.float32) / config.theta**exponent
-    return jnp.cos(angle), jnp.sin(angle)
+Tables = tuple[jax.Array, jax.Array]
 
 
-def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates x [B, T, N, H] by ``tables`` [B, T, H/2]; same dtype out, float32 inside."""
+def frequencies(config: RotaryConfig) -> jax.Array:
+    """Radians a position for each pair: [dim/2] float32 (of each half where ``two_d``: [dim/4])."""
+    dim = config.dim // 2 if config.two_d else config.dim
+    exponent = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
+    plain = 1.0 / config.theta**exponent
+    scaling = config.scaling
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    if scaling.kind == "llama3":
+        turns = scaling.original_length * plain / (2 * math.pi)
+        smooth = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+        return plain * (smooth + (1.0 - smooth) / scaling.factor)
+
+    def channel(turns: float) -> float:  # the pair that turns so often over the original length
+        ratio = scaling.original_length / (turns * 2 * math.pi)
+        return dim * math.log(ratio) / (2 * math.log(config.theta))
+
+    low = max(math.floor(channel(scaling.high)), 0)
+    high = min(math.ceil(channel(scaling.low)), dim - 1)
+    ramp = (jnp.arange(dim // 2, dtype=jnp.float32) - low) / max(high - low, 1e-3)
+    keep = 1.0 - jnp.clip(ramp, 0.0, 1.0)
+    return plain * (keep + (1.0 - keep) / scaling.factor)
+
+
+def rotary_tables(
+    config: RotaryConfig, positions: jax.Array, block_positions: jax.Array | None = None
+) -> Tables:
+    """Cosines and sines for positions [B, T]: two float32 arrays [B, T, dim/2]."""
+    frequency = frequencies(config)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    if config.two_d:
+        second = jnp.zeros_like(positions) if block_positions is None else block_positions
+        angle = jnp.concatenate([angle, second[..., None].astype(jnp.float32) * frequency], -1)
+    factor = 1.0 if config.scaling is None else config.scaling.attention_factor
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def rotate(x: jax.Array, tables: Tables, config: RotaryConfig) -> jax.Array:
+    """Rotates the first ``config.dim`` channels of x [B, T, N, H]; same dtype, float32 inside.
+
+    Args:
+      x: [B, T, N, H].
+      tables: of ``rotary_tables``.
+      config: that of the tables.
+    """
+    turned = x[..., : config.dim].astype(jnp.float32)
     cos, sin = (t[:, :, None, :] for t in tables)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    if config.two_d:
+        halves = jnp.split(turned, 2, axis=-1)
+        parts = zip(halves, jnp.split(cos, 2, axis=-1), jnp.split(sin, 2, axis=-1), strict=True)
+        turned = jnp.concatenate([_turn(*part, config.interleaved) for part in parts], axis=-1)
+    else:
+        turned = _turn(turned, cos, sin, config.interleaved)
+    turned = turned.astype(x.dtype)
+    whole = config.dim == x.shape[-1]
+    return turned if whole else jnp.concatenate([turned, x[..., config.dim :]], axis=-1)
+
+
+def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:
+    if interleaved:
+        a, b = x[..., ::2], x[..., 1::2]
+        return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def alibi_slopes(n_heads: int) -> jax.Array:
+    """Slopes of ALiBi (arXiv 2108.12409, section 3, and its released code): [N] float32.
+
+    For a number of heads that is no power of two, the released code interleaves the slopes of the
+    next larger one.
+    """
+
+    def powers(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    whole = 2 ** int(math.log2(n_heads))
+    extra = powers(2 * whole)[::2][: n_heads - whole]
+    return jnp.asarray(powers(whole) + extra, jnp.float32)

@@ -38,6 +38,7 @@ def cross_entropy(
     targets: jax.Array,
     mask: jax.Array,
     *,
+    bias: jax.Array | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     logit_scale: float | None = None,
@@ -52,6 +53,7 @@ def cross_entropy(
       kernel: [D, V], or [V, D] if ``transposed`` (an embedding table), same dtype as ``hidden``.
       targets: [B, T] int32.
       mask: [B, T] float32 weights of the positions; 0 leaves one out.
+      bias: [V] float32 added to hidden @ kernel, or None.
       z_loss: weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
       softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118).
       logit_scale: factor on the logits, before the cap.
@@ -60,7 +62,7 @@ def cross_entropy(
       one_cpu: use the forms that suit a single CPU device; the result is the same.
 
     Returns:
-      (scalar float32 to differentiate by ``hidden`` and ``kernel``: sum(nll) + z-loss term,
+      (scalar float32 to differentiate by ``hidden``, ``kernel`` and ``bias``: sum(nll) + z-loss,
        {'nll': [B, T] float32 weighted by ``mask``, 'z_loss': the z-loss term}); no gradient flows
       through the second.
     """
@@ -69,7 +71,7 @@ def cross_entropy(
         chunk = max(1, _cpu_rows(hidden.shape[-1]) // b) if one_cpu else 512
     chunk = -(-t // -(-t // min(chunk, t)))  # as few chunks as that allows, of equal length
     static = _Static(z_loss, softcap, logit_scale, transposed, chunk, one_cpu)
-    value, nll, z_term = _loss(static, hidden, kernel, targets, mask)
+    value, nll, z_term = _loss(static, hidden, kernel, bias, targets, mask)
     return value, jax.tree.map(jax.lax.stop_gradient, {"nll": nll, "z_loss": z_term})
 
 
@@ -81,23 +83,34 @@ def _cpu_rows(d_model: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    static: _Static, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, mask: jax.Array
+    static: _Static,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _run(static, hidden, kernel, targets, mask, gradients=False)[0]
+    return _run(static, hidden, kernel, bias, targets, mask, gradients=False)[0]
 
 
 def _loss_fwd(
-    static: _Static, hidden: jax.Array, kernel: jax.Array, targets: jax.Array, mask: jax.Array
+    static: _Static,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    mask: jax.Array,
 ) -> Any:
-    return _run(static, hidden, kernel, targets, mask, gradients=True)
+    return _run(static, hidden, kernel, bias, targets, mask, gradients=True)
 
 
 def _loss_bwd(static: _Static, saved: Any, cotangents: Any) -> Any:
-    d_hidden, d_kernel = saved
+    d_hidden, d_kernel, d_bias = saved
     scale = cotangents[0]
     return (
         (d_hidden * scale).astype(d_hidden.dtype),
         (d_kernel * scale).astype(d_hidden.dtype),
+        None if d_bias is None else d_bias * scale,
         None,
         None,
     )
@@ -110,6 +123,7 @@ def _run(
     static: _Static,
     hidden: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None,
     targets: jax.Array,
     mask: jax.Array,
     *,
@@ -126,31 +140,37 @@ def _run(
             for a in (hidden, targets, mask)
         )
 
-    def body(d_kernel: Any, i: jax.Array) -> tuple[Any, Any]:
+    def body(sums: Any, i: jax.Array) -> tuple[Any, Any]:
         x, y, w = (
             jax.lax.dynamic_slice_in_dim(a, i * static.chunk, static.chunk, axis=1)
             for a in (hidden, targets, mask)
         )
-        nll, z, d_logits = _chunk(static, x, kernel, y, w, gradients)
+        nll, z, d_logits = _chunk(static, x, kernel, bias, y, w, gradients)
         if not gradients:
             return None, (nll, z)
         dx, dw = _chunk_gradients(static, x, kernel, d_logits)
-        return d_kernel + dw, (nll, z, dx)
+        d_kernel, d_bias = sums
+        if bias is not None:
+            d_bias = d_bias + jnp.sum(d_logits, axis=(0, 1), dtype=jnp.float32)
+        return (d_kernel + dw, d_bias), (nll, z, dx)
 
     zero = jnp.zeros(kernel.T.shape if static.flipped else kernel.shape, jnp.float32)
-    d_kernel, out = jax.lax.scan(body, zero if gradients else None, jnp.arange(count))
+    zeros = (zero, None if bias is None else jnp.zeros(bias.shape, jnp.float32))
+    sums, out = jax.lax.scan(body, zeros if gradients else None, jnp.arange(count))
+    d_kernel, d_bias = sums if gradients else (None, None)
     if gradients and static.flipped:
         d_kernel = jax.lax.optimization_barrier(d_kernel).T
     whole = [jnp.moveaxis(a, 0, 1).reshape(b, t + fill, *a.shape[3:])[:, :t] for a in out]
     z_term = jnp.sum(whole[1])
     value = jnp.sum(whole[0]) + z_term
-    return (value, whole[0], z_term), (whole[2], d_kernel) if gradients else None
+    return (value, whole[0], z_term), (whole[2], d_kernel, d_bias) if gradients else None
 
 
 def _chunk(
     static: _Static,
     x: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None,
     targets: jax.Array,
     mask: jax.Array,
     gradients: bool,
@@ -158,6 +178,8 @@ def _chunk(
     """nll and z-loss [B, c] of one chunk, and d(loss)/d(product) [B, c, V] in x's dtype."""
     form = "btd,vd->btv" if static.transposed else "btd,dv->btv"
     raw = jnp.einsum(form, x, kernel, preferred_element_type=jnp.float32)
+    if bias is not None:
+        raw = raw + bias
     logits = raw if static.logit_scale is None else raw * static.logit_scale
     if static.softcap is not None:
         tanh = jnp.tanh(logits / static.softcap)

@@ -34,16 +34,16 @@ _PEAKS = (
 _TWO_DEVICES = ("TPU7x", "TPU v7x")
 
 
-def flops_per_token(n_params: int, n_layers: int, attention_width: int, length: int) -> float:
+def flops_per_token(n_params: int, attention_width: int, length: int) -> float:
     """Training FLOPs of one token, forward and backward.
 
     Args:
-      n_params: N: all parameters but the input embedding table; the head is in.
-      n_layers: L.
-      attention_width: query heads times head size.
+      n_params: N: all parameters a token meets but the input embedding table; the head is in,
+        experts that are not its own are out.
+      attention_width: query heads times head size, summed over the layers with attention.
       length: T, the sequence length.
     """
-    return 6.0 * n_params + 6.0 * n_layers * length * attention_width
+    return 6.0 * n_params + 6.0 * length * attention_width
 
 
 @dataclasses.dataclass(frozen=True)

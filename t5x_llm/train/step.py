@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
-from t5x_llm.models.model import Model
+from t5x_llm.models.model import Model, Training
 from t5x_llm.parallel import Rules, batch_sharding, replicated, use
 from t5x_llm.train.state import TrainState
 
@@ -69,7 +70,13 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
 
 
 def accumulate(
-    model: Model, params: Any, batch: Batch, microbatches: int, z_loss: float, n_sources: int
+    model: Model,
+    params: Any,
+    batch: Batch,
+    microbatches: int,
+    z_loss: float,
+    n_sources: int,
+    training: Training | None = None,
 ) -> tuple[Any, Metrics]:
     """Gradients of the mean loss over the whole batch, and its sums.
 
@@ -77,17 +84,18 @@ def accumulate(
     on how many there are (but for rounding).
 
     Returns:
-      (float32 gradients, metrics: loss, z_loss, tokens, source_nll [sources], source_tokens).
+      (float32 gradients, metrics: loss, z_loss, tokens, source_nll [sources], source_tokens, and
+      means of what layers tell of themselves, such as a router's balance).
     """
     total = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
 
-    def loss(params: Any, part: Batch) -> tuple[jax.Array, Metrics]:
-        value, aux = model.loss(params, part, z_loss)
-        nll = jnp.sum(aux["nll"], axis=-1)
+    def loss(params: Any, part: Batch, index: Any = 0) -> tuple[jax.Array, Metrics]:
+        value, aux = model.loss(params, part, z_loss, training and training.at(index))
+        nll = jnp.sum(aux.pop("nll"), axis=-1)
         tokens = jnp.sum(part.loss_mask, axis=-1)
         sums = {
             "loss": jnp.sum(nll) / total,
-            "z_loss": aux["z_loss"] / total,
+            **{name: term / total for name, term in aux.items()},
             "tokens": jnp.sum(tokens),
             "source_nll": jax.ops.segment_sum(nll, part.source, n_sources),
             "source_tokens": jax.ops.segment_sum(tokens, part.source, n_sources),
@@ -98,15 +106,15 @@ def accumulate(
     if microbatches == 1:
         return gradient(params, batch)
 
-    def add(carry: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient(params, part)), None
+    def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
 
     parts = split_microbatches(batch, microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first)
     )
-    return jax.lax.scan(add, zeros, parts)[0]
+    return jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))[0]
 
 
 def make_train_step(
@@ -121,6 +129,8 @@ def make_train_step(
     microbatches: int = 1,
     z_loss: float = 0.0,
     guarded: bool = False,
+    noise_seed: int = 0,
+    embed_gradient: optax.Schedule | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
@@ -134,6 +144,9 @@ def make_train_step(
       n_sources: sources of the mixture; metrics carry sums for each.
       microbatches: the batch is processed in so many parts.
       z_loss: weight of mean log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
+      noise_seed: of the noise that the model's config may ask for while training.
+      embed_gradient: by step, the share of the gradient that reaches the embedding table by way of
+        the input (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
       guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
 
     Returns:
@@ -142,11 +155,19 @@ def make_train_step(
       of a guarded step also skipped (1 if the update was left out) and those of ``SIGNALS``.
     """
 
+    noisy = getattr(model.config, "neftune", None) is not None
+
     def train_step(
         state: TrainState, batch: Batch, control: Control | None = None
     ) -> tuple[TrainState, Metrics]:
+        training = None
+        if noisy or embed_gradient is not None:
+            share = None if embed_gradient is None else embed_gradient(state.step)
+            training = Training(named_key(noise_seed, "noise", state.step), share)
         with use(mesh, rules):
-            grads, metrics = accumulate(model, state.params, batch, microbatches, z_loss, n_sources)
+            grads, metrics = accumulate(
+                model, state.params, batch, microbatches, z_loss, n_sources, training
+            )
             grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             if control is not None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
-from t5x_llm.models.hf_config import check_hf_config
+from t5x_llm.models.family import REQUIRED, Family, dense, norm
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 from t5x_llm.nn.param import InitConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2:
+class GPT2(Family):
     """The GPT-2 preset.
 
     Attributes:
@@ -45,17 +45,40 @@ class GPT2:
     init_std: float = 0.02
 
     hf_type = "gpt2"
+    architecture = "GPT2LMHeadModel"
+    FIELDS: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "vocab_size": ("vocab_size", REQUIRED),
+        "d_model": ("n_embd", REQUIRED),
+        "n_layers": ("n_layer", REQUIRED),
+        "n_heads": ("n_head", REQUIRED),
+        "d_ff": ("n_inner", None),
+        "max_length": ("n_positions", 1024),
+        "norm_eps": ("layer_norm_epsilon", 1e-5),
+        "tied": ("tie_word_embeddings", True),
+        "init_std": ("initializer_range", 0.02),
+    }
+    WRITTEN: ClassVar[Mapping[str, Any]] = {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+    }
+    FIXED: ClassVar[Mapping[str, Any]] = {
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "reorder_and_upcast_attn": False,
+    }
+    IGNORED = frozenset({"n_ctx", "resid_pdrop", "embd_pdrop", "attn_pdrop"})
 
     def __post_init__(self) -> None:
-        if self.d_model % self.n_heads:
-            raise ConfigError(
-                "GPT2.n_heads", self.n_heads, f"a divisor of GPT2.d_model = {self.d_model}"
-            )
+        self.check_divides("d_model", "n_heads")
         self.decoder()
+
+    def write_hf(self) -> dict[str, Any]:
+        """No dropout."""
+        return {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
     def decoder(self) -> DecoderConfig:
         """The generic decoder this preset describes."""
-        norm = NormConfig("layer", self.norm_eps, bias=True)
+        norm = NormConfig("layer", self.norm_eps, bias=True, scale="ones")
         attention = AttentionConfig(
             n_heads=self.n_heads,
             n_kv_heads=self.n_heads,
@@ -63,66 +86,27 @@ class GPT2:
             rotary=None,
             qkv_bias=True,
             out_bias=True,
+            causal=True,
+            window=None,
+            scale=None,
+            softcap=None,
+            alibi=None,
+            qk_norm=None,
+            qkv_clip=None,
+            qk_filter=None,
         )
         d_ff = self.d_ff if self.d_ff is not None else 4 * self.d_model
         mlp = MlpConfig(d_ff, "gelu_tanh", gated=False, bias=True)
+        block = BlockConfig(attention, mlp, pre_norm(norm), parallel="no")
+        scale = 1 / math.sqrt(2 * self.n_layers)
         return DecoderConfig(
             vocab_size=self.vocab_size,
             d_model=self.d_model,
-            groups=(GroupConfig((BlockConfig(attention, mlp, norm),), self.n_layers),),
+            groups=(GroupConfig((block,), self.n_layers),),
             final_norm=norm,
             learned_positions=self.max_length,
             tied=self.tied,
-            init=InitConfig(self.init_std, self.init_std, 1 / math.sqrt(2 * self.n_layers)),
-        )
-
-    def to_hf_config(self) -> dict[str, Any]:
-        """config.json of transformers' GPT2LMHeadModel."""
-        return {
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": self.hf_type,
-            "vocab_size": self.vocab_size,
-            "n_positions": self.max_length,
-            "n_embd": self.d_model,
-            "n_layer": self.n_layers,
-            "n_head": self.n_heads,
-            "n_inner": self.d_ff,
-            "activation_function": "gelu_new",
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "layer_norm_epsilon": self.norm_eps,
-            "initializer_range": self.init_std,
-            "scale_attn_weights": True,
-            "tie_word_embeddings": self.tied,
-        }
-
-    @classmethod
-    def from_hf_config(cls, config: dict[str, Any]) -> GPT2:
-        """The preset of a transformers config.json. Dropout rates are training settings: ignored.
-
-        Raises:
-          ConfigError: naming a field this family does not know or a value it cannot express.
-        """
-        check_hf_config(
-            config,
-            known={"vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "n_ctx"}
-            | {"layer_norm_epsilon", "initializer_range", "tie_word_embeddings"}
-            | {"resid_pdrop", "embd_pdrop", "attn_pdrop"},
-            fixed={"model_type": "gpt2", "activation_function": "gelu_new"}
-            | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-            | {"add_cross_attention": False, "reorder_and_upcast_attn": False},
-        )
-        return cls(
-            vocab_size=config["vocab_size"],
-            d_model=config["n_embd"],
-            n_layers=config["n_layer"],
-            n_heads=config["n_head"],
-            d_ff=config.get("n_inner"),
-            max_length=config.get("n_positions", 1024),
-            norm_eps=config.get("layer_norm_epsilon", 1e-5),
-            tied=config.get("tie_word_embeddings", True),
-            init_std=config.get("initializer_range", 0.02),
+            init=InitConfig(self.init_std, self.init_std, scale, 1.0),
         )
 
     def weight_map(self) -> list[Entry]:
@@ -131,26 +115,16 @@ class GPT2:
         entries = [
             Entry("transformer.wte.weight", "embed.table", "V D", "V D"),
             Entry("transformer.wpe.weight", "position_embed.table", "T D", "T D"),
+            *norm("transformer.ln_f", "final_norm", bias=True),
+            *norm(f"{layer}ln_1", f"{ours}attention_norm", bias=True),
+            *norm(f"{layer}ln_2", f"{ours}mlp_norm", bias=True),
+            *dense(f"{layer}attn.c_proj", f"{ours}attention.out", "(N H) D", "N H D", "D"),
+            *dense(f"{layer}mlp.c_fc", f"{ours}mlp.up", "I O", "I O", "O"),
+            *dense(f"{layer}mlp.c_proj", f"{ours}mlp.down", "I O", "I O", "O"),
         ]
-        norms = {
-            "transformer.ln_f.": "final_norm.",
-            f"{layer}ln_1.": f"{ours}attention_norm.",
-            f"{layer}ln_2.": f"{ours}mlp_norm.",
-        }
-        for hf, path in norms.items():
-            entries.append(Entry(hf + "weight", path + "scale", "D", "D"))
-            entries.append(Entry(hf + "bias", path + "bias", "D", "D"))
         for i, part in enumerate(("query", "key", "value")):
-            hf, path = f"{layer}attn.c_attn.", f"{ours}attention.{part}."
-            entries.append(Entry(hf + "weight", path + "kernel", "D (P N H)", "D N H", part=(i, 3)))
-            entries.append(Entry(hf + "bias", path + "bias", "(P N H)", "N H", part=(i, 3)))
-        for hf, path, axes in (
-            ("attn.c_proj.", "attention.out.", ("(N H) D", "N H D")),
-            ("mlp.c_fc.", "mlp.up.", ("I O", "I O")),
-            ("mlp.c_proj.", "mlp.down.", ("I O", "I O")),
-        ):
-            entries.append(Entry(layer + hf + "weight", ours + path + "kernel", *axes))
-            entries.append(Entry(layer + hf + "bias", ours + path + "bias", "O", "O"))
+            hf, path = f"{layer}attn.c_attn", f"{ours}attention.{part}"
+            entries += dense(hf, path, "D (P N H)", "D N H", "(P N H)", part=(i, 3))
         if not self.tied:
             entries.append(Entry("lm_head.weight", "head.kernel", "V D", "D V"))
         return entries

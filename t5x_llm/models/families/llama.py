@@ -1,24 +1,27 @@
-"""LLaMA 1 and 2 (arXiv 2302.13971, 2307.09288) and every model of that shape."""
+"""LLaMA 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783) and every model of that shape."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
-from t5x_llm.models.hf_config import check_hf_config
+from t5x_llm.models.family import REQUIRED, Family, dense, norm
+from t5x_llm.models.rope import ROPE_FIELDS, read_rope, write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
+from t5x_llm.nn.layer import LayerConfig
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.positions import RotaryConfig
+from t5x_llm.nn.positions import RotaryConfig, RotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama:
+class Llama(Family):
     """Pre-norm decoder: RMSNorm, rotary grouped-query attention, SwiGLU, no biases.
 
     Attributes:
@@ -30,6 +33,7 @@ class Llama:
       d_ff: F.
       head_dim: H; None means D / N.
       rope_theta: rotary base.
+      rope_scaling: stretch of the rotary frequencies, or None.
       norm_eps: RMSNorm epsilon.
       tied: the head is the embedding table.
       attention_bias: biases on the four attention projections.
@@ -48,6 +52,7 @@ class Llama:
     n_kv_heads: int | None = None
     head_dim: int | None = None
     rope_theta: float = 10000.0
+    rope_scaling: RotaryScaling | None = None
     norm_eps: float = 1e-5
     tied: bool = False
     attention_bias: bool = False
@@ -57,14 +62,34 @@ class Llama:
     max_length: int = 2048
 
     hf_type = "llama"
+    architecture = "LlamaForCausalLM"
+    FIELDS: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "vocab_size": ("vocab_size", REQUIRED),
+        "d_model": ("hidden_size", REQUIRED),
+        "n_layers": ("num_hidden_layers", REQUIRED),
+        "n_heads": ("num_attention_heads", REQUIRED),
+        "d_ff": ("intermediate_size", REQUIRED),
+        "n_kv_heads": ("num_key_value_heads", None),
+        "head_dim": ("head_dim", None),
+        "norm_eps": ("rms_norm_eps", 1e-6),
+        "tied": ("tie_word_embeddings", False),
+        "attention_bias": ("attention_bias", False),
+        "mlp_bias": ("mlp_bias", False),
+        "init_std": ("initializer_range", 0.02),
+        "max_length": ("max_position_embeddings", 2048),
+    }
+    WRITTEN: ClassVar[Mapping[str, Any]] = {"hidden_act": "silu", "attention_dropout": 0.0}
+    FIXED: ClassVar[Mapping[str, Any]] = {"pretraining_tp": 1}
+    READ = ROPE_FIELDS
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.d_model % self.n_heads:
+            family = type(self).__name__
             raise ConfigError(
-                "Llama.n_heads",
+                f"{family}.n_heads",
                 self.n_heads,
-                f"a divisor of Llama.d_model = {self.d_model}",
-                "Change either, or give Llama.head_dim.",
+                f"a divisor of {family}.d_model = {self.d_model}",
+                f"Change either, or give {family}.head_dim.",
             )
         self.decoder()
 
@@ -78,121 +103,100 @@ class Llama:
         """H."""
         return self.head_dim if self.head_dim is not None else self.d_model // self.n_heads
 
-    def decoder(self) -> DecoderConfig:
-        """The generic decoder this preset describes."""
-        norm = NormConfig("rms", self.norm_eps, bias=False)
-        attention = AttentionConfig(
+    def norm(self) -> NormConfig:
+        """The norm of every place."""
+        return NormConfig("rms", self.norm_eps, bias=False, scale="ones")
+
+    def attention(self) -> AttentionConfig:
+        """The attention of every layer."""
+        return AttentionConfig(
             n_heads=self.n_heads,
             n_kv_heads=self.kv_heads,
             head_dim=self.head_size,
-            rotary=RotaryConfig(self.rope_theta, self.head_size),
+            rotary=RotaryConfig(
+                self.rope_theta, self.head_size, False, self.rope_scaling, two_d=False
+            ),
             qkv_bias=self.attention_bias,
             out_bias=self.attention_bias,
+            causal=True,
+            window=None,
+            scale=None,
+            softcap=None,
+            alibi=None,
+            qk_norm=None,
+            qkv_clip=None,
+            qk_filter=None,
         )
-        mlp = MlpConfig(self.d_ff, "silu", gated=True, bias=self.mlp_bias)
+
+    def feed_forward(self) -> LayerConfig:
+        """The feed-forward layer of every layer."""
+        return MlpConfig(self.d_ff, "silu", gated=True, bias=self.mlp_bias)
+
+    def groups(self) -> tuple[GroupConfig, ...]:
+        """The stack."""
+        residual = pre_norm(self.norm())
+        block = BlockConfig(self.attention(), self.feed_forward(), residual, parallel="no")
+        return (GroupConfig((block,), self.n_layers),)
+
+    def decoder(self) -> DecoderConfig:
+        """The generic decoder this preset describes."""
         return DecoderConfig(
             vocab_size=self.vocab_size,
             d_model=self.d_model,
-            groups=(GroupConfig((BlockConfig(attention, mlp, norm),), self.n_layers),),
-            final_norm=norm,
+            groups=self.groups(),
+            final_norm=self.norm(),
             learned_positions=None,
             tied=self.tied,
-            init=InitConfig(self.init_std, self.init_std or 0.02, self.residual_scale),
+            init=InitConfig(self.init_std, self.init_std or 0.02, self.residual_scale, 1.0),
         )
 
-    def to_hf_config(self) -> dict[str, Any]:
-        """config.json of transformers' LlamaForCausalLM."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": self.hf_type,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.d_model,
-            "intermediate_size": self.d_ff,
-            "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_size,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.max_length,
-            "initializer_range": self.init_std or 0.02,
-            "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "attention_bias": self.attention_bias,
-            "attention_dropout": 0.0,
-            "mlp_bias": self.mlp_bias,
-            "tie_word_embeddings": self.tied,
-        }
+    def write_hf(self) -> dict[str, Any]:
+        """Sizes as numbers, and the rotary settings."""
+        rope = write_rope(self.rope_theta, self.rope_scaling)
+        sizes = {"num_key_value_heads": self.kv_heads, "head_dim": self.head_size}
+        return sizes | rope | {"initializer_range": self.init_std or 0.02}
 
     @classmethod
-    def from_hf_config(cls, config: dict[str, Any]) -> Llama:
-        """The preset of a transformers config.json.
-
-        Raises:
-          ConfigError: naming a field this family does not know or a value it cannot express.
-        """
-        check_hf_config(
-            config,
-            known={"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
-            | {"num_attention_heads", "num_key_value_heads", "head_dim", "initializer_range"}
-            | {"max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters"}
-            | {"attention_bias", "mlp_bias", "tie_word_embeddings"},
-            fixed={"model_type": "llama", "hidden_act": "silu", "rope_scaling": None}
-            | {"attention_dropout": 0.0, "pretraining_tp": 1},
-        )
-        rope = config.get("rope_parameters") or {}
-        check_hf_config(
-            rope,
-            known={"rope_theta"},
-            fixed={"rope_type": "default"},
-            prefix="rope_parameters.",
-        )
-        return cls(
-            vocab_size=config["vocab_size"],
-            d_model=config["hidden_size"],
-            n_layers=config["num_hidden_layers"],
-            n_heads=config["num_attention_heads"],
-            n_kv_heads=config.get("num_key_value_heads"),
-            d_ff=config["intermediate_size"],
-            head_dim=config.get("head_dim"),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            tied=config.get("tie_word_embeddings", False),
-            attention_bias=config.get("attention_bias", False),
-            mlp_bias=config.get("mlp_bias", False),
-            init_std=config.get("initializer_range", 0.02),
-            max_length=config.get("max_position_embeddings", 2048),
-        )
+    def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The rotary settings."""
+        length = config.get("max_position_embeddings")
+        theta, scaling, _ = read_rope(config, length=length)
+        return {"rope_theta": theta, "rope_scaling": scaling}
 
     def weight_map(self) -> list[Entry]:
         """HF tensor names and layouts against ours."""
-        layer, ours = "model.layers.{layer}.", "group_0.block_0."
-        attention = {"q": ("query", "N"), "k": ("key", "K"), "v": ("value", "K")}
-        entries = [
+        layer, ours = "model.layers.{layer}.", "group_{group}.block_{block}."
+        return [
             Entry("model.embed_tokens.weight", "embed.table", "V D", "V D"),
-            Entry("model.norm.weight", "final_norm.scale", "D", "D"),
-            Entry(f"{layer}input_layernorm.weight", f"{ours}attention_norm.scale", "D", "D"),
-            Entry(f"{layer}post_attention_layernorm.weight", f"{ours}mlp_norm.scale", "D", "D"),
-            Entry(
-                f"{layer}self_attn.o_proj.weight",
-                f"{ours}attention.out.kernel",
-                "D (N H)",
-                "N H D",
-            ),
+            *norm("model.norm", "final_norm", self.norm().bias),
+            *self.norm_entries(layer, ours),
+            *self.attention_entries(f"{layer}self_attn.", f"{ours}attention."),
+            *self.feed_forward_entries(f"{layer}mlp.", f"{ours}mlp."),
+            *([] if self.tied else [Entry("lm_head.weight", "head.kernel", "V D", "D V")]),
         ]
-        for name, (part, heads) in attention.items():
-            hf, path = f"{layer}self_attn.{name}_proj.", f"{ours}attention.{part}."
-            entries.append(Entry(hf + "weight", path + "kernel", f"({heads} H) D", f"D {heads} H"))
-            if self.attention_bias:
-                entries.append(Entry(hf + "bias", path + "bias", f"({heads} H)", f"{heads} H"))
-        if self.attention_bias:
-            hf = f"{layer}self_attn.o_proj.bias"
-            entries.append(Entry(hf, f"{ours}attention.out.bias", "D", "D"))
+
+    def norm_entries(self, hf: str, ours: str) -> list[Entry]:
+        """Of one layer's norms."""
+        bias = self.norm().bias
+        return [
+            *norm(f"{hf}input_layernorm", f"{ours}attention_norm", bias),
+            *norm(f"{hf}post_attention_layernorm", f"{ours}mlp_norm", bias),
+        ]
+
+    def attention_entries(self, hf: str, ours: str) -> list[Entry]:
+        """Of one layer's attention."""
+        config, entries = self.attention(), []
+        for name, part, heads in (("q", "query", "N"), ("k", "key", "K"), ("v", "value", "K")):
+            bias = f"({heads} H)" if config.qkv_bias else None
+            axes = (f"({heads} H) D", f"D {heads} H")
+            entries += dense(f"{hf}{name}_proj", f"{ours}{part}", *axes, bias)
+        bias = "D" if config.out_bias else None
+        return entries + dense(f"{hf}o_proj", f"{ours}out", "D (N H)", "N H D", bias)
+
+    def feed_forward_entries(self, hf: str, ours: str) -> list[Entry]:
+        """Of one layer's feed-forward layer."""
+        entries = []
         for part in ("gate", "up", "down"):
-            hf, path = f"{layer}mlp.{part}_proj.", f"{ours}mlp.{part}."
-            entries.append(Entry(hf + "weight", path + "kernel", "O I", "I O"))
-            if self.mlp_bias:
-                entries.append(Entry(hf + "bias", path + "bias", "O", "O"))
-        if not self.tied:
-            entries.append(Entry("lm_head.weight", "head.kernel", "V D", "D V"))
+            bias = "O" if self.mlp_bias else None
+            entries += dense(f"{hf}{part}_proj", ours + part, "O I", "I O", bias)
         return entries

@@ -1,0 +1,129 @@
+"""What a family is: sizes that know their decoder, their config.json and their weights.
+
+A family lists which field of config.json is which of its own, once; reading and writing follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.models.decoder import DecoderConfig
+from t5x_llm.models.hf_config import check_hf_config
+from t5x_llm.models.weight_map import Entry
+
+REQUIRED = object()
+
+
+class Family:
+    """Base of the presets; subclasses are frozen dataclasses.
+
+    Attributes:
+      hf_type: ``model_type`` of config.json.
+      architecture: its class in transformers.
+      FIELDS: our field to (config.json's field, what transformers takes where it is absent, or
+        ``REQUIRED``).
+      WRITTEN: fields of config.json with the one value this family computes; written on export.
+      FIXED: the same, but accepted only: old names, switches that are off.
+      IGNORED: fields that change no inference: dropout rates, initialisation.
+      READ: fields that ``read_hf`` reads.
+    """
+
+    hf_type: ClassVar[str]
+    architecture: ClassVar[str]
+    FIELDS: ClassVar[Mapping[str, tuple[str, Any]]]
+    WRITTEN: ClassVar[Mapping[str, Any]] = {}
+    FIXED: ClassVar[Mapping[str, Any]] = {}
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    READ: ClassVar[frozenset[str]] = frozenset()
+
+    vocab_size: int
+
+    def decoder(self) -> DecoderConfig:
+        """The generic decoder this preset describes."""
+        raise NotImplementedError
+
+    def weight_map(self) -> list[Entry]:
+        """HF tensor names and layouts against ours."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Our fields that are no plain copy of one of config.json's."""
+        return {}
+
+    def write_hf(self) -> dict[str, Any]:
+        """The fields of config.json that ``read_hf`` reads."""
+        return {}
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
+        """The preset of a transformers config.json.
+
+        Raises:
+          ConfigError: naming a field this family does not know or a value it cannot express.
+          KeyError: naming a field that is missing.
+        """
+        known = {hf for hf, _ in cls.FIELDS.values()} | cls.IGNORED | cls.READ
+        fixed = {"model_type": cls.hf_type, **cls.FIXED, **cls.WRITTEN}
+        check_hf_config(config, known=known, fixed=fixed)
+        kwargs: dict[str, Any] = {}
+        for ours, (hf, default) in cls.FIELDS.items():
+            if default is REQUIRED:
+                kwargs[ours] = config[hf]
+            else:
+                value = config.get(hf)
+                kwargs[ours] = default if value is None else value
+        return cls(**(kwargs | cls.read_hf(config)))
+
+    def to_hf_config(self) -> dict[str, Any]:
+        """config.json of the transformers class."""
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.hf_type,
+            **{hf: getattr(self, ours) for ours, (hf, _) in self.FIELDS.items()},
+            **self.WRITTEN,
+            **self.write_hf(),
+        }
+
+    def check_divides(self, name: str, by: str) -> None:
+        """Raises ConfigError unless field ``by`` divides field ``name``."""
+        whole, part = getattr(self, name), getattr(self, by)
+        if not isinstance(part, int) or part < 1 or whole % part:
+            family = type(self).__name__
+            raise ConfigError(f"{family}.{by}", part, f"a divisor of {family}.{name} = {whole}")
+
+
+def dense(
+    hf: str, ours: str, hf_axes: str, our_axes: str, bias: str | None = None, **more: Any
+) -> list[Entry]:
+    """Entries of one linear layer: ``hf.weight`` to ``ours.kernel``, and its bias.
+
+    Args:
+      hf: prefix of the tensors' names, without the dot.
+      ours: path of the layer.
+      hf_axes: einops pattern of HF's weight.
+      our_axes: of our kernel.
+      bias: pattern of the bias on both sides, written as HF's (``(N H)``); None without one.
+      more: further fields of ``Entry``, for fused tensors.
+    """
+    entries = [Entry(f"{hf}.weight", f"{ours}.kernel", hf_axes, our_axes, **more)]
+    if bias is not None:
+        ours_bias = " ".join(a for a in bias.replace("(", " ").replace(")", " ").split())
+        if more.get("part") and more.get("span", 1) == 1:
+            ours_bias = " ".join(a for a in ours_bias.split() if a != "P")
+        entries.append(Entry(f"{hf}.bias", f"{ours}.bias", bias, ours_bias, **more))
+    return entries
+
+
+def norm(hf: str, ours: str, bias: bool, axes: str = "D") -> list[Entry]:
+    """Entries of one norm: ``hf.weight`` to ``ours.scale``, and its bias."""
+    entries = [Entry(f"{hf}.weight", f"{ours}.scale", axes, axes)]
+    return entries + ([Entry(f"{hf}.bias", f"{ours}.bias", axes, axes)] if bias else [])
+
+
+def changed(config: Any, **fields: Any) -> Any:
+    """A copy of a config dataclass with other fields."""
+    return dataclasses.replace(config, **fields)
