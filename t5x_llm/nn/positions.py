@@ -19,10 +19,10 @@ class RotaryScaling:
       kind: 'linear' (arXiv 2306.15595), 'llama3' (arXiv 2407.21783, section 3.4.1, as released) or
         'yarn' (arXiv 2309.00071).
       factor: how many times longer.
-      original_length: the pretrained context; unused by 'linear'.
-      low: llama3's low_freq_factor, yarn's beta_slow.
-      high: llama3's high_freq_factor, yarn's beta_fast.
-      attention_factor: yarn's factor on cosines and sines.
+      original_length: the pretrained context; 0 for 'linear'.
+      low: llama3's low_freq_factor, yarn's beta_slow; 1 for 'linear'.
+      high: llama3's high_freq_factor, yarn's beta_fast; 4 for 'linear'.
+      attention_factor: yarn's factor on cosines and sines; 1 for the others.
     """
 
     kind: str
@@ -36,10 +36,22 @@ class RotaryScaling:
         check_choice("RotaryScaling.kind", self.kind, ("linear", "llama3", "yarn"))
         check_number("RotaryScaling.factor", self.factor, low=1)
         check_number("RotaryScaling.attention_factor", self.attention_factor, above=0)
-        if self.kind != "linear":
-            check_number("RotaryScaling.original_length", self.original_length, low=1, integer=True)
+        neutral = {} if self.kind == "yarn" else {"attention_factor": 1.0}
+        if self.kind == "linear":
+            neutral |= {"original_length": 0, "low": 1.0, "high": 4.0}
+        else:
+            check_number(
+                "RotaryScaling.original_length", self.original_length, low=1, integer=True
+            )
             check_number("RotaryScaling.low", self.low, above=0)
             check_number("RotaryScaling.high", self.high, above=self.low)
+        for name, value in neutral.items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"RotaryScaling.{name}",
+                    getattr(self, name),
+                    f"{value}, as {self.kind!r} has no such thing",
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _variants(config):
         if isinstance(value, bool):
             options = [not value]
         elif isinstance(value, int):
-            options = [value * 2]
+            options = [value * 2 or 1]
         elif isinstance(value, float):
             options = [value * 1.5]
         elif isinstance(value, str):

@@ -1,0 +1,181 @@
+"""What the zoo's tests share: weights that both sides make from names, prompts, golden files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import pathlib
+import types
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from cases import CASES
+
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.hf.import_ import family_of
+from t5x_llm.models.model import Model
+from t5x_llm.models.weight_map import from_hf, to_hf
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+LENGTH, STRIDE, CUT = 512, 8, 200
+RECURRENT = ("mamba", "mamba2", "falcon_mamba", "jamba", "rwkv", "ttt")
+
+
+def tolerance(name: str) -> float:
+    """Largest difference of a logit."""
+    return 2e-4 if CASES[name]["model_type"] in RECURRENT else 1e-4
+
+
+def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 weights of tensor ``name``: wide enough that every part moves the logits.
+
+    Scales of norms lie about one; decays and steps of recurrences where their inits put them.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    noise = rng.normal(size=shape)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("A_log", "time_decay"):
+        return np.log(rng.uniform(1, 4, shape)).astype(np.float32)
+    if leaf in ("time_mix_key", "time_mix_value", "time_mix_receptance"):
+        return rng.uniform(0, 1, shape).astype(np.float32)
+    if name.endswith("dt_proj.bias") or leaf == "dt_bias":
+        return rng.uniform(-4, -1, shape).astype(np.float32)
+    if len(shape) < 2:
+        centre = 0.0 if "bias" in leaf else 1.0
+        return (centre + 0.1 * noise).astype(np.float32)
+    return (0.8 * noise / math.sqrt(min(shape[-1], 32))).astype(np.float32)
+
+
+def tokens(seed: int = 1, length: int = LENGTH, vocab: int = 64) -> np.ndarray:
+    """[length] int32."""
+    return np.random.default_rng(seed).integers(0, vocab, length).astype(np.int32)
+
+
+def segments() -> tuple[np.ndarray, np.ndarray]:
+    """Two documents in a row of LENGTH, cut at CUT: segment ids and positions, each [1, LENGTH]."""
+    ids = np.where(np.arange(LENGTH) < CUT, 1, 2).astype(np.int32)
+    positions = np.where(ids == 1, np.arange(LENGTH), np.arange(LENGTH) - CUT).astype(np.int32)
+    return ids[None], positions[None]
+
+
+def hf_shapes(family: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of a family's tensors, by HF name."""
+    abstract = Model(family.decoder()).abstract_params()
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract)
+    return {name: make().shape for name, make in to_hf(family.weight_map(), zeros)}
+
+
+@functools.cache
+def model(name: str) -> tuple[Any, Model, dict[str, Any]]:
+    """Our family, its model in float32, and its parameters."""
+    family = family_of(CASES[name])
+    made = Model(family.decoder(), Policy(compute="float32"))
+    abstract = made.abstract_params()
+    shapes = hf_shapes(family)
+    return family, made, from_hf(family.weight_map(), abstract, lambda n: array(n, shapes[n]))
+
+
+def run(made: Model) -> Any:
+    """jitted (params, tokens [1, T], segment_ids, positions) -> logits [T, V]."""
+
+    @jax.jit
+    def forward(params: Any, ids: Any, segment_ids: Any = None, positions: Any = None) -> Any:
+        with jax.default_matmul_precision("highest"):
+            hidden, _ = made.apply(params, ids, segment_ids=segment_ids, positions=positions)
+            return made.logits(params, hidden)[0]
+
+    return forward
+
+
+def batch_of(rows: np.ndarray, **changes: Any) -> Any:
+    """What Model.loss reads, for rows [B, T + 1] of one document each."""
+    shape = (rows.shape[0], rows.shape[1] - 1)
+    fields = dict(
+        tokens=rows[:, :-1],
+        targets=rows[:, 1:],
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        segment_ids=np.ones(shape, np.int32),
+        loss_mask=np.ones(shape, np.float32),
+    )
+    return types.SimpleNamespace(**(fields | changes))
+
+
+def mean_loss(made: Model) -> Any:
+    """(params, row [T + 1]) -> mean next-token loss, for gradients."""
+
+    def loss(params: Any, row: Any) -> Any:
+        batch = batch_of(row[None])
+        # The router's losses are ours alone.
+        value, aux = made.loss(params, batch)
+        return (value - aux.get("layer_loss", 0.0)) / batch.tokens.size
+
+    return loss
+
+
+def summary(name: str, gradient: np.ndarray) -> tuple[float, float]:
+    """Norm of a gradient, and its product with a fixed direction."""
+    direction = np.random.default_rng(zlib.crc32(name.encode())).normal(size=gradient.shape)
+    wide = np.asarray(gradient, np.float64)
+    return float(np.linalg.norm(wide)), float(np.sum(wide * direction))
+
+
+def golden(name: str) -> dict[str, Any]:
+    """The golden file of a case: logits [T / STRIDE, V] whole and packed, loss, gradients, shapes."""
+    found = dict(np.load(GOLDEN / f"{name}.npz"))
+    found["tensors"] = json.loads(str(found["tensors"]))
+    return found
+
+
+def our_gradients(name: str, gradients: Any) -> dict[str, np.ndarray]:
+    """Gradients by HF name."""
+    family = model(name)[0]
+    return {hf: make() for hf, make in to_hf(family.weight_map(), gradients)}
+
+
+def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
+    """Losses of so many AdamW steps on shipped English text as bytes, data x fsdp x tensor."""
+    import dataclasses
+
+    import optax
+
+    from t5x_llm.data.batch import Batch
+    from t5x_llm.parallel import MeshConfig, make_mesh
+    from t5x_llm.train.state import init_state, state_shardings
+    from t5x_llm.train.step import make_train_step
+
+    family = dataclasses.replace(model(name)[0], vocab_size=256)
+    made = Model(family.decoder(), Policy(compute="float32"))
+    sizes = dict(data=2, fsdp=2, tensor=2) if devices == 8 else dict(data=1, fsdp=1, tensor=1)
+    mesh_config = MeshConfig(**sizes)
+    mesh, rules = make_mesh(mesh_config, jax.devices()[:devices]), mesh_config.rules()
+    tx = optax.adamw(1e-2)
+    state = init_state(made, tx, jax.random.key(0), mesh, rules)
+    step = make_train_step(
+        made,
+        tx,
+        optax.constant_schedule(1e-2),
+        mesh=mesh,
+        rules=rules,
+        state_shardings=state_shardings(made, tx, mesh, rules),
+        n_sources=1,
+    )
+    text = np.frombuffer(_text(), np.uint8).astype(np.int32)
+    losses = []
+    for i in range(steps):
+        rows = text[i * 8 * 65 : (i + 1) * 8 * 65].reshape(8, 65)
+        fields = vars(batch_of(rows))
+        batch = Batch(**fields, source=np.zeros(8, np.int32))
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return np.asarray(losses)
+
+
+@functools.cache
+def _text() -> bytes:
+    path = pathlib.Path(__file__).parents[2] / "data/quickstart/en_sotu.jsonl"
+    with path.open() as file:
+        text = "".join(json.loads(file.readline())["text"] for _ in range(100))
+    return text.encode()
