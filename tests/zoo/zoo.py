@@ -123,7 +123,7 @@ def summary(name: str, gradient: np.ndarray) -> tuple[float, float]:
 
 
 def golden(name: str) -> dict[str, Any]:
-    """The golden file of a case: logits [T / STRIDE, V] whole and packed, loss, gradients, shapes."""
+    """A golden file: logits [T / STRIDE, V] whole and packed, loss, gradients and shapes."""
     found = dict(np.load(GOLDEN / f"{name}.npz"))
     found["tensors"] = json.loads(str(found["tensors"]))
     return found

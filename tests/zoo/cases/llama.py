@@ -33,6 +33,7 @@ CASES = {
             "rope_type": "yarn",
             "rope_theta": 500.0,
             "factor": 4.0,
+            "beta_fast": 5.0,
             "original_max_position_embeddings": 96,
         },
     },
