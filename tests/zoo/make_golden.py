@@ -32,6 +32,7 @@ def make_model(config: dict) -> torch.nn.Module:
     made = transformers.AutoConfig.for_model(config["model_type"], **fields)
     model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager")
     model = model.float().eval()
+    model.get_input_embeddings().padding_idx = None  # it would drop that row's gradient
     with torch.no_grad():
         for name, tensor in hf_tensors(model).items():
             tensor.copy_(torch.from_numpy(array(name, tuple(tensor.shape))))

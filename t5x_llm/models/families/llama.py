@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
-from t5x_llm.models.family import REQUIRED, Family, dense, norm
+from t5x_llm.models.family import REQUIRED, Family, changed, dense, norm
 from t5x_llm.models.rope import ROPE_FIELDS, read_rope, write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
@@ -21,8 +21,10 @@ from t5x_llm.nn.positions import RotaryConfig, RotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama(Family):
+class LlamaLike(Family):
     """Pre-norm decoder: RMSNorm, rotary grouped-query attention, SwiGLU, no biases.
+
+    Families that differ in a few places override those.
 
     Attributes:
       vocab_size: V.
@@ -36,8 +38,6 @@ class Llama(Family):
       rope_scaling: stretch of the rotary frequencies, or None.
       norm_eps: RMSNorm epsilon.
       tied: the head is the embedding table.
-      attention_bias: biases on the four attention projections.
-      mlp_bias: biases in the feed-forward layer.
       init_std: standard deviation of fresh kernels and embeddings; None draws kernels from
         1/sqrt(fan in) and embeddings from N(0, 0.02^2).
       residual_scale: factor on fresh kernels that write to the residual stream.
@@ -55,14 +55,10 @@ class Llama(Family):
     rope_scaling: RotaryScaling | None = None
     norm_eps: float = 1e-5
     tied: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
     init_std: float | None = 0.02
     residual_scale: float = 1.0
     max_length: int = 2048
 
-    hf_type = "llama"
-    architecture = "LlamaForCausalLM"
     FIELDS: ClassVar[Mapping[str, tuple[str, Any]]] = {
         "vocab_size": ("vocab_size", REQUIRED),
         "d_model": ("hidden_size", REQUIRED),
@@ -73,13 +69,10 @@ class Llama(Family):
         "head_dim": ("head_dim", None),
         "norm_eps": ("rms_norm_eps", 1e-6),
         "tied": ("tie_word_embeddings", False),
-        "attention_bias": ("attention_bias", False),
-        "mlp_bias": ("mlp_bias", False),
         "init_std": ("initializer_range", 0.02),
         "max_length": ("max_position_embeddings", 2048),
     }
     WRITTEN: ClassVar[Mapping[str, Any]] = {"hidden_act": "silu", "attention_dropout": 0.0}
-    FIXED: ClassVar[Mapping[str, Any]] = {"pretraining_tp": 1}
     READ = ROPE_FIELDS
 
     def __post_init__(self) -> None:
@@ -116,8 +109,8 @@ class Llama(Family):
             rotary=RotaryConfig(
                 self.rope_theta, self.head_size, False, self.rope_scaling, two_d=False
             ),
-            qkv_bias=self.attention_bias,
-            out_bias=self.attention_bias,
+            qkv_bias=False,
+            out_bias=False,
             causal=True,
             window=None,
             scale=None,
@@ -130,7 +123,7 @@ class Llama(Family):
 
     def feed_forward(self) -> LayerConfig:
         """The feed-forward layer of every layer."""
-        return MlpConfig(self.d_ff, "silu", gated=True, bias=self.mlp_bias)
+        return MlpConfig(self.d_ff, "silu", gated=True, bias=False)
 
     def groups(self) -> tuple[GroupConfig, ...]:
         """The stack."""
@@ -197,6 +190,44 @@ class Llama(Family):
         """Of one layer's feed-forward layer."""
         entries = []
         for part in ("gate", "up", "down"):
-            bias = "O" if self.mlp_bias else None
+            bias = "O" if getattr(self.feed_forward(), "bias", False) else None
             entries += dense(f"{hf}{part}_proj", ours + part, "O I", "I O", bias)
         return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasedLlama(LlamaLike):
+    """With the option of biases in attention.
+
+    Attributes:
+      attention_bias: biases on the four attention projections.
+    """
+
+    attention_bias: bool = False
+
+    FIELDS = {**LlamaLike.FIELDS, "attention_bias": ("attention_bias", False)}
+
+    def attention(self) -> AttentionConfig:
+        """With its biases."""
+        bias = self.attention_bias
+        return changed(super().attention(), qkv_bias=bias, out_bias=bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama(BiasedLlama):
+    """LLaMA 1, 2 and 3.
+
+    Attributes:
+      mlp_bias: biases in the feed-forward layer.
+    """
+
+    mlp_bias: bool = False
+
+    hf_type = "llama"
+    architecture = "LlamaForCausalLM"
+    FIELDS = {**BiasedLlama.FIELDS, "mlp_bias": ("mlp_bias", False)}
+    FIXED = {"pretraining_tp": 1}
+
+    def feed_forward(self) -> LayerConfig:
+        """With its biases."""
+        return changed(super().feed_forward(), bias=self.mlp_bias)
