@@ -75,6 +75,11 @@ class LatentAttentionConfig:
         """What each pair of tokens costs in FLOPs is proportional to it: N * mean of head sizes."""
         return self.n_heads * (self.head_dim + self.value_dim) // 2
 
+    def absorbs(self, queries: int) -> bool:
+        """Whether so many new tokens cost less against compressed keys than expanding these."""
+        per_pair = 2 * self.kv_rank + self.rotary.dim - self.head_dim - self.value_dim
+        return queries * per_pair < self.kv_rank * (self.nope_dim + self.value_dim)
+
     def make(self, d_model: int, init: InitConfig, rngs: nnx.Rngs) -> LatentAttention:
         """The layer."""
         return LatentAttention(self, d_model, init, rngs)
@@ -171,7 +176,8 @@ class LatentAttention(nnx.Module):
             scale=config.head_dim**-0.5 if config.scale is None else config.scale,
         )
         q = keep(constrain(q, HEADS), "query")
-        attention = self._expanded if cache is None else self._absorbed
+        absorb = cache is not None and config.absorbs(x.shape[1])
+        attention = self._absorbed if absorb else self._expanded
         y = attention(q, latent, turned, segments)
         return keep(self.out(constrain(y, HEADS)), "attention_out"), cache, {}
 

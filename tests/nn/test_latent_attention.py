@@ -146,11 +146,14 @@ def test_equals_the_formulas(variant):
     np.testing.assert_allclose(y[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("value_dim", [VALUE, 20])
-def test_cached_decoding_equals_the_full_pass(value_dim):
-    c = config(value_dim=value_dim)
+@pytest.mark.parametrize(
+    ("value_dim", "rank", "first"), [(VALUE, RANK, 4), (20, RANK, 4), (6, 30, 10)]
+)
+def test_cached_decoding_equals_the_full_pass(value_dim, rank, first):
+    c = config(value_dim=value_dim, kv_rank=rank)
+    assert c.absorbs(1) and c.absorbs(first) == (rank == RANK)
     layer = make(c)
-    length, first = 12, 4
+    length = 12
     x = jax.random.normal(jax.random.key(2), (2, length, D))
     segments = np.ones((2, length), np.int32)
     segments[1, :2] = 0  # a left-padded prompt
@@ -158,7 +161,7 @@ def test_cached_decoding_equals_the_full_pass(value_dim):
     segments = jnp.asarray(segments)
     full, _, _ = layer(x, context(c, positions, segments), None)
     cache = layer.init_cache(2, 16, jnp.float32)
-    assert {k: v.shape for k, v in cache.items()} == {"latent": (2, 16, RANK), "key": (2, 16, ROPE)}
+    assert {k: v.shape for k, v in cache.items()} == {"latent": (2, 16, rank), "key": (2, 16, ROPE)}
 
     @jax.jit
     def call(x, cache, positions, segments, key_positions, key_segments, index):

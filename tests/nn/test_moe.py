@@ -14,7 +14,7 @@ from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.mlp import ACTIVATIONS, MlpConfig
 from t5x_llm.nn.moe import MoeConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.router import GroupLimitConfig, RouterConfig, balance_loss, z_loss
+from t5x_llm.nn.router import GroupLimitConfig, RouterConfig
 from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings, use
 
 INIT = InitConfig(kernel_std=0.4, embed_std=0.02, residual_scale=1.0, branch_scale=1.0)
@@ -158,6 +158,19 @@ def dense(name, layer, x):
     return out
 
 
+def run(layer, x, segment_ids):
+    """The compiled layer: (y, scalars)."""
+    graphdef, state = nnx.split(layer)
+
+    @jax.jit
+    def call(state, x, segment_ids):
+        y, cache, aux = nnx.merge(graphdef, state)(x, context(segment_ids), None)
+        assert cache is None
+        return y, aux
+
+    return call(state, x, segment_ids)
+
+
 def capacity(config, factor=8.0):
     return dataclasses.replace(config, dispatch="capacity", capacity_factor=factor)
 
@@ -167,7 +180,7 @@ def capacity(config, factor=8.0):
 def test_routing_equals_a_loop_over_experts(name, way):
     config = FLAVOURS[name] if way == "dropless" else capacity(FLAVOURS[name])
     layer, x = make(config), tokens()
-    y, _, aux = layer(x, context(np.ones((2, 11))), None)
+    y, aux = run(layer, x, np.ones((2, 11)))
     np.testing.assert_allclose(y, dense(name, layer, x), rtol=2e-4, atol=2e-4)
     assert aux["moe_dropped"] == 0
     assert set(aux) == {"loss", "moe_balance", "moe_z", "moe_dropped"}
@@ -233,15 +246,15 @@ def test_bfloat16_is_close_to_float32(way):
     config = FLAVOURS["mixtral"] if way == "dropless" else capacity(FLAVOURS["mixtral"])
     layer = make(config)
     x = tokens(2, 64).astype(jnp.bfloat16)
-    segments = context(np.ones((2, 64)))
-    y, _, _ = layer(x, segments, None)
-    z, _, _ = layer(x.astype(jnp.float32), segments, None)
+    segments = np.ones((2, 64))
+    y, _ = run(layer, x, segments)
+    z, _ = run(layer, x.astype(jnp.float32), segments)
     assert y.dtype == jnp.bfloat16
     error = jnp.linalg.norm(y.astype(jnp.float32) - z) / jnp.linalg.norm(z)
     assert error < 0.02
 
     def loss(x):
-        return jnp.sum(layer(x, segments, None)[0].astype(jnp.float32) ** 2)
+        return jnp.sum(run(layer, x, segments)[0].astype(jnp.float32) ** 2)
 
     a, b = jax.grad(loss)(x).astype(jnp.float32), jax.grad(loss)(x.astype(jnp.float32))
     assert jnp.linalg.norm(a - b) / jnp.linalg.norm(b) < 0.05
@@ -262,8 +275,8 @@ def test_tokens_beyond_capacity_are_dropped_in_order():
     x = jnp.abs(tokens(2, 8)) + 0.5
     segments = np.ones((2, 8), np.int32)
     segments[0, :3] = 0  # takes no place
-    y, _, aux = layer(x, context(segments), None)
-    whole, _, _ = make_dropless(layer)(x, context(segments), None)
+    y, aux = run(layer, x, segments)
+    whole, _ = run(make_dropless(layer), x, segments)
     assert config.capacity(8) == 2
     np.testing.assert_allclose(aux["moe_dropped"], (3 + 6) / 13, rtol=1e-6)
     kept = np.zeros((2, 8), bool)
@@ -286,7 +299,7 @@ def test_all_tokens_of_one_expert_are_kept(path, monkeypatch):
         monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
     layer = one_way(moe(router(top_k=1)), 7)
     x = jnp.abs(tokens(3, 50)) + 0.5
-    y, _, _ = layer(x, context(np.ones((3, 50))), None)
+    y, _ = run(layer, x, np.ones((3, 50)))
     np.testing.assert_allclose(y, dense("switch", layer, x), rtol=1e-4, atol=1e-4)
 
 
@@ -296,47 +309,18 @@ def test_padding_is_ignored(config):
     segments = np.ones((2, 12), np.int32)
     segments[0, 5:] = segments[1, :4] = 0
     other = jnp.where(jnp.asarray(segments)[..., None] == 0, 100 * tokens(2, 12, seed=9), x)
-    (y, _, aux), (z, _, other_aux) = (layer(a, context(segments), None) for a in (x, other))
+    (y, aux), (z, other_aux) = (run(layer, a, segments) for a in (x, other))
     np.testing.assert_array_equal(y, z)
     np.testing.assert_array_equal(y[segments == 0], 0)
     assert aux == other_aux
-    y, _, aux = layer(x, context(np.zeros((2, 12))), None)
+    y, aux = run(layer, x, np.zeros((2, 12)))
     np.testing.assert_array_equal(y, 0)
     assert all(value == 0 for value in aux.values())
 
 
-def test_balance_loss_is_one_at_uniform_routing_and_e_at_collapse():
-    valid = np.ones((2, 8), bool)
-    uniform = jnp.full((2, 8, 4), 0.25)
-    experts = jnp.arange(32).reshape(2, 8, 2) % 4
-    np.testing.assert_allclose(balance_loss(uniform, experts, valid), 1.0, rtol=1e-6)
-    collapsed = jax.nn.one_hot(jnp.full((2, 8), 3), 4)
-    np.testing.assert_allclose(
-        balance_loss(collapsed, jnp.full((2, 8, 1), 3), valid), 4.0, rtol=1e-6
-    )
-    valid[0, :] = False  # the other row alone: its choices are as uniform
-    garbage = uniform.at[0].set(9.0)
-    np.testing.assert_allclose(balance_loss(garbage, experts, valid), 1.0, rtol=1e-6)
-    # Switch Transformer's formula, term by term.
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet(np.ones(4), (1, 10))
-    choice = p.argmax(-1)
-    f = np.bincount(choice[0], minlength=4) / 10
-    np.testing.assert_allclose(
-        balance_loss(jnp.asarray(p), jnp.asarray(choice)[..., None], np.ones((1, 10), bool)),
-        4 * np.sum(f * p[0].mean(0)),
-        rtol=1e-5,
-    )
-
-
-def test_z_loss_and_the_weighted_sum():
-    logits = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32) * 3
-    valid = np.ones((2, 5), bool)
-    valid[1, 2:] = False
-    expected = np.mean(np.log(np.exp(logits[valid].astype(np.float64)).sum(-1)) ** 2)
-    np.testing.assert_allclose(z_loss(jnp.asarray(logits), jnp.asarray(valid)), expected, rtol=1e-5)
+def test_the_loss_is_the_weighted_sum():
     layer = make(FLAVOURS["mixtral"])
-    _, _, aux = layer(tokens(), context(np.ones((2, 11))), None)
+    _, aux = run(layer, tokens(), np.ones((2, 11)))
     np.testing.assert_allclose(
         aux["loss"], 0.01 * aux["moe_balance"] + 0.001 * aux["moe_z"], rtol=1e-6
     )
