@@ -1,10 +1,12 @@
-"""Losses of routers against the papers' formulas."""
+"""Routers' losses against the papers' formulas, and configs that cannot work."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from t5x_llm.nn.router import balance_loss, z_loss
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.nn.router import GroupLimitConfig, RouterConfig, balance_loss, z_loss
 
 
 def test_balance_loss_is_one_at_uniform_routing_and_e_at_collapse():
@@ -37,3 +39,36 @@ def test_z_loss_is_its_formula():
     valid[1, 2:] = False
     expected = np.mean(np.log(np.exp(logits[valid].astype(np.float64)).sum(-1)) ** 2)
     np.testing.assert_allclose(z_loss(jnp.asarray(logits), jnp.asarray(valid)), expected, rtol=1e-5)
+
+
+def router(**changes):
+    base = dict(
+        n_experts=8,
+        top_k=2,
+        scoring="softmax",
+        correction=False,
+        groups=None,
+        normalise=None,
+        scale=1.0,
+        balance_weight=0.01,
+        z_weight=0.001,
+    )
+    return RouterConfig(**base | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda: router(top_k=9), "RouterConfig.top_k = 9.*at most 8"),
+        (lambda: router(scoring="softmin"), "Did you mean 'softmax'"),
+        (lambda: router(normalise=0.0), "RouterConfig.normalise"),
+        (lambda: router(scale=-1.0), "RouterConfig.scale"),
+        (lambda: router(groups=GroupLimitConfig(3, 2, "max")), "n_groups = 3.*divisor"),
+        (lambda: router(top_k=5, groups=GroupLimitConfig(4, 2, "max")), "top_k = 5.*at most 4"),
+        (lambda: router(groups=GroupLimitConfig(8, 2, "top2")), "'max' for groups of one"),
+        (lambda: GroupLimitConfig(4, 4, "max"), "top_groups = 4.*no limit"),
+    ],
+)
+def test_what_cannot_work_is_refused(change, words):
+    with pytest.raises(ConfigError, match=words):
+        change()
