@@ -23,30 +23,14 @@ D = 16
 
 
 def router(**changes):
-    base = dict(
-        n_experts=8,
-        top_k=2,
-        scoring="softmax",
-        correction=False,
-        groups=None,
-        normalise=None,
-        scale=1.0,
-        balance_weight=0.01,
-        z_weight=0.001,
-    )
+    base = dict(n_experts=8, top_k=2, scoring="softmax", correction=False, groups=None)
+    base |= dict(normalise=None, scale=1.0, balance_weight=0.01, z_weight=0.001)
     return RouterConfig(**base | changes)
 
 
 def moe(router_config, **changes):
-    base = dict(
-        d_ff=24,
-        activation="silu",
-        gated=True,
-        shared=None,
-        shared_gate=False,
-        dispatch="dropless",
-        capacity_factor=None,
-    )
+    base = dict(d_ff=24, activation="silu", gated=True, shared=None, shared_gate=False)
+    base |= dict(dispatch="dropless", capacity_factor=None)
     return MoeConfig(router=router_config, **base | changes)
 
 

@@ -42,17 +42,8 @@ def test_z_loss_is_its_formula():
 
 
 def router(**changes):
-    base = dict(
-        n_experts=8,
-        top_k=2,
-        scoring="softmax",
-        correction=False,
-        groups=None,
-        normalise=None,
-        scale=1.0,
-        balance_weight=0.01,
-        z_weight=0.001,
-    )
+    base = dict(n_experts=8, top_k=2, scoring="softmax", correction=False, groups=None)
+    base |= dict(normalise=None, scale=1.0, balance_weight=0.01, z_weight=0.001)
     return RouterConfig(**base | changes)
 
 
