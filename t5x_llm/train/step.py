@@ -190,7 +190,7 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     rows = batch_sharding(mesh, rules, 2)
-    batches = Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1))
+    batches = Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1), extra=rows)
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, batches) + ((control_sharding(mesh),) if guarded else ()),
