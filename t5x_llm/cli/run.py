@@ -10,6 +10,7 @@ from t5x_llm.config import Flags, Resolved, load, parse_flags, register
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.paths import as_path
+from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
@@ -156,7 +157,18 @@ class Run:
 
 
 register(
-    *(Run, Data, Mixture, Source, TokenizerTraining, Loop, BatchRamp, MeshConfig, Optimizer),
+    *(
+        Run,
+        Data,
+        Denoising,
+        Mixture,
+        Source,
+        TokenizerTraining,
+        Loop,
+        BatchRamp,
+        MeshConfig,
+        Optimizer,
+    ),
     *(Schedule, Policy, CheckpointConfig, SpikeConfig, LifeConfig, Evaluation, Samples),
     *(Sampling, Export),
     *FAMILIES.values(),

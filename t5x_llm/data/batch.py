@@ -34,8 +34,8 @@ class Batch:
     for ``lm``; ``extra["prefix"]`` is True on the inputs, which all of the segment may see;
     ``loss_mask`` is 1 from the last input on, which predicts the first output.
 
-    ``blank_filling`` (GLM): a segment is part A, the text with masks in place of spans, then part B,
-    for every span its start token and its tokens. ``extra["prefix"]`` is True on part A;
+    ``blank_filling`` (GLM): a segment is part A, the text with masks in place of spans, then part
+    B, for every span its start token and its tokens. ``extra["prefix"]`` is True on part A;
     ``positions`` count from 0 in part A and are that of the span's mask in part B (so they do not
     tell the order of tokens: causality goes by place in the row); ``extra["block_positions"]`` are
     0 in part A and 1, 2, ... within each span of part B. ``targets`` in part B are the span's

@@ -11,6 +11,7 @@ from typing import Any
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
+from t5x_llm.data.objective import Objective, objective
 from t5x_llm.data.sources import Data
 from t5x_llm.data.store import FORMAT, TokenStore
 from t5x_llm.data.stream import Stream
@@ -43,8 +44,10 @@ class Opened:
 def described(data: Data) -> dict[str, Any]:
     """The part of the configuration that decides what is built, as JSON."""
     value = json.loads(json.dumps(dataclasses.asdict(data)))
-    for name in ("store_dir", "workers", "packing"):
+    for name in ("store_dir", "workers", "packing", "denoising"):
         del value[name]
+    if isinstance(value["tokenizer"], dict) and not value["tokenizer"]["extra_ids"]:
+        del value["tokenizer"]["extra_ids"]  # as before there was this field
     return value
 
 
@@ -110,8 +113,19 @@ def open_stores(data: Data) -> Opened:
 
 
 def open_stream(data: Data, opened: Opened, length: int, seed: int = 0) -> Stream:
-    """The training stream over opened stores; ``Stream.at(state)`` for a resumed run."""
-    return Stream(opened.stores, opened.weights, length, seed, data.packing)
+    """The training stream over opened stores; ``Stream.at(state)`` for a resumed run.
+
+    Raises:
+      ConfigError: the tokenizer lacks what ``Data.denoising`` needs.
+      DataError: a source that cannot be streamed.
+    """
+    made = open_objective(data, opened, length)
+    return Stream(opened.stores, opened.weights, length, seed, data.packing, objective=made)
+
+
+def open_objective(data: Data, opened: Opened, length: int) -> Objective | None:
+    """What the stream's rows are made into; None for next-token prediction."""
+    return objective(data.denoising, opened.tokenizer, length)
 
 
 def _short(value: Any) -> str:

@@ -13,12 +13,15 @@ cross-contamination", arXiv:2107.02027, best fit): the plan costs one sort of th
 T steps, whatever the number of documents.
 
 Both find a row in O(log n). Row contents never depend on anything but lengths and T.
+
+Objectives that read a document otherwise (``denoisers``) say so by a ``Reading``.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,8 +49,31 @@ class Spans:
     stop: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a plan reads of a document.
+
+    Attributes:
+      lead: tokens left out at a document's beginning; ``whole`` only.
+      trail: tokens left out at its end, for ``whole``; at the end of the source, for ``concat``.
+      places: [longest + 1] ints, the places that a piece of so many tokens takes in a row; None if
+        every token takes one. It may not fall, and a piece has at most ``longest`` tokens.
+    """
+
+    lead: int = 0
+    trail: int = 0
+    places: np.ndarray | None = None
+
+
+NEXT_TOKEN = Reading(trail=1)  # the last is a target only
+
+
 class Packing(Protocol):
     """A plan for one source and one T."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read in one epoch."""
 
     def __len__(self) -> int:
         """Rows in one epoch."""
@@ -60,15 +86,18 @@ class Packing(Protocol):
         """The pieces in these rows [n], in order."""
 
 
-def make_packing(name: str, split: Split, length: int) -> Packing:
-    """The plan called ``name`` over a split, for rows of ``length`` tokens.
+def make_packing(name: str, split: Split, length: int, reading: Reading = NEXT_TOKEN) -> Packing:
+    """The plan called ``name`` over a split, for rows of ``length`` places.
 
     Raises:
       ConfigError: unknown name, or a length below 2.
     """
     check_choice("Data.packing", name, PACKINGS)
     check_number("sequence_length", length, low=2, integer=True)
-    return Concat(split.offsets, length) if name == "concat" else Whole(split.offsets, length)
+    if name == "concat":
+        longest = length if reading.places is None else len(reading.places) - 1
+        return Concat(split.offsets, longest, reading.trail)
+    return Whole(split.offsets, length, reading)
 
 
 class Concat:
@@ -76,13 +105,18 @@ class Concat:
 
     Args:
       offsets: [documents + 1] of the split.
-      length: T.
+      length: tokens that a row reads.
+      trail: tokens at the very end that are not read; 1 if the last is a target only.
     """
 
-    def __init__(self, offsets: np.ndarray, length: int):
+    def __init__(self, offsets: np.ndarray, length: int, trail: int = 1):
         self._offsets, self._length = offsets, length
-        # The very last token is a target only.
-        self._places = max(int(offsets[-1]) - 1, 0)
+        self._places = max(int(offsets[-1]) - trail, 0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read in one epoch."""
+        return self._places
 
     def __len__(self) -> int:
         return -(-self._places // self._length)
@@ -112,18 +146,22 @@ class Whole:
     Args:
       offsets: [documents + 1] of the split.
       length: T.
+      reading: of a document.
     """
 
-    def __init__(self, offsets: np.ndarray, length: int):
+    def __init__(self, offsets: np.ndarray, length: int, reading: Reading = NEXT_TOKEN):
         self._offsets = offsets
-        places = np.maximum(np.diff(offsets) - 1, 0)
-        cuts = -(-places // length)
-        document = np.repeat(np.arange(len(places)), cuts)
-        rank = _ranks(cuts)
-        size = np.minimum(places[document] - rank * length, length)
+        places = np.arange(length + 1) if reading.places is None else reading.places
+        longest = len(places) - 1
+        tokens = np.maximum(np.diff(offsets) - reading.lead - reading.trail, 0)
+        cuts = -(-tokens // longest)
+        document = np.repeat(np.arange(len(tokens)), cuts)
+        begin = _ranks(cuts) * longest
+        tokens = np.minimum(tokens[document] - begin, longest)
+        size = places[tokens]
         order = np.argsort(-size, kind="stable")
-        self._start = (offsets[document] + rank * length)[order]
-        self._size = size[order]
+        self._start = (offsets[document] + reading.lead + begin)[order]
+        self._tokens = tokens[order]
         self._stop = offsets[document + 1][order]
         histogram = np.bincount(size, minlength=length + 1)
         # Pieces of size s stand at [first[s], first[s] + histogram[s]) of the sorted pieces.
@@ -135,6 +173,11 @@ class Whole:
         ]
         self._used = int(size.sum())
         self._length = length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read in one epoch."""
+        return int(self._tokens.sum())
 
     def __len__(self) -> int:
         return int(self._group_rows[-1])
@@ -152,7 +195,7 @@ class Whole:
         pieces = [self._pieces[g] + k for g, k in zip(groups.tolist(), ranks, strict=True)]
         row = np.repeat(np.arange(len(rows)), [len(p) for p in pieces])
         piece = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-        return Spans(row, self._start[piece], self._size[piece], self._stop[piece])
+        return Spans(row, self._start[piece], self._tokens[piece], self._stop[piece])
 
 
 def _match(histogram: np.ndarray, length: int) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
@@ -194,6 +237,31 @@ def _match(histogram: np.ndarray, length: int) -> list[tuple[int, tuple[tuple[in
     return done
 
 
+def read_spans(
+    split: Split, spans: Spans, read: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of spans, each followed by the next one in the store, as one array.
+
+    Args:
+      split: what is read.
+      spans: at least one.
+      read: another array of the split instead.
+
+    Returns:
+      (flat, index in it of the first token of each span).
+    """
+    # One read for spans that follow each other in the store; one token more, the last target.
+    end = spans.start + spans.length
+    joined = (spans.row[1:] == spans.row[:-1]) & (spans.start[1:] == end[:-1])
+    head = np.flatnonzero(np.concatenate([[True], ~joined]))
+    tail = np.concatenate([head[1:], [len(end)]]) - 1
+    begin, finish = spans.start[head], np.minimum(end[tail] + 1, split.tokens)
+    flat = (read or split.read)(begin, finish)
+    run = np.cumsum(np.concatenate([[False], ~joined]))
+    size = finish - begin
+    return flat, (np.cumsum(size) - size)[run] + spans.start - begin[run]
+
+
 def assemble(split: Split, spans: Spans, rows: int, length: int) -> dict[str, np.ndarray]:
     """The arrays of a ``Batch`` but ``source``, [rows, length], for spans of one split."""
     shape = (rows, length)
@@ -203,18 +271,7 @@ def assemble(split: Split, spans: Spans, rows: int, length: int) -> dict[str, np
     }
     if not len(spans.row):
         return arrays
-    # One read for spans that follow each other in the store; one token more, the last target.
-    end = spans.start + spans.length
-    joined = (spans.row[1:] == spans.row[:-1]) & (spans.start[1:] == end[:-1])
-    head = np.flatnonzero(np.concatenate([[True], ~joined]))
-    tail = np.concatenate([head[1:], [len(end)]]) - 1
-    begin, finish = spans.start[head], np.minimum(end[tail] + 1, split.tokens)
-    flat = split.read(begin, finish)
-    # base[i]: index in ``flat`` of the first token of span i.
-    read = np.cumsum(np.concatenate([[False], ~joined]))
-    size = finish - begin
-    base = (np.cumsum(size) - size)[read] + spans.start - begin[read]
-
+    flat, base = read_spans(split, spans)
     place = _ranks(spans.length)
     count = spans.length
     row_first = np.searchsorted(spans.row, spans.row, side="left")
@@ -231,7 +288,7 @@ def assemble(split: Split, spans: Spans, rows: int, length: int) -> dict[str, np
     arrays["segment_ids"][row, column] = np.repeat(np.arange(len(count)) - row_first + 1, count)
     weight: Any = counted
     if split.masked:
-        mask = split.read_mask(begin, finish)
+        mask, _ = read_spans(split, spans, split.read_mask)
         weight = counted * mask[np.minimum(source + 1, len(flat) - 1)]
     arrays["loss_mask"][row, column] = weight
     return arrays

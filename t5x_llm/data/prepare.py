@@ -161,7 +161,7 @@ def _tokenizer(data: Data, root: str, plans: list[Plan]) -> tuple[Tokenizer, str
         return load_tokenizer(config), config, False
     made_from = content_hash(
         format=FORMAT,
-        training=dataclasses.asdict(config),
+        training=described(data)["tokenizer"],
         inputs=[[plan.digest, plan.jobs[0].held_out] for plan in plans],
     )
     name = f"tokenizer-{made_from[:12]}"

@@ -7,6 +7,7 @@ import math
 import re
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.packing import PACKINGS
 from t5x_llm.text import TokenizerTraining
 
@@ -135,6 +136,8 @@ class Data:
       name: of the mixture; several may share a ``store_dir``.
       packing: how documents fill rows, ``concat`` or ``whole`` (see ``packing``).
       validation_fraction: share of each source's documents held out, by hash of their text.
+      denoising: what the rows are made into; next-token prediction by default. It decides nothing
+        of what is prepared.
       workers: processes that read and tokenize; 0 chooses by the size of the input.
     """
 
@@ -147,6 +150,7 @@ class Data:
     packing: str = "concat"
     validation_fraction: float = 0.02
     workers: int = 0
+    denoising: Denoising = dataclasses.field(default_factory=Denoising)
 
     def __post_init__(self) -> None:
         modules = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
@@ -164,6 +168,8 @@ class Data:
             raise ConfigError(
                 "Data.tokenizer", self.tokenizer, "the path of a tokenizer or a TokenizerTraining"
             )
+        if not isinstance(self.denoising, Denoising):
+            raise ConfigError("Data.denoising", self.denoising, "a Denoising")
         if bool(self.mixture) == bool(self.seqio_mixture):
             raise ConfigError(
                 "Data.mixture",

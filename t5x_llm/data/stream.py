@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from t5x_llm.core.errors import ConfigError, DataError, nearest
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.mixing import Proportions, check_weights, proportions
-from t5x_llm.data.packing import Packing, assemble, make_packing
+from t5x_llm.data.objective import Objective
 from t5x_llm.data.positions import DataState, History, Skips
-from t5x_llm.data.store import Provenance, Split, TokenStore
-
-_MAX_ROWS = 1 << 32  # of Grain's index shuffle
-# Below this Grain's index shuffle, which draws from 2^16 until it hits a row, takes up to 13 ms.
-_FEW_ROWS = 4096
+from t5x_llm.data.shuffled import ShuffledSource
+from t5x_llm.data.store import Provenance, TokenStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +35,8 @@ class Piece:
       document: index in the source's training split.
       provenance: file and line it was read from.
       start, stop: the tokens of the document that the row reads, [start, stop).
-      column: where in the row they begin.
+      column: where in the row they begin; in the joined text of the row, if an objective changes
+        its length.
       epoch: how many times the source had been read in full before.
     """
 
@@ -68,37 +64,6 @@ class Consumed:
     epochs: float
 
 
-@functools.lru_cache(maxsize=256)
-def _epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """A permutation of few rows. Raw Philox output is the same in every version of NumPy."""
-    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(rows), kind="stable")
-
-
-class _Source:
-    """One source's rows in shuffled order."""
-
-    def __init__(self, name: str, split: Split, packing: str, length: int, seed: int):
-        self.name, self.split = name, split
-        self.packing: Packing = make_packing(packing, split, length)
-        self.rows = len(self.packing)
-        if not 0 < self.rows < _MAX_ROWS:
-            raise DataError(
-                f"Source {name!r} ({split.store.path}) has {self.rows} rows of {length} tokens to "
-                "train on; expected at least 1 and less than 2^32. Give it more text, or lower "
-                "its validation_fraction."
-            )
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        self._seed = int.from_bytes(digest[:4], "little")
-        self._order = grain.MapDataset.range(self.rows).seed(self._seed).shuffle().repeat()
-
-    def row(self, ordinal: int) -> int:
-        """Row of the packing that the source gives as its ``ordinal``-th."""
-        if self.rows < _FEW_ROWS:
-            epoch, index = divmod(ordinal, self.rows)
-            return int(_epoch_order(self._seed, epoch, self.rows)[index])
-        return int(self._order[ordinal])
-
-
 class Stream:
     """Rows of packed documents by position.
 
@@ -111,6 +76,8 @@ class Stream:
       history: (stream position, weights) from which each set of weights holds, the first at 0. A
         source goes on where it was when weights change.
       skips: [start, stop) ranges of stream positions to jump over.
+      objective: what the rows are made into, as ``objective.objective`` gives it for ``length``;
+        None for next-token prediction.
 
     Attributes:
       sources: names, as ``Batch.source`` indexes them.
@@ -130,11 +97,12 @@ class Stream:
         *,
         history: History = (),
         skips: Iterable[Sequence[int]] = (),
+        objective: Objective | None = None,
     ):
         self.sources = tuple(stores)
-        self.length, self.seed, self.packing = length, seed, packing
+        self.length, self.seed, self.packing, self.objective = length, seed, packing, objective
         self._sources = {
-            name: _Source(name, store.train, packing, length, seed)
+            name: ShuffledSource(name, store.train, packing, length, seed, objective)
             for name, store in stores.items()
         }
         self._follow(tuple(history) or ((0, dict(weights)),), Skips(skips))
@@ -186,7 +154,7 @@ class Stream:
     @property
     def efficiency(self) -> dict[str, float]:
         """Share of places that hold a token, by source."""
-        return {name: source.packing.efficiency for name, source in self._sources.items()}
+        return {name: source.efficiency for name, source in self._sources.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -197,6 +165,8 @@ class Stream:
             "seed": self.seed,
             "packing": self.packing,
         }
+        if self.objective is not None:
+            identity["objective"] = self.objective.identity
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self, position: int = 0) -> DataState:
@@ -258,21 +228,21 @@ class Stream:
         for index in np.unique(source):
             here = np.flatnonzero(source == index)
             part = self._sources[self.sources[index]]
-            numbers = np.array([part.row(int(o)) for o in ordinal[here]], np.int64)
-            made = assemble(part.split, part.packing.spans(numbers), len(here), self.length)
-            for name, value in made.items():
+            for name, value in part.arrays(ordinal[here]).items():
                 if name not in arrays:
-                    arrays[name] = np.zeros((len(wanted), self.length), value.dtype)
+                    arrays[name] = np.zeros((len(wanted), *value.shape[1:]), value.dtype)
                 arrays[name][here] = value
         if not arrays:
             raise DataError(f"No rows in {rows} of a batch of {size}.")
+        if self.objective is not None:
+            return self.objective.batch(arrays, source.astype(np.int32))
         return Batch(**arrays, source=source.astype(np.int32))
 
     def documents(self, position: int) -> list[Piece]:
         """What the row at ``position`` is made of, and where each piece came from."""
         (index,), (ordinal,) = self._locate(np.array([position]))
         part = self._sources[self.sources[index]]
-        spans = part.packing.spans(np.array([part.row(int(ordinal))]))
+        spans, epoch = part.spans(int(ordinal))
         offsets = part.split.offsets
         column, pieces = 0, []
         for start, length in zip(spans.start.tolist(), spans.length.tolist(), strict=True):
@@ -286,7 +256,7 @@ class Stream:
                     start=first,
                     stop=first + length,
                     column=column,
-                    epoch=int(ordinal) // part.rows,
+                    epoch=epoch,
                 )
             )
             column += length
@@ -309,8 +279,8 @@ class Stream:
         return {
             name: Consumed(
                 examples=eaten[name],
-                tokens=round(eaten[name] * self.length * source.packing.efficiency),
-                epochs=passed[name] / source.rows,
+                tokens=round(eaten[name] * source.tokens),
+                epochs=source.epochs(passed[name]),
             )
             for name, source in self._sources.items()
         }
@@ -325,7 +295,7 @@ class Stream:
             split = source.split
             line = [name, f"{share:.2%}", f"{len(split):,}", f"{split.tokens:,}"]
             line += [f"{split.total_bytes:,}", f"{source.rows:,}"]
-            line += [f"{source.packing.efficiency:.1%}"]
+            line += [f"{source.efficiency:.1%}"]
             table.append(line + ([f"{eaten[name].epochs:.2f}"] if eaten else []))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [

@@ -76,6 +76,9 @@ class HFTokenizer(Tokenizer):
         first = self._tokenizer.encode("a").ids[:1]
         return said if isinstance(said, bool) else first == [self.bos_id]
 
+    def id_of(self, piece: str) -> int | None:
+        return self._tokenizer.token_to_id(piece)
+
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [e.ids for e in encodings]

@@ -96,6 +96,10 @@ class SentencePieceTokenizer(Tokenizer):
         )
         self.fingerprint = fingerprint(data)
 
+    def id_of(self, piece: str) -> int | None:
+        found = self._processor.piece_to_id(piece)
+        return found if self._proto.pieces[found].piece == piece else None
+
     def encode_batch(self, texts, threads: int = 1) -> list[list[int]]:
         return super().encode_batch([" " + t if self._prefix and t else t for t in texts], threads)
 

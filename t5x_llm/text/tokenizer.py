@@ -40,6 +40,10 @@ class Tokenizer(abc.ABC):
     fingerprint: str
 
     @abc.abstractmethod
+    def id_of(self, piece: str) -> int | None:
+        """Id of the piece written so, special ones included; None if there is none."""
+
+    @abc.abstractmethod
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         """Ids of short texts; a stretch after the first is not at the start of a text."""
 

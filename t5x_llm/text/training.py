@@ -41,6 +41,9 @@ class TokenizerTraining:
       max_piece_length: characters in a piece at most.
       sample_bytes: how much text to train on at most, drawn evenly from all of it; None for 10 MB
         (BPE, seconds) or 4 MB (unigram, whose time grows faster than the text).
+      extra_ids: pieces <extra_id_0>, <extra_id_1>, ... at the end of the vocabulary, from the top
+        down as T5's, for objectives that need sentinels and masks. Like other special tokens they
+        are never matched in a text.
       seed: of that draw.
       num_threads: a number and not "all cores", so that every machine gives the same model.
     """
@@ -54,11 +57,13 @@ class TokenizerTraining:
     sample_bytes: int | None = None
     seed: int = 0
     num_threads: int = 4
+    extra_ids: int = 0
 
     def __post_init__(self) -> None:
         name = "TokenizerTraining"
         check_choice(f"{name}.kind", self.kind, ("bpe", "unigram"))
-        low = 261 if self.byte_fallback else 5
+        check_number(f"{name}.extra_ids", self.extra_ids, low=0, high=10_000, integer=True)
+        low = (261 if self.byte_fallback else 5) + self.extra_ids
         check_number(
             f"{name}.vocab_size", self.vocab_size, low=low, high=MAX_VOCABULARY, integer=True,
             remedy="4 special tokens and 256 bytes come first." if self.byte_fallback else "",
@@ -141,9 +146,10 @@ def _sample(config: TokenizerTraining, texts: Iterable[str]) -> list[str]:
 
 def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
     written = io.BytesIO()
+    required = "<>/0123456789ABCDEFxsunkpad" + ("_etrai" if config.extra_ids else "")
     options: dict[str, Any] = dict(
         model_type=config.kind,
-        vocab_size=config.vocab_size,
+        vocab_size=config.vocab_size - config.extra_ids,
         character_coverage=config.character_coverage,
         byte_fallback=config.byte_fallback,
         split_digits=config.split_digits,
@@ -156,7 +162,7 @@ def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
         # Hugging Face's unigram can match "</s>" or "<0x41>" in the text as the token of that name,
         # but prefers the characters where they are pieces. (BPE has no such path, and its trainer
         # aborts the process over a required character of frequency 0.)
-        required_chars="<>/0123456789ABCDEFxsunkpad" if config.kind == "unigram" else "",
+        required_chars=required if config.kind == "unigram" else "",
         unk_id=0, bos_id=1, eos_id=2, pad_id=3,
         max_sentence_length=8 * SENTENCE_CHARS,
         shuffle_input_sentence=False,
@@ -174,6 +180,10 @@ def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
     if config.kind == "unigram":
         for piece in proto.pieces:
             piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
+    for i in reversed(range(config.extra_ids)):
+        proto.pieces.add(piece=f"<extra_id_{i}>", score=0.0, type=proto.pieces[1].CONTROL)
+    if config.extra_ids:
+        proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString(deterministic=True)
 
 

@@ -1,9 +1,9 @@
 """The stream as a pure function of position."""
 
 import collections
-import dataclasses
 import time
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stores import make_store, random_documents
 
 from t5x_llm.core.errors import CheckpointError, ConfigError, DataError
-from t5x_llm.data import stream as stream_module
+from t5x_llm.data import shuffled
 from t5x_llm.data.positions import DataState, Skips, merge_ranges
 from t5x_llm.data.stream import Stream
 
@@ -33,10 +33,8 @@ def stream(stores, request):
 
 
 def same(left, right):
-    for field in dataclasses.fields(left):
-        np.testing.assert_array_equal(
-            getattr(left, field.name), getattr(right, field.name), err_msg=field.name
-        )
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def rows(batch):
@@ -49,9 +47,7 @@ def test_any_number_of_hosts_sees_the_same_global_batch(stream, position, hosts)
     whole = stream.batch(position, 24)
     parts = [stream.batch(position, 24, slice(h * 24 // hosts, (h + 1) * 24 // hosts))
              for h in range(hosts)]  # fmt: skip
-    for field in dataclasses.fields(whole):
-        joined = np.concatenate([getattr(part, field.name) for part in parts])
-        np.testing.assert_array_equal(joined, getattr(whole, field.name))
+    same(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), whole)
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,7 +100,7 @@ def test_types_and_shapes(stream):
 
 @pytest.mark.parametrize("few", [0, 4096], ids=["grain", "few rows"])
 def test_each_epoch_holds_every_row_once_in_a_new_order(stores, monkeypatch, few):
-    monkeypatch.setattr(stream_module, "_FEW_ROWS", few)
+    monkeypatch.setattr(shuffled, "FEW_ROWS", few)
     stream = Stream({"a": stores["a"]}, {"a": 1.0}, LENGTH, seed=1)
     count = stream.rows["a"]
     epochs = [rows(stream.batch(e * count, count)) for e in range(3)]
