@@ -97,7 +97,12 @@ class Family:
 
 
 def dense(
-    hf: str, ours: str, hf_axes: str, our_axes: str, bias: str | None = None, **more: Any
+    hf: str,
+    ours: str,
+    hf_axes: str,
+    our_axes: str,
+    bias: str | tuple[str, str] | None = None,
+    **more: Any,
 ) -> list[Entry]:
     """Entries of one linear layer: ``hf.weight`` to ``ours.kernel``, and its bias.
 
@@ -106,15 +111,17 @@ def dense(
       ours: path of the layer.
       hf_axes: einops pattern of HF's weight.
       our_axes: of our kernel.
-      bias: pattern of the bias on both sides, written as HF's (``(N H)``); None without one.
+      bias: patterns of the bias, HF's and ours; HF's alone where ours is the same without
+        parentheses and the part's axis; None without a bias.
       more: further fields of ``Entry``, for fused tensors.
     """
     entries = [Entry(f"{hf}.weight", f"{ours}.kernel", hf_axes, our_axes, **more)]
+    if isinstance(bias, str):
+        dropped = ("P",) if "part" in more else ()
+        plain = bias.replace("(", " ").replace(")", " ").split()
+        bias = bias, " ".join(axis for axis in plain if axis not in dropped)
     if bias is not None:
-        ours_bias = " ".join(a for a in bias.replace("(", " ").replace(")", " ").split())
-        if more.get("part") and more.get("span", 1) == 1:
-            ours_bias = " ".join(a for a in ours_bias.split() if a != "P")
-        entries.append(Entry(f"{hf}.bias", f"{ours}.bias", bias, ours_bias, **more))
+        entries.append(Entry(f"{hf}.bias", f"{ours}.bias", *bias, **more))
     return entries
 
 

@@ -1,0 +1,76 @@
+"""InternLM 1 and 2 (arXiv 2403.17297), as their released repositories have them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from t5x_llm.models.families.llama import LlamaLike
+from t5x_llm.models.family import changed, dense
+from t5x_llm.models.weight_map import Entry
+from t5x_llm.nn.attention import AttentionConfig
+
+# Names of InternLM 2 for those of LLaMA.
+_NAMES = {
+    "model.embed_tokens": "model.tok_embeddings",
+    "lm_head": "output",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InternLM(LlamaLike):
+    """LLaMA with biases in attention.
+
+    Attributes:
+      attention_bias: biases on the four attention projections.
+    """
+
+    norm_eps: float = 1e-6
+    attention_bias: bool = True
+
+    hf_type = "internlm"
+    architecture = "InternLMForCausalLM"
+    FIELDS = {**LlamaLike.FIELDS, "attention_bias": ("bias", True)}
+    WRITTEN = {"hidden_act": "silu"}
+    FIXED = {"rotary": {"base": 10000, "type": "dynamic"}, "attn_implementation": "eager"}
+
+    def attention(self) -> AttentionConfig:
+        """With its biases."""
+        bias = self.attention_bias
+        return changed(super().attention(), qkv_bias=bias, out_bias=bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class InternLM2(InternLM):
+    """InternLM with grouped queries, all in one tensor, and names of its own."""
+
+    attention_bias: bool = False
+
+    hf_type = "internlm2"
+    architecture = "InternLM2ForCausalLM"
+    FIELDS = {**InternLM.FIELDS, "attention_bias": ("bias", False)}
+    FIXED = {"attn_implementation": "eager", "pretraining_tp": 1}
+
+    def weight_map(self) -> list[Entry]:
+        """LLaMA's under other names."""
+        entries = super().weight_map()
+        for theirs, own in _NAMES.items():
+            entries = [changed(e, hf=e.hf.replace(f"{theirs}.", f"{own}.")) for e in entries]
+        return entries
+
+    def attention_entries(self, hf: str, ours: str) -> list[Entry]:
+        """For each key/value head: its queries, its key, its value."""
+        group = self.n_heads // self.kv_heads
+        fused, sizes = hf.replace("self_attn.", "attention.wqkv"), (("K", self.kv_heads),)
+        entries = [e for e in super().attention_entries(hf, ours) if "o_proj" in e.hf]
+        for first, span, part in ((0, group, "query"), (group, 1, "key"), (group + 1, 1, "value")):
+            heads = "(K P)" if span > 1 else "K"
+            bias = ("(K P H)", f"{heads} H") if self.attention_bias else None
+            more = dict(part=(first, group + 2), span=span, sizes=sizes)
+            entries += dense(fused, ours + part, "(K P H) D", f"D {heads} H", bias, **more)
+        return entries
