@@ -24,7 +24,10 @@ class Draw:
     """
 
     def __init__(self, seed: int, ordinal: int, segment: int = 0):
-        self._bits = np.random.Philox(key=[seed, ordinal], counter=[0, 0, 0, segment])
+        self._bits = np.random.Philox(
+            key=np.array([seed, ordinal], np.uint64),
+            counter=np.array([0, 0, 0, segment], np.uint64),
+        )
 
     def uniform(self, count: int) -> np.ndarray:
         """[count] float64 in [0, 1)."""
