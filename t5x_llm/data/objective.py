@@ -112,7 +112,8 @@ class Objective:
         }
         for i, row in enumerate(segments):
             column = place = 0
-            for number, segment in enumerate(row, start=1):
+            filled = (segment for segment in row if len(segment["tokens"]))
+            for number, segment in enumerate(filled, start=1):
                 size = len(segment["tokens"])
                 here = slice(column, column + size)
                 arrays["positions"][i, here] = np.arange(size)
