@@ -136,7 +136,7 @@ def make_hooks(
     hooks.append(Guard(run.spike, decisions, functools.partial(signal_rows, mesh)))
     if documents := held_out(data.opened):
         length, rows = run.loop.sequence_length, run.evaluation.batch_size
-        evaluator = Evaluator(model, mesh, rules, length, rows)
+        evaluator = Evaluator(model, mesh, rules, length, rows, data.stream.objective)
         hooks.append(Evaluation(evaluator, documents, run.evaluation.limit))
     if run.samples.prompts and jax.process_count() == 1:
         hooks.append(

@@ -37,7 +37,7 @@ def _main(argv: Sequence[str]) -> None:
 
     from t5x_llm.cli.assemble import held_out
     from t5x_llm.cli.run import load_run
-    from t5x_llm.data.catalog import open_stores
+    from t5x_llm.data.catalog import open_objective, open_stores
     from t5x_llm.evaluate.perplexity import evaluate
     from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
 
@@ -50,21 +50,21 @@ def _main(argv: Sequence[str]) -> None:
     mesh, rules = make_mesh(config), config.rules()
     axes, shapes = model.model.logical_axes(), model.model.abstract_params()
     rows = -(-run.evaluation.batch_size // mesh.size) * mesh.size
+    opened = open_stores(run.data)
     results = evaluate(
         model.model,
         jax.device_put(model.params, param_shardings(axes, shapes, mesh, rules)),
-        held_out(open_stores(run.data)),
+        held_out(opened),
         mesh,
         rules,
         length,
         rows,
+        objective=open_objective(run.data, opened, length),
     )
     if args.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return
     print(f"{'source':<20} {'bits/byte':>9} {'loss':>8} {'perplexity':>10} {'tokens':>10}")
     for name, r in results.items():
-        print(
-            f"{name:<20} {r['bits_per_byte']:>9.4f} {r['loss']:>8.4f} "
-            f"{r['perplexity']:>10.2f} {r['tokens']:>10,}"
-        )
+        bits = f"{r['bits_per_byte']:.4f}" if "bits_per_byte" in r else ""
+        print(f"{name:<20} {bits:>9} {r['loss']:>8.4f} {r['perplexity']:>10.2f} {r['tokens']:>10,}")

@@ -131,6 +131,14 @@ class Objective:
                     place = there.stop
         return arrays
 
+    def segment_places(self, segment: Arrays) -> int:
+        """Places of T that a segment takes, both sides considered."""
+        row = len(segment["tokens"])
+        if not self.encoder_length:
+            return row
+        encoder = len(segment["encoder_tokens"])
+        return max(row, -(-encoder * self.length // self.encoder_length))
+
     def batch(self, arrays: Arrays, source: np.ndarray) -> Batch:
         """A Batch of what ``rows`` or ``fill`` made."""
         extra = {name: arrays[name] for name in self.extra}

@@ -10,16 +10,21 @@ little: figures at a smaller T are pessimistic and compare only with the same T.
     bits per byte = sum of nats / ln 2 / UTF-8 bytes of the documents
 
 Bits per byte does not depend on the tokenizer and compares with a compressor's.
+
+Under another objective than next-token prediction every document is corrupted as in training, in
+pieces that fit a row, the same way each time (keyed by source and document); the loss is that of
+what is then predicted, and there are no bits per byte, as not all of the text is.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +33,13 @@ from jax.sharding import Mesh
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
+from t5x_llm.data.objective import Objective
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, check_divisible, global_batch, replicated, use
 from t5x_llm.train.hooks import Results
 
 _OPEN_ROWS = 32
+W = TypeVar("W")
 
 
 class Documents(Protocol):
@@ -82,12 +89,17 @@ def pieces(document: np.ndarray, length: int) -> Iterator[_Piece]:
         yield _Piece(document[start:stop], document[start + 1 : stop + 1])
 
 
-def pack(windows: Iterator[_Piece], length: int) -> Iterator[list[_Piece]]:
-    """Windows put together in rows of at most ``length`` tokens, first fit over a few rows."""
-    rows: list[list[_Piece]] = []
+def pack(
+    windows: Iterable[W], length: int, places: Callable[[W], int] | None = None
+) -> Iterator[list[W]]:
+    """Windows put together in rows of at most ``length`` places, first fit over a few rows.
+
+    ``places`` tells those of a window; by default one for every token.
+    """
+    rows: list[list[W]] = []
     room: list[int] = []
     for window in windows:
-        size = len(window.tokens)
+        size = places(window) if places else len(window.tokens)  # type: ignore[attr-defined]
         at = next((i for i, free in enumerate(room) if free >= size), None)
         if at is None:
             if len(rows) == _OPEN_ROWS:
@@ -126,14 +138,15 @@ class _Sums:
     bytes: int = 0
     documents: int = 0
 
-    def measures(self) -> dict[str, float]:
+    def measures(self, per_byte: bool = True) -> dict[str, float]:
         if not self.tokens:
             return {"documents": self.documents, "tokens": 0, "bytes": self.bytes}
         loss = self.nats / self.tokens
+        bits = self.nats / math.log(2) / max(self.bytes, 1)
         return {
             "loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "bits_per_byte": self.nats / math.log(2) / max(self.bytes, 1),
+            **({"bits_per_byte": bits} if per_byte else {}),
             "tokens": self.tokens,
             "bytes": self.bytes,
             "documents": self.documents,
@@ -149,12 +162,21 @@ class Evaluator:
       rules: its rules.
       length: T, tokens of a window.
       batch_size: rows evaluated at once; the mesh must divide it.
+      objective: what documents are made into, for ``length``; None for next-token prediction.
 
     Raises:
       ConfigError: if the mesh does not divide the batch, or T is too long for the model.
     """
 
-    def __init__(self, model: Model, mesh: Mesh, rules: Rules, length: int, batch_size: int = 8):
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        rules: Rules,
+        length: int,
+        batch_size: int = 8,
+        objective: Objective | None = None,
+    ):
         check_divisible(mesh, rules, "batch", "Evaluation.batch_size", batch_size)
         if model.max_length is not None and length > model.max_length:
             raise ConfigError(
@@ -163,6 +185,7 @@ class Evaluator:
                 f"at most {model.max_length}, the positions this model has learned",
             )
         self.mesh, self.rules, self.length, self.batch_size = mesh, rules, length, batch_size
+        self.objective = objective
 
         def nats(params: Any, batch: Batch) -> jax.Array:
             with use(mesh, rules):
@@ -189,8 +212,8 @@ class Evaluator:
 
         Returns:
           {source: measures}, then {language: measures} where a language has several sources, then
-          ``all`` where there are several sources. Measures: loss, perplexity, bits_per_byte,
-          tokens (predicted), bytes, documents.
+          ``all`` where there are several sources. Measures: loss, perplexity, bits_per_byte
+          (without an objective), tokens (predicted), bytes, documents.
 
         Raises:
           DataError: if there is not one held-out document.
@@ -206,19 +229,17 @@ class Evaluator:
                 for value, name in zip(np.asarray(nats, np.float64), names, strict=False):
                     sums[name].nats += float(value)
 
-        rows: list[list[_Piece]] = []
+        rows: list[list[Any]] = []
         names: list[str] = []
-        for name, row in self._rows(held_out, sums, limit):
+        for name, row in self._rows(held_out, sums, limit, bar):
             rows.append(row)
             names.append(name)
             if len(rows) == self.batch_size:
                 pending.append((self._run(params, rows), names))
-                bar.update(sum(len(p.tokens) for r in rows for p in r))
                 rows, names = [], []
                 collect(2)
         if rows:
             pending.append((self._run(params, rows), names))
-            bar.update(sum(len(p.tokens) for r in rows for p in r))
         collect(0)
         bar.close()
         if not any(s.documents for s in sums.values()):
@@ -226,30 +247,52 @@ class Evaluator:
                 "There is no held-out document in "
                 f"{', '.join(sums) or 'any source'}. Hold out more: Source.validation_fraction."
             )
-        return _results(held_out, sums)
+        return _results(held_out, sums, per_byte=self.objective is None)
 
     def _rows(
-        self, held_out: Sequence[HeldOut], sums: dict[str, _Sums], limit: int | None
-    ) -> Iterator[tuple[str, list[_Piece]]]:
+        self, held_out: Sequence[HeldOut], sums: dict[str, _Sums], limit: int | None, bar: Any
+    ) -> Iterator[tuple[str, list[Any]]]:
         """(source, row); a row holds one source alone. Counts what it reads."""
+        goal = self.objective
         for source in held_out:
             count = sums[source.name]
+            digest = hashlib.sha256(source.name.encode()).digest()
+            seed = int.from_bytes(digest[:8], "little")
 
-            def windows(source: HeldOut = source, count: _Sums = count) -> Iterator[_Piece]:
+            def windows(
+                source: HeldOut = source, count: _Sums = count, seed: int = seed
+            ) -> Iterator[Any]:
+                read = 0
                 for i in range(len(source.documents)):
-                    if limit is not None and count.tokens >= limit:
+                    if limit is not None and read >= limit:
                         return
                     document = np.asarray(source.documents.document(i))
-                    count.tokens += max(len(document) - 1, 0)
+                    read += max(len(document) - 1, 0)
                     count.bytes += int(source.documents.document_bytes(i))
                     count.documents += 1
-                    yield from pieces(document, self.length)
+                    bar.update(len(document))
+                    if goal is None:
+                        count.tokens += max(len(document) - 1, 0)
+                        yield from pieces(document, self.length)
+                        continue
+                    for segment in goal.segments(document, seed, i):
+                        count.tokens += int(segment["loss_mask"].sum())
+                        yield segment
 
-            for row in pack(windows(), self.length):
+            if goal is None:
+                rows = pack(windows(), self.length)
+            else:
+                rows = pack(windows(), goal.length, goal.segment_places)
+            for row in rows:
                 yield source.name, row
 
-    def _run(self, params: Any, rows: Sequence[list[_Piece]]) -> jax.Array:
-        batch = to_batch(rows, self.batch_size, self.length)
+    def _run(self, params: Any, rows: Sequence[list[Any]]) -> jax.Array:
+        size = self.batch_size
+        if self.objective is None:
+            batch = to_batch(rows, size, self.length)
+        else:
+            arrays = self.objective.fill(rows, size)
+            batch = self.objective.batch(arrays, np.zeros(size, np.int32))
         placed = global_batch(
             lambda part: jax.tree.map(lambda x: x[part], batch),
             self.batch_size,
@@ -268,13 +311,15 @@ def evaluate(
     length: int,
     batch_size: int = 8,
     limit: int | None = None,
+    objective: Objective | None = None,
 ) -> Results:
     """One evaluation; see ``Evaluator``."""
-    return Evaluator(model, mesh, rules, length, batch_size)(params, held_out, limit)
+    run = Evaluator(model, mesh, rules, length, batch_size, objective)
+    return run(params, held_out, limit)
 
 
-def _results(held_out: Sequence[HeldOut], sums: dict[str, _Sums]) -> Results:
-    results = {name: s.measures() for name, s in sums.items()}
+def _results(held_out: Sequence[HeldOut], sums: dict[str, _Sums], per_byte: bool) -> Results:
+    results = {name: s.measures(per_byte) for name, s in sums.items()}
     groups: dict[str, list[str]] = {}
     for source in held_out:
         if source.language:
@@ -290,7 +335,7 @@ def _results(held_out: Sequence[HeldOut], sums: dict[str, _Sums]) -> Results:
             sum(p.tokens for p in parts),
             sum(p.bytes for p in parts),
             sum(p.documents for p in parts),
-        ).measures()
+        ).measures(per_byte)
     return results
 
 
