@@ -1,5 +1,6 @@
 """Held-out figures against a document-by-document computation without packing or batching."""
 
+import hashlib
 import math
 
 import jax
@@ -8,6 +9,8 @@ import pytest
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.data.denoising import Denoising
+from t5x_llm.data.objective import objective
 from t5x_llm.evaluate.hooks import Evaluation, Every
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
 from t5x_llm.models.families.gpt2 import GPT2
@@ -198,3 +201,44 @@ def test_hooks_call_when_due(tmp_path):
     assert heard == [(4, 7), (8, 7), (10, None)]
     assert calls == [5, 10]
     assert set(run.seconds) == {"eval", "s"}
+
+
+class Ids:
+    """The ids an objective asks a tokenizer for."""
+
+    vocab_size, bos_id, eos_id, pad_id, unk_id = 64, None, 2, 0, None
+
+    def id_of(self, piece):
+        return {"[MASK]": 3, "<extra_id_0>": 63, "<extra_id_1>": 62, "<extra_id_2>": 61}.get(piece)
+
+
+@pytest.mark.parametrize("goal", ["prefix_lm", "mlm", "blank_filling"])
+def test_other_objectives(model, params, goal):
+    """Every piece alone, unpacked, gives the same sums; the same on every call and mesh."""
+    config = Denoising(goal, gmask=4) if goal == "blank_filling" else Denoising(goal)
+    made = objective(config, Ids(), T)
+
+    @jax.jit
+    def nats(batch):
+        return model.loss(params, batch)[1]["nll"].sum()
+
+    expected = {}
+    for source in HELD_OUT:
+        seed = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "little")
+        sums = expected[source.name] = [0.0, 0]
+        for i in range(len(source.documents)):
+            for piece in made.segments(source.documents.document(i), seed, i):
+                batch = made.batch(made.fill([[piece]], 1), np.zeros(1, np.int32))
+                sums[0] += float(nats(batch))
+                sums[1] += int(piece["loss_mask"].sum())
+    for devices in (1, 8):
+        mesh, rules = mesh_of(devices)
+        shardings = param_shardings(model.logical_axes(), model.abstract_params(), mesh, rules)
+        placed = jax.device_put(params, shardings)
+        got = evaluate(model, placed, HELD_OUT, mesh, rules, T, 8, objective=made)
+        assert "bits_per_byte" not in got["all"]
+        for name in ("speeches", "poems", "manuals"):
+            loss, tokens = expected[name]
+            assert got[name]["tokens"] == tokens > 0
+            assert got[name]["loss"] == pytest.approx(loss / tokens, rel=1e-5)
+    assert got["zh"]["tokens"] == expected["poems"][1] + expected["manuals"][1]

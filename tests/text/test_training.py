@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.text import TokenizerTraining, train_tokenizer
+from t5x_llm.text import TokenizerTraining, load_tokenizer, train_tokenizer
 
 
 def pieces(directory):
@@ -86,3 +86,26 @@ def test_unwritable_output(tmp_path, texts):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"TokenizerTraining\.out"):
         train_tokenizer(TokenizerTraining(), texts, tmp_path / "file" / "out", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_extra_ids_are_at_the_end_and_never_text(tmp_path, texts, kind):
+    config = TokenizerTraining(vocab_size=600, kind=kind, extra_ids=10)
+    tokenizer = train_tokenizer(config, texts[:20], tmp_path, progress=False)
+    assert tokenizer.vocab_size == 600
+    ids = [tokenizer.id_of(f"<extra_id_{i}>") for i in range(10)]
+    assert ids == list(range(599, 589, -1)) and tokenizer.id_of("<extra_id_10>") is None
+    text = "a <extra_id_0> b</s><extra_id_9>"
+    encoded = tokenizer.encode(text)
+    assert tokenizer.decode(encoded) == text and not set(ids) & set(encoded)
+    assert tokenizer.decode([*encoded, *ids]) == text
+    as_json = load_tokenizer(tmp_path / "tokenizer.json")
+    assert [as_json.id_of(f"<extra_id_{i}>") for i in range(10)] == ids
+    assert as_json.encode(text) == encoded and as_json.id_of("no such piece") is None
+    # The others are those of a smaller vocabulary.
+    fewer = TokenizerTraining(vocab_size=590, kind=kind)
+    if kind == "bpe":
+        train_tokenizer(fewer, texts[:20], tmp_path / "fewer", progress=False)
+        assert pieces(tmp_path)[:590] == pieces(tmp_path / "fewer")
+    with pytest.raises(ConfigError, match="at least 271"):
+        TokenizerTraining(vocab_size=270, extra_ids=10)
