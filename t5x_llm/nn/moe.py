@@ -72,6 +72,16 @@ class MoeConfig:
                 "Dropless experts take every token.",
             )
 
+    @property
+    def n_experts(self) -> int:
+        """E."""
+        return self.router.n_experts
+
+    @property
+    def active_fraction(self) -> float:
+        """Share of the routed experts that a token uses."""
+        return self.router.top_k / self.router.n_experts
+
     def capacity(self, length: int) -> int:
         """Places of an expert for a row of ``length`` tokens; no token chooses it twice."""
         share = (self.capacity_factor or 1.0) * length * self.router.top_k / self.router.n_experts

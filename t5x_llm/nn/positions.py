@@ -40,9 +40,7 @@ class RotaryScaling:
         if self.kind == "linear":
             neutral |= {"original_length": 0, "low": 1.0, "high": 4.0}
         else:
-            check_number(
-                "RotaryScaling.original_length", self.original_length, low=1, integer=True
-            )
+            check_number("RotaryScaling.original_length", self.original_length, low=1, integer=True)
             check_number("RotaryScaling.low", self.low, above=0)
             check_number("RotaryScaling.high", self.high, above=self.low)
         for name, value in neutral.items():

@@ -14,7 +14,7 @@ from zoo import CASES, CUT
 
 def reference(name):
     """(config, read, tokens) -> logits, or None."""
-    kind = CASES[name]["model_type"]
+    kind = CASES[name]["model_type"].replace("-", "_")
     if importlib.util.find_spec(f"t5x_llm.hf.references.{kind}") is None:
         return None
     return getattr(importlib.import_module(f"t5x_llm.hf.references.{kind}"), kind)
