@@ -34,7 +34,7 @@ def test_logits(name):
     shapes = {k: list(v) for k, v in zoo.hf_shapes(family).items()}
     assert shapes == {k: v[0] for k, v in golden["tensors"].items()}
     ids = zoo.tokens()[None]
-    whole = forward(params, ids, np.ones_like(ids), np.arange(LENGTH, dtype=np.int32)[None])
+    whole = forward(params, ids)
     atol = zoo.tolerance(name)
     np.testing.assert_allclose(whole[::STRIDE], golden["logits"], atol=atol, rtol=0)
     packed = forward(params, ids, *zoo.segments())
@@ -62,7 +62,8 @@ def test_cached_decoding_equals_the_full_pass(name):
             return model.logits(params, hidden)[0], cache
 
     cache, found = model.init_cache(1, LENGTH), []
-    for start, end in [(0, 300), *((i, i + 1) for i in range(300, 312)), (312, 512)]:
+    # Two lengths are two compilations.
+    for start, end in [(0, 250), *((i, i + 1) for i in range(250, 262)), (262, 512)]:
         logits, cache = append(params, ids[:, start:end], cache)
         found.append(logits)
     np.testing.assert_allclose(np.concatenate(found), full, atol=zoo.tolerance(name), rtol=0)

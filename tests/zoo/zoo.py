@@ -78,16 +78,23 @@ def model(name: str) -> tuple[Any, Model, dict[str, Any]]:
     return family, made, from_hf(family.weight_map(), abstract, lambda n: array(n, shapes[n]))
 
 
+@functools.lru_cache(maxsize=4)
 def run(made: Model) -> Any:
-    """jitted (params, tokens [1, T], segment_ids, positions) -> logits [T, V]."""
+    """(params, tokens [1, T], segment_ids, positions) -> logits [T, V], compiled once a length."""
 
     @jax.jit
-    def forward(params: Any, ids: Any, segment_ids: Any = None, positions: Any = None) -> Any:
+    def forward(params: Any, ids: Any, segment_ids: Any, positions: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             hidden, _ = made.apply(params, ids, segment_ids=segment_ids, positions=positions)
             return made.logits(params, hidden)[0]
 
-    return forward
+    def one_document(params: Any, ids: Any, segment_ids: Any = None, positions: Any = None) -> Any:
+        if segment_ids is None:
+            segment_ids = np.ones_like(ids)
+            positions = np.arange(ids.shape[1], dtype=np.int32)[None]
+        return forward(params, ids, segment_ids, positions)
+
+    return one_document
 
 
 def batch_of(rows: np.ndarray, **changes: Any) -> Any:

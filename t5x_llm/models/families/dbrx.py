@@ -96,11 +96,12 @@ class Dbrx(LlamaLike):
 
     def write_hf(self) -> dict[str, Any]:
         """What ``read_hf`` reads."""
-        inner = {"hidden_size": self.d_model, "ffn_hidden_size": self.d_ff}
+        inner: dict[str, Any] = {"hidden_size": self.d_model, "ffn_hidden_size": self.d_ff}
         inner |= {"moe_num_experts": self.n_experts, "moe_top_k": self.top_k}
         inner |= {"moe_normalize_expert_weights": self.normalise, "ffn_act_fn": {"name": "silu"}}
+        attention = {"clip_qkv": self.qkv_clip, "kv_n_heads": self.kv_heads}
         return write_rope(self.rope_theta, self.rope_scaling) | {
-            "attn_config": {"clip_qkv": self.qkv_clip, "kv_n_heads": self.kv_heads},
+            "attn_config": attention | {"rope_theta": self.rope_theta},
             "ffn_config": inner | {"moe_loss_weight": self.balance_weight},
         }
 
@@ -120,7 +121,9 @@ class Dbrx(LlamaLike):
         ]
         for part, first, span in (("query", 0, n), ("key", n, k), ("value", n + k, k)):
             axes = "D P H" if span > 1 else "D 1 H"
-            more = dict(part=(first, n + 2 * k), span=span, sizes=(("H", self.head_size),))
+            more: dict[str, Any] = dict(
+                part=(first, n + 2 * k), span=span, sizes=(("H", self.head_size),)
+            )
             entries += dense(
                 f"{norms}attn.Wqkv", f"{ours}attention.{part}", "(P H) D", axes, **more
             )

@@ -191,7 +191,7 @@ class DeepseekV2(LlamaLike):
         both = self.kv_rank + self.rope_dim
         down = f"{hf}kv_a_proj_with_mqa"
         entries += dense(down, f"{ours}kv_down", "P D", "D P", part=(0, both), span=self.kv_rank)
-        more = dict(part=(self.kv_rank, both), span=self.rope_dim)
+        more: dict[str, Any] = dict(part=(self.kv_rank, both), span=self.rope_dim)
         entries += dense(down, f"{ours}key_rotary", "P D", "D P", **more)
         entries += norm(f"{hf}kv_a_layernorm", f"{ours}kv_norm", False)
         both, up = self.nope_dim + self.value_dim, f"{hf}kv_b_proj"

@@ -1,4 +1,4 @@
-"""Qwen's mixtures of experts: Qwen1.5-MoE and Qwen2-MoE (arXiv 2407.10671), Qwen3-MoE (2505.09388)."""
+"""Qwen1.5-MoE and Qwen2-MoE (arXiv 2407.10671), Qwen3-MoE (2505.09388)."""
 
 from __future__ import annotations
 
