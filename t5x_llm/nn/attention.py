@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -10,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
-from t5x_llm.nn.attention_kernels import Bias, attend
+from t5x_llm.nn.attention_kernels import attend
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.positions import RotaryConfig, alibi_slopes, rotate
+from t5x_llm.nn.positions import AlibiConfig, RotaryConfig, alibi_bias, rotate
 from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
@@ -55,7 +56,7 @@ class AttentionConfig:
       window: they see the last ``window`` tokens only, themselves included; None for all.
       scale: factor on the logits; None means 1/sqrt(H).
       softcap: logits become softcap * tanh(logits / softcap), or None.
-      alibi: factor on ALiBi's linear biases, or None.
+      alibi: linear biases by distance, or None.
       qk_norm: norm of queries and keys, or None.
       qkv_clip: queries, keys and values are clipped to +- this, or None (MPT, DBRX, OLMo).
       qk_filter: config of a layer that filters the input of queries and keys (Yuan 2.0, arXiv
@@ -72,7 +73,7 @@ class AttentionConfig:
     window: int | None
     scale: float | None
     softcap: float | None
-    alibi: float | None
+    alibi: AlibiConfig | None
     qk_norm: QKNormConfig | None
     qkv_clip: float | None
     qk_filter: LayerConfig | None
@@ -97,7 +98,7 @@ class AttentionConfig:
             check_number("AttentionConfig.window", self.window, low=1, integer=True)
             if not self.causal:
                 raise ConfigError("AttentionConfig.window", self.window, "None unless causal")
-        for name in ("scale", "softcap", "alibi", "qkv_clip"):
+        for name in ("scale", "softcap", "qkv_clip"):
             if getattr(self, name) is not None:
                 check_number(f"AttentionConfig.{name}", getattr(self, name), above=0)
 
@@ -125,17 +126,6 @@ class QKNorm(nnx.Module):
         if self.config.scope == "all":
             return self.norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
         return self.norm(x)
-
-
-def alibi_bias(factor: float, n_heads: int) -> Bias:
-    """ALiBi's bias, -slope * distance, times ``factor``."""
-
-    def bias(q_positions: jax.Array, kv_positions: jax.Array) -> jax.Array:
-        distance = q_positions[:, :, None] - kv_positions[:, None, :]
-        slopes = factor * alibi_slopes(n_heads)
-        return -slopes[:, None, None] * distance[:, None].astype(jnp.float32)
-
-    return bias
 
 
 class Attention(nnx.Module):
@@ -206,6 +196,9 @@ class Attention(nnx.Module):
             cache = {"key": k, "value": v, **state}
             key_positions, key_segment_ids = context.key_positions, context.key_segment_ids
             prefix = context.key_prefix
+        bias = None
+        if config.alibi is not None:
+            bias = functools.partial(alibi_bias, config.alibi, n_heads=config.n_heads)
         y = attend(
             q,
             k,
@@ -218,7 +211,7 @@ class Attention(nnx.Module):
             window=config.window,
             softcap=config.softcap,
             scale=config.scale,
-            bias=None if config.alibi is None else alibi_bias(config.alibi, config.n_heads),
+            bias=bias,
             kv_prefix=prefix,
         )
         return keep(self.out(constrain(y, QUERIES)), "attention_out"), cache, {}

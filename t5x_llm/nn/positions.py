@@ -157,7 +157,27 @@ def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> ja
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def alibi_slopes(n_heads: int) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class AlibiConfig:
+    """Linear biases on attention logits: -slope * distance.
+
+    Attributes:
+      factor: on the biases.
+      max_exponent: the last head's slope is 2^-max_exponent; 8 in the paper.
+      rounded: slopes, positions and their products are bfloat16, so that far positions share a
+        bias, as in the released Falcon-RW (arXiv 2306.01116).
+    """
+
+    factor: float
+    max_exponent: float
+    rounded: bool
+
+    def __post_init__(self) -> None:
+        check_number("AlibiConfig.factor", self.factor, above=0)
+        check_number("AlibiConfig.max_exponent", self.max_exponent, above=0)
+
+
+def alibi_slopes(n_heads: int, max_exponent: float) -> jax.Array:
     """Slopes of ALiBi (arXiv 2108.12409, section 3, and its released code): [N] float32.
 
     For a number of heads that is no power of two, the released code interleaves the slopes of the
@@ -165,8 +185,30 @@ def alibi_slopes(n_heads: int) -> jax.Array:
     """
 
     def powers(n: int) -> list[float]:
-        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+        return [2.0 ** (-max_exponent * (i + 1) / n) for i in range(n)]
 
     whole = 2 ** int(math.log2(n_heads))
     extra = powers(2 * whole)[::2][: n_heads - whole]
     return jnp.asarray(powers(whole) + extra, jnp.float32)
+
+
+def alibi_bias(
+    config: AlibiConfig, q_positions: jax.Array, kv_positions: jax.Array, n_heads: int
+) -> jax.Array:
+    """Biases of queries at [B, T] towards keys at [B, S]: [B, N, T, S] float32."""
+
+    slopes = alibi_slopes(n_heads, config.max_exponent)[:, None]
+    if config.rounded:
+        q, kv = (
+            config.factor
+            * _bfloat16(_bfloat16(slopes) * _bfloat16(at.astype(jnp.float32))[:, None])
+            for at in (q_positions, kv_positions)
+        )
+        return kv[:, :, None, :] - q[:, :, :, None]
+    distance = q_positions[:, :, None] - kv_positions[:, None, :]
+    return -(config.factor * slopes)[..., None] * distance[:, None].astype(jnp.float32)
+
+
+def _bfloat16(x: jax.Array) -> jax.Array:
+    """Rounded to bfloat16; a cast there and back may be compiled away."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -15,6 +15,7 @@ _CHOICES = {
     "zeros": "ones",
     "none": "ones",
     "silu": "gelu",
+    "relu": "gelu",
     "no": "two_norms",
     "one_norm": "two_norms",
     "two_norms": "one_norm",

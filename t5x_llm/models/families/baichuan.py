@@ -11,6 +11,7 @@ from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import changed, dense
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
+from t5x_llm.nn.positions import AlibiConfig
 
 _BAICHUAN2_VOCAB = 125696
 
@@ -45,8 +46,8 @@ class Baichuan(LlamaLike):
 
     def attention(self) -> AttentionConfig:
         """With ALiBi or rotation."""
-        attention = super().attention()
-        return changed(attention, rotary=None, alibi=1.0) if self.alibi else attention
+        attention, alibi = super().attention(), AlibiConfig(1.0, 8.0, rounded=False)
+        return changed(attention, rotary=None, alibi=alibi) if self.alibi else attention
 
     def decoder(self) -> DecoderConfig:
         """With the head's rows normalised or not."""
