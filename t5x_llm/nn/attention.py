@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
-from t5x_llm.nn.attention_kernels import attend
+from t5x_llm.nn.attention_kernels import Bias, attend
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -134,8 +134,10 @@ class Attention(nnx.Module):
     def __init__(self, config: AttentionConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.config = config
         n, k, h = config.n_heads, config.n_kv_heads, config.head_dim
-        kwargs: dict[str, Any] = dict(std=init.kernel(d_model), bias=config.qkv_bias, rngs=rngs)
+        std = init.kernel(d_model) * init.query_scale
+        kwargs: dict[str, Any] = dict(std=std, bias=config.qkv_bias, rngs=rngs)
         self.query = Dense((d_model,), (n, h), ("embed",), ("heads", "head"), **kwargs)
+        kwargs["std"] = init.kernel(d_model)
         self.key = Dense((d_model,), (k, h), ("embed",), ("kv_heads", "head"), **kwargs)
         kwargs["std"] = init.kernel(d_model, branch=True)
         self.value = Dense((d_model,), (k, h), ("embed",), ("kv_heads", "head"), **kwargs)
@@ -183,6 +185,12 @@ class Attention(nnx.Module):
         k = keep(constrain(k, KEYS), "key")
         return (q, k, keep(constrain(v, KEYS), "value")), state
 
+    def bias(self, context: Context) -> Bias | None:
+        """What is added to the logits by position."""
+        if self.config.alibi is None:
+            return None
+        return functools.partial(alibi_bias, self.config.alibi, n_heads=self.config.n_heads)
+
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
@@ -196,9 +204,6 @@ class Attention(nnx.Module):
             cache = {"key": k, "value": v, **state}
             key_positions, key_segment_ids = context.key_positions, context.key_segment_ids
             prefix = context.key_prefix
-        bias = None
-        if config.alibi is not None:
-            bias = functools.partial(alibi_bias, config.alibi, n_heads=config.n_heads)
         y = attend(
             q,
             k,
@@ -211,7 +216,7 @@ class Attention(nnx.Module):
             window=config.window,
             softcap=config.softcap,
             scale=config.scale,
-            bias=bias,
+            bias=self.bias(context),
             kv_prefix=prefix,
         )
         return keep(self.out(constrain(y, QUERIES)), "attention_out"), cache, {}

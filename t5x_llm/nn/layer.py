@@ -35,6 +35,9 @@ class Context:
       key_positions: [B, S] positions of the cached keys (this call's included).
       key_segment_ids: [B, S] segments of the cached keys; 0 where nothing is written.
       key_prefix: [B, S] ``prefix`` of the cached keys.
+      relative: by relative bias config, the stack's table [buckets, N].
+      encoded: [B, S, D] what an encoder made, or None: there is none, or its keys are cached.
+      encoder_segment_ids: [B, S] its segments; 0 marks padding.
     """
 
     positions: jax.Array
@@ -46,6 +49,9 @@ class Context:
     key_positions: jax.Array | None = None
     key_segment_ids: jax.Array | None = None
     key_prefix: jax.Array | None = None
+    relative: dict[Any, jax.Array] = dataclasses.field(default_factory=dict)
+    encoded: jax.Array | None = None
+    encoder_segment_ids: jax.Array | None = None
 
 
 def starts_of(segment_ids: jax.Array, before: jax.Array | None = None) -> jax.Array:

@@ -24,12 +24,14 @@ class InitConfig:
         1/sqrt(2 L).
       branch_scale: factor on the value, up and gate kernels; with ``residual_scale`` it is
         DeepNorm's beta (arXiv 2203.00555, section 4.3).
+      query_scale: factor on the query kernels; 1/sqrt(H) where logits are not scaled by it (T5).
     """
 
     kernel_std: float | None
     embed_std: float
     residual_scale: float
     branch_scale: float
+    query_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kernel_std is not None:
@@ -37,6 +39,7 @@ class InitConfig:
         check_number("InitConfig.embed_std", self.embed_std, above=0)
         check_number("InitConfig.residual_scale", self.residual_scale, above=0)
         check_number("InitConfig.branch_scale", self.branch_scale, above=0)
+        check_number("InitConfig.query_scale", self.query_scale, above=0)
 
     def kernel(self, fan_in: int, residual: bool = False, branch: bool = False) -> float:
         """Standard deviation of a kernel with ``fan_in`` inputs."""
