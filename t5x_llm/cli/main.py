@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
     "train": ("train", "train a model; the same as python train.py"),
     "launch": ("launch", "run several processes on this machine, and again when one dies"),
+    "submit": ("submit", "run a job on Cloud TPU, GKE or here, and keep it alive"),
     "eval": ("evaluate", "held-out loss and bits per byte of a run or a Hugging Face directory"),
     "generate": ("generate", "let a run or a Hugging Face directory continue a text"),
     "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
