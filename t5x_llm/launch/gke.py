@@ -39,7 +39,11 @@ def jobset(job: Job) -> dict[str, Any]:
             "failurePolicy": {
                 "maxRestarts": job.restarts,
                 "rules": [
-                    {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+                    {
+                        "name": "mistake",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    },
                 ],
             },
             "replicatedJobs": [

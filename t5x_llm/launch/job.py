@@ -78,8 +78,10 @@ class QueuedResource:
     def __post_init__(self) -> None:
         if not isinstance(self.zones, tuple) or not self.zones:
             raise ConfigError("QueuedResource.zones", self.zones, _PATTERNS["zones"][1])
-        names = ("project", "zones", "bucket", "runtime_version", "network", "subnetwork")
-        names += ("service_account",)
+        names = (
+            *("project", "zones", "bucket", "runtime_version"),
+            *("network", "subnetwork", "service_account"),
+        )
         _check("QueuedResource", **{name: getattr(self, name) for name in names})
         check_choice("QueuedResource.capacity", self.capacity, CAPACITY)
         check_number("QueuedResource.wait_minutes", self.wait_minutes, above=0)
