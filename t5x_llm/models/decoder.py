@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig, constant
 from t5x_llm.nn.positions import RotaryConfig, rotary_tables
+from t5x_llm.nn.relative import RelativeAttentionConfig, RelativeBias, RelativeBiasConfig
 from t5x_llm.parallel import constrain
 
 
@@ -25,6 +26,7 @@ class DecoderConfig:
     """A decoder-only language model.
 
     Attributes:
+      kind: 'decoder', 'encoder' or 'encoder_decoder'.
       vocab_size: V.
       d_model: D.
       groups: the layers.
@@ -44,6 +46,8 @@ class DecoderConfig:
       logit_softcap: logits become softcap * tanh(logits / softcap), or None.
       normalized_head: rows of the head are scaled to unit length (Baichuan 2).
     """
+
+    kind: ClassVar[str] = "decoder"
 
     vocab_size: int
     d_model: int
@@ -121,8 +125,7 @@ class Decoder(nnx.Module):
             axes = ("rank",), ("embed",)
             self.embed_in = Dense((width,), (d,), *axes, std=init.kernel(width), **kwargs)
             self.embed_out = Dense((d,), (width,), *axes[::-1], std=init.kernel(d), **kwargs)
-        for i, group in enumerate(config.groups):
-            setattr(self, f"group_{i}", Group(group, d, init, rngs))
+        make_groups(self, config.groups, d, init, rngs)
         if config.final_norm is not None:
             self.final_norm = Norm(config.final_norm, d)
         if not config.tied:
@@ -169,43 +172,65 @@ class Decoder(nnx.Module):
         embed_gradient: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
         """See ``Model.apply``; returns (hidden, cache, every layer's scalars)."""
-        x = self._embed(tokens, positions, segment_ids, dtype, noise, embed_gradient)
+        x = self.embedded(tokens, positions, segment_ids, dtype, noise, embed_gradient)
+        first = 0 if cache is None else cache["index"]
+        context = self.context(positions, segment_ids, prefix, block_positions, first)
+        return self.layers(x, context, cache, remat)
+
+    def layers(
+        self, x: jax.Array, context: Context, cache: dict[str, Any] | None, remat: str
+    ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
+        """What the first layer reads to what ``__call__`` returns."""
+        if cache is None:
+            x, _, aux = run_groups(self, self.config.groups, x, context, None, remat)
+            return self.normed(x), None, aux
+        context, new = _extend(context, cache)
+        groups = self.config.groups
+        x, new["layers"], aux = run_groups(self, groups, x, context, cache["layers"], remat)
+        return self.normed(x), new, aux
+
+    def context(
+        self,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        prefix: jax.Array | None = None,
+        block_positions: jax.Array | None = None,
+        first: jax.Array | int = 0,
+    ) -> Context:
+        """What the layers know of the tokens besides x, without a cache."""
         rotary = {
             config: rotary_tables(config, positions, block_positions)
             for config in self.config.rotaries
         }
         if block_positions is not None:  # those do not tell the order of tokens
-            first = 0 if cache is None else cache["index"]
-            positions = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
-        context = Context(positions, segment_ids, starts_of(segment_ids), rotary, prefix)
-        new: dict[str, Any] | None = None
-        if cache is not None:
-            context, new = _extend(context, cache)
-        auxes = []
-        for i in range(len(self.config.groups)):
-            name = f"group_{i}"
-            layers = None if cache is None else cache["layers"][name]
-            x, layers, aux = getattr(self, name)(x, context, layers, remat)
-            auxes.append(aux)
-            if new is not None:
-                new["layers"][name] = layers
+            positions = jnp.broadcast_to(first + jnp.arange(positions.shape[1]), positions.shape)
+        starts, tables = starts_of(segment_ids), relative_tables(self, self.config.groups)
+        return Context(positions, segment_ids, starts, rotary, prefix, relative=tables)
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """The last layer's output [B, T, D] as the head takes it."""
         if self.config.final_norm is not None:
             x = self.final_norm(x)
         if self.config.embed_dim not in (None, self.config.d_model):
             x = self.embed_out(x)
-        return x, new, join_aux(auxes)
+        return x
 
-    def _embed(
+    def looked_up(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Rows of the embedding table: [B, T, width of the table]."""
+        return self.embed(tokens, dtype)
+
+    def embedded(
         self,
         tokens: jax.Array,
         positions: jax.Array,
         segment_ids: jax.Array,
         dtype: jnp.dtype,
-        noise: jax.Array | None,
-        embed_gradient: jax.Array | None,
+        noise: jax.Array | None = None,
+        embed_gradient: jax.Array | None = None,
     ) -> jax.Array:
+        """What the first layer reads: [B, T, D]."""
         config = self.config
-        x = self.embed(tokens, dtype)
+        x = self.looked_up(tokens, dtype)
         share = config.embed_gradient if embed_gradient is None else embed_gradient
         if embed_gradient is not None or config.embed_gradient != 1.0:
             share = jnp.asarray(share, dtype)
@@ -239,6 +264,51 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [B, T, D] to logits [B, T, V], float32."""
         return head_logits(self.output_head(hidden.dtype), hidden)
+
+
+def _relatives(groups: tuple[GroupConfig, ...]) -> tuple[RelativeBiasConfig, ...]:
+    """The relative biases that layers share, each once."""
+    mixers = (b.mixer for g in groups for b in g.blocks)
+    found = (m.relative for m in mixers if isinstance(m, RelativeAttentionConfig))
+    return tuple(dict.fromkeys(found))
+
+
+def make_groups(
+    module: nnx.Module,
+    groups: tuple[GroupConfig, ...],
+    d_model: int,
+    init: InitConfig,
+    rngs: nnx.Rngs,
+) -> None:
+    """Gives ``module`` the layers, as ``group_0``, ..., and what they share, ``relative_0``, ..."""
+    for i, group in enumerate(groups):
+        setattr(module, f"group_{i}", Group(group, d_model, init, rngs))
+    for i, relative in enumerate(_relatives(groups)):
+        setattr(module, f"relative_{i}", RelativeBias(relative, init.kernel(d_model), rngs))
+
+
+def relative_tables(module: nnx.Module, groups: tuple[GroupConfig, ...]) -> dict[Any, jax.Array]:
+    """``Context.relative`` of the layers that ``make_groups`` made."""
+    found = enumerate(_relatives(groups))
+    return {config: getattr(module, f"relative_{i}").table[...] for i, config in found}
+
+
+def run_groups(
+    module: nnx.Module,
+    groups: tuple[GroupConfig, ...],
+    x: jax.Array,
+    context: Context,
+    cache: dict[str, Any] | None,
+    remat: str,
+) -> tuple[jax.Array, dict[str, Any], dict[str, jax.Array]]:
+    """The layers that ``make_groups`` made: x, their caches and their scalars."""
+    new, auxes = {}, []
+    for i in range(len(groups)):
+        name = f"group_{i}"
+        layers = None if cache is None else cache[name]
+        x, new[name], aux = getattr(module, name)(x, context, layers, remat)
+        auxes.append(aux)
+    return x, new, join_aux(auxes)
 
 
 def _extend(context: Context, cache: dict[str, Any]) -> tuple[Context, dict[str, Any]]:

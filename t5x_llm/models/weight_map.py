@@ -22,7 +22,7 @@ from t5x_llm.core.errors import CheckpointError
 
 PART = "P"  # the pattern axis along which a fused HF tensor is cut
 _HOLE = re.compile(r"\{(\w+)\}")
-_BLOCK = re.compile(r"group_(\d+)\.block_(\d+)\.")
+_BLOCK = re.compile(r"(\w+\.)?group_(\d+)\.block_(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
             shape = tuple(flat[path].shape)
             numbers: list[int | None] = [None]
             if match := _BLOCK.match(path):
-                numbers = list(layers[int(match[1]), int(match[2])])
+                numbers = list(layers[_stack(match)])
                 shape = shape[1:]
             axes = _terms(entry.our_axes)
             if len(axes) != len(shape):
@@ -248,27 +248,37 @@ def _key(where: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(w if isinstance(w, int) else None for w in where)
 
 
-def _layers(flat: Mapping[str, Any]) -> dict[tuple[int, int], range]:
-    """(group, block) to the layer numbers stacked there, in order of repeats."""
-    repeats: dict[tuple[int, int], int] = {}
+def _stack(match: re.Match[str]) -> tuple[str, int, int]:
+    """(what precedes the group in the path, group, block)."""
+    return match[1] or "", int(match[2]), int(match[3])
+
+
+def _layers(flat: Mapping[str, Any]) -> dict[tuple[str, int, int], range]:
+    """What ``_stack`` gives, to the layer numbers stacked there, in order of repeats."""
+    repeats: dict[tuple[str, int, int], int] = {}
     for path, leaf in flat.items():
         if match := _BLOCK.match(path):
-            repeats[int(match[1]), int(match[2])] = leaf.shape[0]
-    layers, first = {}, 0
-    for _, members in itertools.groupby(sorted(repeats), key=lambda key: key[0]):
-        blocks = list(members)
-        count = repeats[blocks[0]]
-        for group_block in blocks:
-            start = first + group_block[1]
-            layers[group_block] = range(start, start + count * len(blocks), len(blocks))
-        first += count * len(blocks)
+            repeats[_stack(match)] = leaf.shape[0]
+    layers: dict[tuple[str, int, int], range] = {}
+    first: dict[str, int] = {}
+    for (where, _), members in itertools.groupby(sorted(repeats), key=lambda key: key[:2]):
+        blocks, start = list(members), first.get(where, 0)
+        count = repeats[blocks[0]] * len(blocks)
+        for i, key in enumerate(blocks):
+            layers[key] = range(start + i, start + count, len(blocks))
+        first[where] = start + count
     return layers
 
 
-def _paths(ours: str, layers: Mapping[tuple[int, int], range]) -> list[str]:
+def stacked(path: str) -> bool:
+    """Whether a parameter carries a leading axis of its group's repeats."""
+    return _BLOCK.match(path) is not None
+
+
+def _paths(ours: str, layers: Mapping[tuple[str, int, int], range]) -> list[str]:
     if "{group}" not in ours and "{block}" not in ours:
         return [ours]
-    filled = (ours.format(group=group, block=block) for group, block in layers)
+    filled = (ours.format(group=group, block=block) for _, group, block in layers)
     return list(dict.fromkeys(filled))
 
 

@@ -94,7 +94,7 @@ def relative_bias(
 
 
 class RelativeBias(nnx.Module):
-    """Holds the table [buckets, N] of a stack, or of one layer."""
+    """Holds the table [buckets, N] of a stack."""
 
     def __init__(self, config: RelativeBiasConfig, std: float, rngs: nnx.Rngs):
         self.table = normal(rngs, (config.n_buckets, config.n_heads), std, AXES)
@@ -105,13 +105,10 @@ class RelativeAttentionConfig(AttentionConfig):
     """Self-attention with biases by relative position.
 
     Attributes:
-      relative: the biases.
-      shared: all layers of a stack with equal ``relative`` use one table, which the stack holds
-        (T5); otherwise each has its own (UMT5).
+      relative: the biases; layers of a stack with equal ones share a table, which the stack holds.
     """
 
     relative: RelativeBiasConfig
-    shared: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,15 +129,7 @@ class RelativeAttention(Attention):
 
     config: RelativeAttentionConfig
 
-    def __init__(
-        self, config: RelativeAttentionConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs
-    ):
-        super().__init__(config, d_model, init, rngs)
-        if not config.shared:
-            self.relative = RelativeBias(config.relative, init.kernel(d_model), rngs)
-
     def bias(self, context: Context) -> Bias:
-        """By the stack's table or its own."""
+        """By the stack's table."""
         config = self.config.relative
-        table = context.relative[config] if self.config.shared else self.relative.table[...]
-        return functools.partial(relative_bias, config=config, table=table)
+        return functools.partial(relative_bias, config=config, table=context.relative[config])
