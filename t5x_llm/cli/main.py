@@ -13,6 +13,7 @@ from t5x_llm.core.errors import T5xLLMError, nearest
 
 # Subcommand to (module in t5x_llm.cli, what it does).
 COMMANDS = {
+    "budget": ("budget", "tokens, FLOPs, days and money of training a model"),
     "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
     "train": ("train", "train a model; the same as python train.py"),
     "launch": ("launch", "run several processes on this machine, and again when one dies"),

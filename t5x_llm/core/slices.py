@@ -27,6 +27,7 @@ class Generation:
       runtime: default runtime version of TPU VMs.
       gke: value of GKE's label ``cloud.google.com/gke-tpu-accelerator``.
       single: chips that one host may hold by itself.
+      peak: dense bfloat16 FLOP/s of a chip.
     """
 
     cores: int
@@ -36,16 +37,17 @@ class Generation:
     runtime: str | None
     gke: str
     single: tuple[int, ...]
+    peak: float
 
 
 GENERATIONS = {
-    "v4": Generation(2, 3, 4096, "v4", "tpu-ubuntu2204-base", "tpu-v4-podslice", (4,)),
+    "v4": Generation(2, 3, 4096, "v4", "tpu-ubuntu2204-base", "tpu-v4-podslice", (4,), 275e12),
     "v5e": Generation(
-        1, 2, 256, "v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", (1, 4, 8)
+        1, 2, 256, "v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", (1, 4, 8), 197e12
     ),
-    "v5p": Generation(2, 3, 6144, "v5p", "v2-alpha-tpuv5", "tpu-v5p-slice", (4,)),
-    "v6e": Generation(1, 2, 256, "v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice", (1, 4, 8)),
-    "v7x": Generation(2, 3, 9216, None, None, "tpu7x", (4,)),
+    "v5p": Generation(2, 3, 6144, "v5p", "v2-alpha-tpuv5", "tpu-v5p-slice", (4,), 459e12),
+    "v6e": Generation(1, 2, 256, "v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice", (1, 4, 8), 918e12),
+    "v7x": Generation(2, 3, 9216, None, None, "tpu7x", (4,), 2307e12),
 }
 _CHIPS_OF_A_HOST = 4
 
