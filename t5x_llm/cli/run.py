@@ -14,10 +14,13 @@ from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
+from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
+from t5x_llm.models.stability import Stability
+from t5x_llm.nn.positions import RotaryScaling
 from t5x_llm.nn.remat import REMAT
-from t5x_llm.optim import BatchRamp, Optimizer, Schedule
+from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, check_divisible
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
@@ -98,7 +101,11 @@ class Run:
       precision: parameter and compute dtypes.
       remat: what the backward pass finds saved: none, full, dots, save_qkv, save_qkv_context,
         save_projections.
+      stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
+      embed_gradient: share of the gradient that reaches the embedding table by way of the input,
+        by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the preset's.
+      neftune: alpha of NEFTune's noise on embeddings (arXiv 2310.05914; 5 to 15), or None.
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       checkpoint: when to save.
       spike: what counts as a loss spike, and what is done about it.
@@ -116,7 +123,10 @@ class Run:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     precision: Policy = dataclasses.field(default_factory=Policy)
     remat: str = "save_projections"
+    stability: Stability | None = None
     z_loss: float = 0.0
+    embed_gradient: Piecewise | None = None
+    neftune: float | None = None
     start_from: str | None = None
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
@@ -132,7 +142,13 @@ class Run:
             raise ConfigError("Run.model", self.model, f"a family preset: {names}")
         check_choice("Run.remat", self.remat, REMAT)
         check_number("Run.z_loss", self.z_loss, low=0)
-        longest = self.model.decoder().learned_positions
+        for _, share in self.embed_gradient.points if self.embed_gradient else ():
+            check_number("Run.embed_gradient", share, low=0, high=1)
+        if self.neftune is not None:
+            check_number("Run.neftune", self.neftune, above=0)
+        if self.export.enabled:
+            self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
+        longest = self.decoder().learned_positions
         if longest is not None and self.loop.sequence_length > longest:
             raise ConfigError(
                 "Loop.sequence_length",
@@ -141,13 +157,35 @@ class Run:
                 "Learned positions end there: shorten the sequence, or give the model more.",
             )
 
+    def decoder(self) -> DecoderConfig:
+        """What is trained: the preset's, with this run's changes."""
+        config = self.model.decoder()
+        for name in ("stability", "embed_gradient", "neftune"):
+            if getattr(self, name) is not None and not isinstance(config, DecoderConfig):
+                kind = type(self.model).__name__
+                raise ConfigError(f"Run.{name}", getattr(self, name), f"None: {kind} has no place")
+        if self.stability is not None:
+            config = self.stability.apply(config)
+        return config if self.neftune is None else dataclasses.replace(config, neftune=self.neftune)
+
     def build_model(self) -> Model:
         """The model, without parameters."""
-        return Model(self.model.decoder(), self.precision, self.remat)
+        return Model(self.decoder(), self.precision, self.remat)
+
+    def check_exportable(self, remedy: str) -> None:
+        """Raises ConfigError if the preset's config.json cannot say what this run trains."""
+        if self.stability is not None:
+            plain = self.model.decoder()
+            if self.stability.apply(plain) != plain:
+                options = " and ".join(self.stability.chosen)
+                family = type(self.model).__name__
+                expected = f"none, as {family}'s config.json has no field for {options}"
+                raise ConfigError("Run.stability", self.stability, expected, remedy)
 
     def shared(self) -> dict[str, Any]:
         """The parts that a resumed run must share with the one it continues."""
-        return {
+        stability = {} if self.stability is None else {"stability": self.stability}
+        return stability | {
             "model": self.model,
             "optimizer": self.optimizer,
             "data": self.data,
@@ -170,7 +208,7 @@ register(
         Optimizer,
     ),
     *(Schedule, Policy, CheckpointConfig, SpikeConfig, LifeConfig, Evaluation, Samples),
-    *(Sampling, Export),
+    *(Sampling, Export, RotaryScaling, Stability, Piecewise),
     *FAMILIES.values(),
 )
 
@@ -224,7 +262,7 @@ def check_fits(run: Run, mesh: Any) -> None:
         check_divisible(mesh, rules, "batch", rows, size // parts)
     check_divisible(mesh, rules, "batch", "Evaluation.batch_size", run.evaluation.batch_size)
     check_divisible(mesh, rules, "length", "Loop.sequence_length", run.loop.sequence_length)
-    for group in run.model.decoder().groups:
+    for group in run.decoder().groups:
         for block in group.blocks:
             for layer in block.layers:
                 for axis, name in _CUT.items():

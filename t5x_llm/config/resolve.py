@@ -12,6 +12,7 @@ any plumbing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -48,6 +49,7 @@ class Parameter:
     default: Any
 
 
+@functools.cache
 def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
     """The named parameters of a dataclass or function, in order."""
     function = vars(target).get("__init__", target) if isinstance(target, type) else target

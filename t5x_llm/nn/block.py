@@ -168,14 +168,15 @@ class Group(nnx.Module):
         self.config = config
 
         for i, block in enumerate(config.blocks):
+            made: list[Any] = []  # filled while vmap traces: one trace gives both parts
 
-            def make(key: jax.Array, block: BlockConfig = block) -> Block:
-                return Block(block, d_model, init, nnx.Rngs(params=key))
+            def make(key: jax.Array, block: Any = block, made: list[Any] = made) -> Any:
+                graphdef, state = nnx.split(Block(block, d_model, init, nnx.Rngs(params=key)))
+                made.append(graphdef)
+                return state
 
-            keys = jax.random.split(rngs.params(), config.repeat)
-            graphdef = nnx.graphdef(nnx.eval_shape(make, keys[0]))
-            state = jax.vmap(lambda key, make=make: nnx.state(make(key)))(keys)
-            setattr(self, f"block_{i}", nnx.merge(graphdef, state))
+            state = jax.vmap(make)(jax.random.split(rngs.params(), config.repeat))
+            setattr(self, f"block_{i}", nnx.merge(made[0], state))
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
         """Decoding states of all layers, stacked over repeats."""
