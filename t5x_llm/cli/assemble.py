@@ -96,6 +96,8 @@ def make_step(
         microbatches=run.loop.microbatches,
         z_loss=run.z_loss,
         guarded=guarded,
+        noise_seed=run.loop.seed,
+        embed_gradient=run.embed_gradient and run.embed_gradient.build(),
     )
     return tx, step
 
@@ -278,6 +280,13 @@ def check_start_from(run: Run) -> None:
             run.start_from,
             f"the model of this run, but there -> here: {'; '.join(found)}",
             "Set these fields to what they are there; t5x-llm import prints them all.",
+        )
+    plain, mine = (Model(each).abstract_params() for each in (run.model.decoder(), run.decoder()))
+    if plain != mine:
+        raise ConfigError(
+            "Run.stability",
+            run.stability,
+            "None, or options without parameters, where Run.start_from gives the weights",
         )
 
 

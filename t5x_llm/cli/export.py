@@ -43,6 +43,8 @@ def _main(argv: Sequence[str]) -> None:
     model = load.load(args.path, args.step)
     if args.out is None and model.run is None:
         parser.error("say where to write: t5x-llm export PATH OUT")
+    if model.run is not None:
+        model.run.check_exportable("There is no form of it that other programs read.")
     out = args.out or os.path.join(args.path, "hf")
     report = export_hf(
         model.params,

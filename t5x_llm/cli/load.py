@@ -77,7 +77,7 @@ def _from_run(path: str, step: int | None, compute: str | None) -> Loaded:
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
-    model = Model(run.model.decoder(), policy)
+    model = Model(run.decoder(), policy)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:

@@ -2,7 +2,7 @@
 
 from t5x_llm.optim.masks import DECAY_MASKS, decay_mask, decay_summary
 from t5x_llm.optim.optimizer import DEFAULTS, Optimizer, opt_state_shardings
-from t5x_llm.optim.schedule import SCHEDULES, BatchRamp, Schedule
+from t5x_llm.optim.schedule import SCHEDULES, BatchRamp, Piecewise, Schedule
 
 __all__ = [
     "DECAY_MASKS",
@@ -10,6 +10,7 @@ __all__ = [
     "SCHEDULES",
     "BatchRamp",
     "Optimizer",
+    "Piecewise",
     "Schedule",
     "decay_mask",
     "decay_summary",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,45 @@ def _rsqrt(peak: float, warmup: int, start: int) -> optax.Schedule:
         return peak * jnp.sqrt(start / jnp.maximum(jnp.asarray(step) + warmup, start))
 
     return schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Piecewise:
+    """A value by step: straight lines between points, constant before the first and after the last.
+
+    Two points one step apart are a jump. GLM-130B's share of the embedding gradient (arXiv
+    2210.02414, section 3.3; its released log): ((6000, 0.1), (6500, 1.0), (22799, 1.0),
+    (22800, 0.2), (28800, 1.0), (33599, 1.0), (33600, 0.5), (35199, 0.5), (35200, 0.1)).
+
+    Attributes:
+      points: (step, value) pairs, steps ascending.
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        field, points = "Piecewise.points", self.points
+        pairs = isinstance(points, (tuple, list)) and all(
+            isinstance(p, (tuple, list)) and len(p) == 2 for p in points
+        )
+        if not pairs or not points:
+            raise ConfigError(
+                field,
+                points,
+                "pairs (step, value)",
+                "Example: Piecewise.points = ((6000, 0.1), (6500, 1.0))",
+            )
+        for i, (step, value) in enumerate(points):
+            check_number(f"{field}[{i}] step", step, low=0, integer=True)
+            check_number(f"{field}[{i}] value", value)
+        for i, (one, two) in enumerate(itertools.pairwise(points)):
+            if two[0] <= one[0]:
+                raise ConfigError(f"{field}[{i + 1}] step", two[0], f"more than {one[0]}")
+
+    def build(self) -> optax.Schedule:
+        """step (int or int array, from 0) -> float32 value."""
+        steps, values = (jnp.asarray(x, jnp.float32) for x in zip(*self.points, strict=True))
+        return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.optim import SCHEDULES, BatchRamp, Schedule
+from t5x_llm.optim import SCHEDULES, BatchRamp, Piecewise, Schedule
 
 
 @st.composite
@@ -159,3 +159,19 @@ def test_palm_ramp():
 def test_bad_ramps(stages, words):
     with pytest.raises(ConfigError, match=words):
         BatchRamp(stages)
+
+
+def test_piecewise_is_numpys_interpolation_and_can_jump():
+    points = ((6000, 0.1), (6500, 1.0), (22799, 1.0), (22800, 0.2), (28800, 1.0))
+    share = Piecewise(points).build()
+    steps = [0, 5999, 6000, 6250, 6500, 20000, 22799, 22800, 25800, 28800, 10**6]
+    expected = np.interp(steps, *zip(*points, strict=True))
+    np.testing.assert_allclose([share(s) for s in steps], expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(share)(np.int32(22800)), 0.2, rtol=1e-6)
+    assert share(3).dtype == np.float32
+
+
+@pytest.mark.parametrize("points", [(), ((0,),), ((5, 1.0), (5, 0.0)), ((-1, 0.0),), ((0, "a"),)])
+def test_piecewise_names_its_mistakes(points):
+    with pytest.raises(ConfigError, match=r"Piecewise\.points"):
+        Piecewise(points)
