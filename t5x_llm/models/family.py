@@ -6,7 +6,7 @@ A family lists which field of config.json is which of its own, once; reading and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from t5x_llm.core.errors import ConfigError
@@ -29,6 +29,8 @@ class Family:
       FIXED: the same, but accepted only: old names, switches that are off.
       IGNORED: fields that change no inference: dropout rates, initialisation.
       READ: fields that ``read_hf`` reads.
+      UNUSED: pattern of tensors that files may have and the model does not use; none if empty.
+      OLD_NAMES: endings of tensors' names to what old files have there.
     """
 
     hf_type: ClassVar[str]
@@ -38,6 +40,8 @@ class Family:
     FIXED: ClassVar[Mapping[str, Any]] = {}
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     READ: ClassVar[frozenset[str]] = frozenset()
+    UNUSED: ClassVar[str] = ""
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {}
 
     vocab_size: int
 
@@ -48,6 +52,20 @@ class Family:
     def weight_map(self) -> list[Entry]:
         """HF tensor names and layouts against ours."""
         raise NotImplementedError
+
+    def special_ids(self) -> dict[str, int]:
+        """Our fields that are ids of the tokenizer's: ``pad_id``, ``start_id``."""
+        return {}
+
+    def copies(self) -> dict[str, str]:
+        """Tensors that files may repeat, to the names of what they repeat."""
+        if not self.decoder().tied:
+            return {}
+        return {"lm_head.weight": next(e.hf for e in self.weight_map() if e.ours == "embed.table")}
+
+    def fitted(self, names: Collection[str]) -> Self:
+        """The preset of a file with tensors ``names``, where config.json leaves it open."""
+        return self
 
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:

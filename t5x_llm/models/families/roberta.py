@@ -42,3 +42,7 @@ class Roberta(Bert):
     def head_activation(self) -> str:
         """GELU, whatever the layers have."""
         return "gelu"
+
+    def special_ids(self) -> dict[str, int]:
+        """The pad token, whose id positions are counted from."""
+        return {"pad_id": self.pad_id}

@@ -151,6 +151,10 @@ class T5(Family):
             start=self.start_id,
         )
 
+    def special_ids(self) -> dict[str, int]:
+        """The decoder's first token."""
+        return {"start_id": self.start_id}
+
     def fitted(self, names: Collection[str]) -> Self:
         """Tied if there is no head: config.json tells only whether logits are scaled.
 
