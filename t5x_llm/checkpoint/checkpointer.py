@@ -14,6 +14,7 @@ import jax
 from t5x_llm.checkpoint import agree, checksums
 from t5x_llm.checkpoint.config import CheckpointConfig
 from t5x_llm.checkpoint.folder import Folder
+from t5x_llm.checkpoint.lazy import open_arrays
 from t5x_llm.checkpoint.reader import read
 from t5x_llm.checkpoint.saver import META, STATE, Saver
 from t5x_llm.core.errors import CheckpointError
@@ -330,6 +331,17 @@ class Checkpointer:
           CheckpointError: as ``restore``.
         """
         return self._read({"params": abstract_params}, self._sound(step), partial=True)["params"]
+
+    def open_params(self, step: int | None = None) -> dict[str, Any]:
+        """The parameters of a saved ``TrainState`` as arrays that are read in slices.
+
+        Args:
+          step: which; the newest sound one if None.
+
+        Raises:
+          CheckpointError: missing or damaged.
+        """
+        return open_arrays(self.path(self._sound(step)) / STATE, "params")
 
     def _read(self, abstract: Any, step: int, partial: bool = False) -> Any:
         where = f"The checkpoint {self.path(step)}"

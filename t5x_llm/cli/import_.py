@@ -11,12 +11,14 @@ from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Read a model, prove that ours computes the same logits, and write it out.
 
-  t5x-llm import model.gguf models/mine
-  t5x-llm import path/to/downloaded models/mine --dtype bfloat16
+  t5x-llm import hf path/to/downloaded models/mine
+  t5x-llm import gguf model.gguf models/mine --dtype bfloat16
 
-OUT is a Hugging Face directory: train on from it with --gin.Run.start_from="'models/mine'", let it
-continue texts with t5x-llm generate, load it with transformers. A directory that is one already
-needs no import; this command then proves and rewrites it."""
+The word hf or gguf may be left out. OUT is a Hugging Face directory: train on from it with
+--gin.Run.start_from="'models/mine'", let it continue texts with t5x-llm generate, load it with
+transformers. A directory that is one already needs no import; this command then proves and rewrites
+it, one tensor in memory at a time. pytorch_model.bin is read where torch is installed, by its
+weights-only loader."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.hf.export import DTYPES, export_hf
-    from t5x_llm.hf.import_ import import_model
+    from t5x_llm.cli.export import add_unproved
+    from t5x_llm.hf.convert import STORED, convert
+    from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
 
     parser = argparse.ArgumentParser(
         prog="t5x-llm import",
@@ -36,24 +39,21 @@ def _main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("source", help="a Hugging Face directory or a .gguf file")
     parser.add_argument("out", help="directory to write; new, empty, or an earlier export")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
-    parser.add_argument("--max_shard_bytes", type=int, default=5_000_000_000)
-    args = parser.parse_args(argv)
+    parser.add_argument("--dtype", choices=(STORED, *DTYPES), default=STORED)
+    parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
+    add_unproved(parser)
+    kind = argv[0] if argv and argv[0] in ("hf", "gguf") else None
+    args = parser.parse_args(argv[1:] if kind else argv)
 
-    found = import_model(args.source)
-    assert found.report is not None
-    read = max(p.max_abs for p in found.report.prompts.values())
-    report = export_hf(
-        found.params,
-        found.family,
-        found.tokenizer,
+    found = convert(
+        args.source,
         args.out,
-        max_shard_bytes=args.max_shard_bytes,
+        kind=kind,
         dtype=args.dtype,
+        max_shard_bytes=args.max_shard_bytes,
+        unproved=args.unproved,
     )
-    worst = max(p.max_abs for p in report.prompts.values())
-    print(f"Read {args.source}: logits within {read:.1e} of {found.report.reference}.")
-    print(f"Wrote {args.out}: logits within {worst:.1e} of {report.reference}.")
+    print(f"Wrote {args.out} from {args.source}: {found.report.summary()}.")
     family = type(found.family)
     defaults = {f.name: f.default for f in dataclasses.fields(family)}
     print(f"To train on from it, bind Run.start_from = {args.out!r} and this model:")
@@ -61,5 +61,5 @@ def _main(argv: Sequence[str]) -> None:
     for name, value in vars(found.family).items():
         if value != defaults[name]:
             print(f"  {family.__name__}.{name} = {value!r}")
-    if found.tokenizer is not None:
+    if found.has_tokenizer:
         print(f"  Data.tokenizer = {args.out!r}")

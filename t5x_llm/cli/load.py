@@ -37,13 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(path: str, step: int | None = None, compute: str | None = None) -> Loaded:
+def is_run(path: str) -> bool:
+    """Whether a run directory is there."""
+    from t5x_llm.cli.run import OPERATIVE_CONFIG
+
+    return (as_path(path) / OPERATIVE_CONFIG).exists()
+
+
+def load(
+    path: str, step: int | None = None, compute: str | None = None, lazy: bool = False
+) -> Loaded:
     """Loads a model.
 
     Args:
       path: a run directory, a Hugging Face directory or a ``.gguf`` file.
       step: checkpoint of a run; the newest that passes its checksums if None.
       compute: dtype of activations; the run's, or float32 for a conversion, if None.
+      lazy: a run's parameters stay on disk, and slices of them are read when asked for.
 
     Raises:
       ConfigError: if nothing can be loaded from there.
@@ -51,8 +61,8 @@ def load(path: str, step: int | None = None, compute: str | None = None) -> Load
     from t5x_llm.cli.run import OPERATIVE_CONFIG
 
     place = as_path(path)
-    if (place / OPERATIVE_CONFIG).exists():
-        return _from_run(path, step, compute)
+    if is_run(path):
+        return _from_run(path, step, compute, lazy)
     if place.suffix == ".gguf" or (place / "config.json").exists():
         from t5x_llm.hf.import_ import import_model
 
@@ -67,7 +77,7 @@ def load(path: str, step: int | None = None, compute: str | None = None) -> Load
     )
 
 
-def _from_run(path: str, step: int | None, compute: str | None) -> Loaded:
+def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> Loaded:
     import jax
 
     from t5x_llm.checkpoint import Checkpointer
@@ -81,7 +91,10 @@ def _from_run(path: str, step: int | None, compute: str | None) -> Loaded:
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
-        params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)
+        if lazy:
+            params = checkpointer.open_params(step)
+        else:
+            params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)
     finally:
         checkpointer.close()
     return Loaded(run.model, model, params, open_stores(run.data).tokenizer, run)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -14,20 +13,24 @@ import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ParityError, check_choice, check_number
 from t5x_llm.hf import parity
-from t5x_llm.hf.import_ import check_tokenizer, read_config
-from t5x_llm.hf.reference import reference
-from t5x_llm.hf.safetensors_io import SafetensorsReader, new_directory, write_safetensors
+from t5x_llm.hf.import_ import check_tokenizer
+from t5x_llm.hf.reference import NoReference, reference
+from t5x_llm.hf.safetensors_io import SafetensorsReader
+from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
+from t5x_llm.hf.source import read_config
 from t5x_llm.models.model import Model
-from t5x_llm.models.weight_map import flatten, from_hf, hf_sizes, to_hf
+from t5x_llm.models.weight_map import Assembly, flatten, hf_shapes, stacked, to_hf
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
 
+MAX_SHARD_BYTES = 5_000_000_000
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+SPECIAL = ("bos", "eos", "pad")
 
 
 def export_hf(
@@ -35,21 +38,25 @@ def export_hf(
     family: Any,
     tokenizer: Tokenizer | None,
     out_dir: str | os.PathLike[str],
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: str = "float32",
+    unproved: bool = False,
 ) -> parity.ParityReport:
     """Writes config, weights, tokenizer, generation config, model card and parity report.
 
     Everything is written to a directory beside ``out_dir``, checked there, and renamed; a failure
-    at any point leaves nothing, and an earlier export untouched.
+    at any point leaves nothing, and an earlier export untouched. One tensor is in memory at a time
+    while weights are written, one layer while logits are compared, besides what ``params`` holds
+    and, where transformers is the reference, its model.
 
     Args:
-      params: parameter tree of NumPy or JAX arrays.
+      params: parameter tree of NumPy or JAX arrays, or of TensorStore's, which are read in slices.
       family: the preset dataclass.
       tokenizer: saved with the model if given.
       out_dir: new, empty, or an earlier export.
       max_shard_bytes: limit on the data of one safetensors file.
       dtype: of the stored weights.
+      unproved: write the model even if nothing here can compute it; the report says so.
 
     Raises:
       ConfigError: ``out_dir`` cannot be written, or ``tokenizer`` does not fit the model.
@@ -58,34 +65,64 @@ def export_hf(
     check_choice("dtype", dtype, DTYPES)
     check_number("max_shard_bytes", max_shard_bytes, low=1, integer=True)
     check_tokenizer(tokenizer, family.vocab_size)
+    _check_shapes(params, family)
+    shapes = hf_shapes(family.weight_map(), params)
+    layouts = {name: Layout(DTYPES[dtype], shape) for name, shape in shapes.items()}
+    makers = dict(to_hf(family.weight_map(), params))
     with new_directory(out_dir) as draft:
-        _write_configs(draft, family, tokenizer, dtype)
-        _write_weights(draft, params, family, max_shard_bytes, dtype)
+        write_configs(draft, family, special_ids(tokenizer), dtype)
+        write_safetensors(
+            draft,
+            layouts,
+            lambda name: narrowed(name, makers[name](), DTYPES[dtype]),
+            max_shard_bytes,
+        )
         if tokenizer is not None:
             tokenizer.save(draft)
-        report = _prove(draft, params, family, dtype)
+        reader = SafetensorsReader(draft)
+        _check_written(draft, reader, params, family, DTYPES[dtype])
+        report = gate(draft, read_config(draft), family, reader.read, dtype, unproved)
         report.raise_if_failed(f"Export to {out_dir}")
         report.write(draft)
-        (draft / "README.md").write_text(_model_card(family, report), encoding="utf-8")
+        card = model_card(family, report, "Trained with t5x_llm and exported")
+        (draft / "README.md").write_text(card, encoding="utf-8")
     return report
 
 
-def _write_configs(
-    draft: pathlib.Path, family: Any, tokenizer: Tokenizer | None, dtype: str
-) -> None:
-    ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")
-    }
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """The fields of config.json that name special tokens."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in SPECIAL}
+
+
+def write_configs(draft: pathlib.Path, family: Any, ids: Mapping[str, Any], dtype: str) -> None:
+    """Writes config.json and generation_config.json."""
     config = {**family.to_hf_config(), **ids, "dtype": dtype, "use_cache": True}
     generation = {name: value for name, value in ids.items() if value is not None}
     for name, value in (("config", config), ("generation_config", generation)):
         (draft / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _write_weights(
-    draft: pathlib.Path, params: Mapping[str, Any], family: Any, max_shard_bytes: int, dtype: str
-) -> None:
-    target = DTYPES[dtype]
+def narrowed(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """``array`` in another dtype.
+
+    Raises:
+      ParityError: it holds what is not finite, or becomes so.
+    """
+    with np.errstate(over="ignore"):
+        out = array.astype(dtype, copy=False)
+    flat = out.reshape(-1)
+    for first in range(0, flat.size, _CHUNK):
+        if not np.all(np.isfinite(flat[first : first + _CHUNK].astype(np.float32))):
+            raise ParityError(
+                f"{name}: values that are not finite in {dtype.name}. Nothing was written."
+            )
+    return out
+
+
+_CHUNK = 1 << 22
+
+
+def _check_shapes(params: Mapping[str, Any], family: Any) -> None:
     abstract = Model(family.decoder()).abstract_params()
     expected = {k: tuple(v.shape) for k, v in flatten(abstract).items()}
     found = {k: tuple(v.shape) for k, v in flatten(params).items()}
@@ -96,52 +133,72 @@ def _write_weights(
             f"found {found.get(wrong)}."
         )
 
-    def narrowed(name: str, make: Any) -> np.ndarray:
-        array = make()
-        with np.errstate(over="ignore"):
-            out = array.astype(target)
-        if not np.all(np.isfinite(out.astype(np.float32))):
-            raise ParityError(
-                f"{name}: values that are not finite in {dtype}. Nothing was written."
-            )
-        return out
 
-    tensors = [
-        (name, functools.partial(narrowed, name, make))
-        for name, make in to_hf(family.weight_map(), params)
-    ]
-    sizes = {k: n * target.itemsize for k, n in hf_sizes(family.weight_map(), params).items()}
-    write_safetensors(draft, tensors, sizes, max_shard_bytes)
-
-
-def _prove(
-    draft: pathlib.Path, params: Mapping[str, Any], family: Any, dtype: str
-) -> parity.ParityReport:
-    """Reads the files back, compares them with ``params``, then the logits with a reference."""
-    reader = SafetensorsReader(draft)
+def _check_written(
+    draft: pathlib.Path,
+    reader: SafetensorsReader,
+    params: Mapping[str, Any],
+    family: Any,
+    dtype: np.dtype[Any],
+) -> None:
+    """Reads the files back as ours and compares every bit with ``params``, a layer at a time."""
     abstract = Model(family.decoder()).abstract_params()
-    ours = flatten(params)
-
-    def same(path: str, array: np.ndarray) -> np.ndarray:
-        expected = np.asarray(ours[path], np.float32).astype(DTYPES[dtype]).astype(np.float32)
-        if not np.array_equal(array, expected):
-            raise ParityError(f"{path} reads back changed from {draft}. Nothing was written.")
-        return array
-
-    written = from_hf(family.weight_map(), abstract, reader.read, same)
-    return parity.check_parity(
-        parity.our_logits(family, written),
-        reference(draft, read_config(draft), reader.read),
-        vocab_size=family.vocab_size,
-        max_length=family.decoder().learned_positions,
-        dtype=dtype,
-    )
+    assembly = Assembly(family.weight_map(), abstract, reader.read)
+    for path, ours in flatten(params).items():
+        for repeat in range(ours.shape[0]) if stacked(path) else [None]:
+            part = ours if repeat is None else ours[repeat]
+            expected = np.asarray(part, np.float32).astype(dtype).astype(np.float32)
+            if not np.array_equal(assembly.make(path, repeat), expected):
+                raise ParityError(f"{path} reads back changed from {draft}. Nothing was written.")
 
 
-def _model_card(family: Any, report: parity.ParityReport) -> str:
-    long = report.prompts["long"]
-    count = Model(family.decoder()).parameter_count()["total"]
+def gate(
+    path: pathlib.Path,
+    config: Mapping[str, Any],
+    family: Any,
+    read: Callable[[str], np.ndarray],
+    dtype: str,
+    unproved: bool,
+) -> parity.ParityReport:
+    """Our logits of a model on disk against a reference's, with one layer in memory at a time.
+
+    Args:
+      path: a Hugging Face directory or a ``.gguf`` file.
+      config: its config.json.
+      family: our reading of that.
+      read: tensors by the names of the family's weight map.
+      dtype: of the stored weights.
+      unproved: go without where there is no reference.
+
+    Raises:
+      NoReference: nothing here can compute this model, and ``unproved`` is False.
+    """
+    try:
+        return parity.check_parity(
+            parity.streamed_logits(family, read),
+            reference(path, config, read, parity.count(family)),
+            vocab_size=family.vocab_size,
+            max_length=parity.max_length(family),
+            dtype=dtype,
+        )
+    except NoReference as e:
+        if not unproved:
+            raise NoReference(f"{e} To write it all the same: --unproved.") from e
+        return parity.unproved(str(e), dtype)
+
+
+def model_card(family: Any, report: parity.ParityReport, origin: str) -> str:
+    """README.md of an exported model."""
+    count = parity.count(family)
     kind = family.to_hf_config()["architectures"][0]
+    checked = f"Not checked: {report.summary()}"
+    if report.prompts:
+        long = report.prompts["long"]
+        checked = (
+            f"Checked against {report.reference}: on a prompt of {long.tokens} tokens the logits "
+            f"differ by at\nmost {long.max_abs:.2g} (largest logit {long.scale:.3g}) and the "
+            f"likeliest token agrees at\n{long.top1:.1%} of positions."
+        )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -149,7 +206,7 @@ pipeline_tag: text-generation
 
 # {kind}, {count:,} parameters
 
-Trained with t5x_llm and exported in {report.dtype}.
+{origin} in {report.dtype}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -158,7 +215,5 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 ```
 
-Checked against {report.reference}: on a prompt of {long.tokens} tokens the logits differ by at
-most {long.max_abs:.2g} (largest logit {long.scale:.3g}) and the likeliest token agrees at
-{long.top1:.1%} of positions. `parity.json` has the full report.
+{checked} `parity.json` has the full report.
 """

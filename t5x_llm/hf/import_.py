@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import re
-import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.reference import reference
-from t5x_llm.hf.safetensors_io import SafetensorsReader, parse_json
+from t5x_llm.hf.source import Weights, open_source, read_config
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
-from t5x_llm.models.weight_map import Entry, from_hf, hf_sizes
+from t5x_llm.models.weight_map import from_hf, hf_shapes
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
 
-# Buffers that old checkpoints carry: masks and rotary frequencies, recomputed by every reader.
-_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+__all__ = ["Imported", "family_of", "import_hf", "import_model", "read_config"]
 
-
-class Weights(Protocol):
-    """Tensors by Hugging Face name, whatever they are stored in."""
-
-    def names(self) -> list[str]: ...
-    def read(self, name: str) -> np.ndarray: ...
+# Buffers that old checkpoints carry: masks, rotary frequencies and positions, recomputed by every
+# reader.
+_BUFFERS = re.compile(
+    r"(rotary_emb\.inv_freq|\.(attn|attention)\.(bias|masked_bias)|\.position_ids)$"
+)
+# A tensor is made of at most so many parameters of ours.
+_PARTS = 256
 
 
 class Imported(NamedTuple):
@@ -73,50 +70,24 @@ def import_model(
       ConfigError: a config.json field that the family does not know.
       ParityError: the logits differ.
     """
-    path = pathlib.Path(path).expanduser()
-    if path.suffix == ".gguf":
-        from t5x_llm.hf.gguf_io import GgufReader
-
-        gguf = GgufReader(path)
-        config = gguf.config
-        weights: Weights = gguf
-        with tempfile.TemporaryDirectory() as scratch:
-            gguf.write_tokenizer(pathlib.Path(scratch))
-            tokenizer = _tokenizer(pathlib.Path(scratch))
-    else:
-        config, weights = read_config(path), SafetensorsReader(path)
-        tokenizer = _tokenizer(path)
-    family = family_of(config)
+    source = open_source(path)
+    tokenizer = source.tokenizer()
+    family = family_of(source.config)
     check_tokenizer(tokenizer, family.vocab_size)
-    read = resolve(weights, family.weight_map(), family)
+    weights = resolve(source.weights, family)
     abstract = Model(family.decoder()).abstract_params()
-    params = from_hf(family.weight_map(), abstract, read, place)
+    params = from_hf(family.weight_map(), abstract, weights.read, place)
     report = None
     if check:
         report = parity.check_parity(
             parity.our_logits(family, params),
-            reference(path, config, read),
+            reference(source.path, source.config, weights.read, parity.count(family)),
             vocab_size=family.vocab_size,
-            max_length=family.decoder().learned_positions,
+            max_length=parity.max_length(family),
+            dtype=weights.stored,
         )
         report.raise_if_failed(f"Import of {path}")
     return Imported(family, params, tokenizer, report)
-
-
-def _tokenizer(directory: pathlib.Path) -> Tokenizer | None:
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    from t5x_llm.text import load_tokenizer
-
-    return load_tokenizer(directory)
-
-
-def read_config(directory: pathlib.Path) -> dict[str, Any]:
-    """config.json of a directory."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: no config.json; not a Hugging Face model directory.")
-    return parse_json(path, path.read_bytes())
 
 
 def family_of(config: dict[str, Any]) -> Any:
@@ -147,32 +118,70 @@ def check_tokenizer(tokenizer: Tokenizer | None, vocab_size: int) -> None:
         )
 
 
-def resolve(weights: Weights, entries: list[Entry], family: Any) -> Callable[[str], np.ndarray]:
-    """A reader by the family's names, after every stored tensor has been accounted for.
+class Resolved:
+    """The tensors of a family by the names of its weight map, whatever they are called on disk.
+
+    Attributes:
+      shapes: of every tensor, in the order of the weight map.
+      stored: the dtype of most of them, by name.
+    """
+
+    def __init__(self, weights: Weights, shapes: dict[str, tuple[int, ...]], alias: dict[str, str]):
+        self._weights, self.shapes, self._alias = weights, shapes, alias
+        sizes: dict[str, int] = {}
+        for name in shapes:
+            dtype = self.dtype(name).name
+            sizes[dtype] = sizes.get(dtype, 0) + int(np.prod(shapes[name], dtype=np.int64))
+        self.stored = max(sizes, key=sizes.__getitem__)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """As it is stored."""
+        return self._weights.dtype(self._alias[name])
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        return self._weights.read(self._alias[name])
+
+
+def resolve(weights: Weights, family: Any) -> Resolved:
+    """The tensors of ``family``, after every stored one has been accounted for; reads none.
 
     Files saved from the bare model lack the first component of each name (``transformer.``); tied
     heads may be stored twice, and must then be equal.
 
     Raises:
-      CheckpointError: naming tensors that are missing, or that the family does not know.
+      CheckpointError: naming tensors that are missing, of another shape, or that the family does
+        not know.
+      ConfigError: the sizes of config.json make no model.
     """
-    wanted = list(hf_sizes(entries, Model(family.decoder()).abstract_params()))
     stored = weights.names()
+    entries = family.weight_map()
+    try:
+        abstract = Model(family.decoder()).abstract_params()
+    except (TypeError, ValueError, OverflowError) as e:
+        raise ConfigError("config.json", family.hf_type, f"sizes that make a model ({e})") from e
+    shapes = hf_shapes(entries, abstract, limit=_PARTS * (len(stored) + 1))
     held = set(stored)
     alias = {}
-    for name in wanted:
+    for name in shapes:
         bare = name.partition(".")[2]
         alias[name] = name if name in held or bare not in held else bare
-    missing = [name for name in wanted if alias[name] not in held]
+    missing = [name for name in shapes if alias[name] not in held]
     if missing:
         raise CheckpointError(
-            f"{len(missing)} of {len(wanted)} tensors are missing, e.g. {', '.join(missing[:3])}."
+            f"{len(missing)} of {len(shapes)} tensors are missing, e.g. {', '.join(missing[:3])}."
         )
+    for name, shape in shapes.items():
+        if (found := weights.shape(alias[name])) != shape:
+            raise CheckpointError(
+                f"Tensor {alias[name]} of shape {list(found)} does not fit: a {family.hf_type} of "
+                f"this config.json has {list(shape)}."
+            )
     known = set(alias.values())
     extra = [name for name in stored if name not in known and not _BUFFERS.search(name)]
     if "lm_head.weight" in extra and family.decoder().tied:
         table = next(e.hf for e in entries if e.ours == "embed.table")
-        if not np.array_equal(weights.read("lm_head.weight"), weights.read(alias[table])):
+        if not _equal(weights, "lm_head.weight", alias[table]):
             raise CheckpointError(
                 f"lm_head.weight differs from {table}, yet the config says that they are tied."
             )
@@ -182,4 +191,8 @@ def resolve(weights: Weights, entries: list[Entry], family: Any) -> Callable[[st
             f"{len(extra)} tensors have no place in a {family.hf_type} model of this config, "
             f"e.g. {', '.join(extra[:3])}."
         )
-    return lambda name: weights.read(alias[name])
+    return Resolved(weights, shapes, alias)
+
+
+def _equal(weights: Weights, a: str, b: str) -> bool:
+    return weights.shape(a) == weights.shape(b) and np.array_equal(weights.read(a), weights.read(b))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from t5x_llm.hf.reference import Logits
 
 LONG, SHORT = 512, 8
 THRESHOLD = 1e-4
+_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,13 @@ class ParityReport:
     """Outcome of a check; ``write`` puts it beside the weights.
 
     Attributes:
-      passed: every prompt's ``relative`` is within ``threshold``.
+      passed: every prompt's ``relative`` is within ``threshold``; False where none was compared.
       threshold: bound on ``relative``.
       reference: what the numbers were compared with.
       dtype: dtype of the weights in the files; both sides compute in float32.
-      prompts: by name, 'long' and 'short'.
+      prompts: by name, 'long' and 'short'; 'source long' and 'source short' compare an import
+        before it was written. Empty if nothing here could compute the model and the user said that
+        it should be written all the same.
       notes: what a reader should know, e.g. that the model's length cut the prompt.
     """
 
@@ -72,8 +75,8 @@ class ParityReport:
         write_json(as_path(directory) / "parity.json", dataclasses.asdict(self))
 
     def raise_if_failed(self, subject: str) -> None:
-        """Raises ParityError with the figures unless the check passed."""
-        if self.passed:
+        """Raises ParityError with the figures unless the check passed, or there was none."""
+        if self.passed or not self.prompts:
             return
         worst = max(self.prompts.values(), key=lambda p: _nan_last(p.relative))
         raise ParityError(
@@ -82,6 +85,19 @@ class ParityReport:
             f"prompt of {worst.tokens} tokens; top-1 agreement {worst.top1:.1%}. "
             "Nothing was written."
         )
+
+    def summary(self) -> str:
+        """One line for people."""
+        if not self.prompts:
+            return " ".join(self.notes)
+        worst = max(self.prompts.values(), key=lambda p: _nan_last(p.max_abs))
+        return f"logits within {worst.max_abs:.1e} of {self.reference}"
+
+
+def unproved(reason: str, dtype: str) -> ParityReport:
+    """The report on a model that nothing here can compute."""
+    note = f"Weights read back bit for bit; logits not compared. {reason}"
+    return ParityReport(False, THRESHOLD, "none", dtype, {}, (note,))
 
 
 def _nan_last(value: float) -> float:
@@ -92,21 +108,27 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> PromptParity:
     """Compares logits [T, V] of one prompt."""
     if ours.shape != theirs.shape:
         raise ParityError(f"Logits of shape {ours.shape} against {theirs.shape} of the reference.")
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    difference = np.abs(a - b)  # NaN where either is: no such report passes
-    scale = float(np.abs(b).max())
-    with np.errstate(invalid="ignore"):
-        log_p, log_q = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (b, a))
-        kl = np.sum(np.exp(log_p) * (log_p - log_q), -1)
+    largest, total, scale, kl, agree = [], [], [], [], []
+    for first in range(0, len(ours), _ROWS):  # in float64, so not all rows at once
+        a, b = (np.asarray(x[first : first + _ROWS], np.float64) for x in (ours, theirs))
+        difference = np.abs(a - b)  # NaN where either is: no such report passes
+        largest.append(difference.max())
+        total.append(difference.sum())
+        scale.append(np.abs(b).max())
+        with np.errstate(invalid="ignore"):
+            log_p, log_q = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (b, a))
+            kl.append(np.sum(np.exp(log_p) * (log_p - log_q), -1))
+        agree.append(a.argmax(-1) == b.argmax(-1))
+    divergence, max_abs, top = np.concatenate(kl), float(np.max(largest)), float(np.max(scale))
     return PromptParity(
         tokens=len(ours),
-        max_abs=float(difference.max()),
-        mean_abs=float(difference.mean()),
-        scale=scale,
-        relative=float(difference.max()) / max(scale, 1e-6),
-        kl_mean=float(kl.mean()),
-        kl_max=float(kl.max()),
-        top1=float(np.mean(a.argmax(-1) == b.argmax(-1))),
+        max_abs=max_abs,
+        mean_abs=float(np.sum(total)) / ours.size,
+        scale=top,
+        relative=max_abs / max(top, 1e-6),
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        top1=float(np.mean(np.concatenate(agree))),
     )
 
 
@@ -127,6 +149,39 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
             return np.asarray(forward(params, np.asarray(tokens, np.int32)[None])[0])
 
     return logits
+
+
+def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
+    """As ``our_logits``, from HF tensors, with one layer in memory at a time.
+
+    Args:
+      family: the preset dataclass.
+      read: HF name to array.
+    """
+    from t5x_llm.models.decoder import DecoderConfig
+    from t5x_llm.models.layerwise import layerwise_logits
+    from t5x_llm.models.model import Model
+    from t5x_llm.models.weight_map import Assembly, from_hf
+
+    config, policy = family.decoder(), Policy(compute="float32")
+    abstract = Model(config, policy).abstract_params()
+    if not isinstance(config, DecoderConfig):
+        return our_logits(family, from_hf(family.weight_map(), abstract, read))
+    return layerwise_logits(config, policy, Assembly(family.weight_map(), abstract, read).make)
+
+
+def count(family: Any) -> int:
+    """Number of parameters."""
+    from t5x_llm.models.model import Model
+
+    return Model(family.decoder()).parameter_count()["total"]
+
+
+def max_length(family: Any) -> int | None:
+    """The longest prompt the model takes, None if any."""
+    from t5x_llm.models.model import Model
+
+    return Model(family.decoder()).max_length
 
 
 def check_parity(

@@ -1,25 +1,34 @@
 """What a Hugging Face model computes, by code that shares nothing with ours.
 
-Where torch and transformers import, they are asked. Elsewhere a NumPy forward pass in float32,
-written from the papers and from transformers' semantics, stands in for LLaMA (arXiv 2302.13971)
-and GPT-2 (Radford et al. 2019).
+Where torch and transformers import, they are asked. Elsewhere, and for models that transformers
+does not know, a NumPy forward pass in float32 stands in, written from the papers and from
+transformers' semantics: LLaMA (arXiv 2302.13971) and GPT-2 (Radford et al. 2019) here, others in
+``references``. It reads one tensor at a time, so that the model need not fit into memory.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import pathlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from t5x_llm.core.errors import ParityError
+from t5x_llm.hf import references
 
 Read = Callable[[str], np.ndarray]
 Logits = Callable[[np.ndarray], np.ndarray]
+_SHARE = 0.7  # of the machine's memory that transformers may fill
+
+
+class NoReference(ParityError):
+    """Nothing at hand can compute this model."""
 
 
 def torch_available() -> bool:
@@ -28,41 +37,91 @@ def torch_available() -> bool:
 
 
 def reference(
-    path: str | os.PathLike[str], config: Mapping[str, Any], read: Read
+    path: str | os.PathLike[str], config: Mapping[str, Any], read: Read, parameters: int = 0
 ) -> tuple[str, Logits]:
     """The best reference at hand: (its name and version, tokens [T] -> logits [T, V] float32).
+
+    transformers where it can be imported, knows the model and has room for it; else NumPy.
 
     Args:
       path: a Hugging Face directory, or a GGUF file.
       config: its config.json.
       read: HF tensor name to array.
+      parameters: how many the model has; transformers holds all of them, in float32.
 
     Raises:
-      ParityError: if nothing here can compute this model.
+      NoReference: if nothing here can compute this model.
     """
-    loader = "accelerate" if pathlib.Path(path).suffix == ".gguf" else "transformers"
-    if torch_available() and importlib.util.find_spec(loader):
-        return torch_reference(path)
-    model_type = config.get("model_type")
-    if model_type not in NUMPY:
-        raise ParityError(
-            f"No reference for model_type {model_type!r} here: the built-in ones are "
-            f"{', '.join(NUMPY)}. Install torch and transformers to check this conversion."
+    model_type = str(config.get("model_type"))
+    reason = _why_not_torch(path, model_type, parameters)
+    if reason is None:
+        return torch_reference(path, attention_code(config))
+    found = numpy_reference(model_type)
+    if found is None:
+        raise NoReference(f"No reference for model_type {model_type!r} here. {reason}.")
+
+    def wide(name: str) -> np.ndarray:
+        return np.asarray(read(name), np.float32)
+
+    return f"numpy {np.__version__}", functools.partial(found, dict(config), wide)
+
+
+def numpy_reference(model_type: str) -> Callable[[dict[str, Any], Read, np.ndarray], Any] | None:
+    """(config, read, tokens [T]) -> logits [T, V] of a model type, or None."""
+    if model_type in NUMPY:
+        return NUMPY[model_type]
+    name = model_type.replace("-", "_")
+    module = f"t5x_llm.hf.references.{name}"
+    # A model type comes from a file: it may not name just any module.
+    if not name.isidentifier() or name not in dir_of_references():
+        return None
+    return getattr(importlib.import_module(module), name, None)
+
+
+def dir_of_references() -> set[str]:
+    """Names of the modules in ``references``."""
+    return {m.name for m in pkgutil.iter_modules(references.__path__)}
+
+
+def _why_not_torch(path: str | os.PathLike[str], model_type: str, parameters: int) -> str | None:
+    if not torch_available():
+        return "Install torch and transformers to check this conversion"
+    if pathlib.Path(path).suffix == ".gguf" and not importlib.util.find_spec("accelerate"):
+        return "transformers reads GGUF files where accelerate is installed"
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        return "transformers does not know it without running code that comes with the model"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * parameters > _SHARE * memory:
+        return (
+            f"transformers would need {4 * parameters / 1e9:.0f} GB in float32 and this machine "
+            f"has {memory / 1e9:.0f} GB; check it on a larger one"
         )
-    return f"numpy {np.__version__}", functools.partial(NUMPY[model_type], dict(config), read)
+    return None
 
 
-def torch_reference(path: str | os.PathLike[str]) -> tuple[str, Logits]:
-    """transformers' own AutoModelForCausalLM in float32 on the CPU; no remote code, no pickles."""
+def attention_code(config: Mapping[str, Any]) -> str:
+    """Which of transformers' implementations of attention is right for a config.json."""
+    # Its eager Falcon adds ALiBi to the logits and, as part of the mask, once more (5.23).
+    return "sdpa" if config.get("model_type") == "falcon" and config.get("alibi") else "eager"
+
+
+def torch_reference(path: str | os.PathLike[str], attention: str = "eager") -> tuple[str, Logits]:
+    """transformers' own AutoModelForCausalLM in float32 on the CPU; no remote code.
+
+    Pickles, where a directory has nothing else, go through torch's weights-only loader.
+    """
     import torch
     import transformers
 
     path = pathlib.Path(path)
-    where = {"pretrained_model_name_or_path": path, "use_safetensors": True}
+    safe = any(path.glob("*.safetensors"))
+    where = {"pretrained_model_name_or_path": path, "use_safetensors": safe, "weights_only": True}
     if path.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        **where, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     ).eval()
 
     def logits(tokens: np.ndarray) -> np.ndarray:
@@ -92,11 +151,8 @@ def llama(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     n = config["num_attention_heads"]
     k = config.get("num_key_value_heads") or n
     h = config.get("head_dim") or config["hidden_size"] // n
-    rope = config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    kind = (config.get("rope_scaling") or rope).get("rope_type", "default")
-    if kind != "default" or config.get("hidden_act", "silu") != "silu":
-        raise ParityError("The NumPy reference knows neither scaled rope nor another activation.")
+    if config.get("hidden_act", "silu") != "silu":
+        raise NoReference("The NumPy reference of LLaMA knows no other activation than silu.")
     eps = np.float32(config.get("rms_norm_eps", 1e-6))
 
     def get(name: str) -> np.ndarray:
@@ -109,7 +165,7 @@ def llama(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * get(name)
 
-    inverse = 1.0 / np.float64(theta) ** (np.arange(0, h, 2) / h)
+    inverse = _frequencies(config, h)
     angle = np.tile(np.arange(len(tokens))[:, None] * inverse, 2)[:, None]
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
@@ -140,10 +196,28 @@ def llama(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     return norm(x, "model.norm.weight") @ get(head).T
 
 
+def _frequencies(config: Mapping[str, Any], h: int) -> np.ndarray:
+    """Rotary frequencies [H / 2]: plain, linearly scaled, or as LLaMA 3.1 scales them."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    inverse = 1.0 / np.float64(theta) ** (np.arange(0, h, 2) / h)
+    if kind == "default":
+        return inverse
+    if kind == "linear":
+        return inverse / rope["factor"]
+    if kind != "llama3":
+        raise NoReference(f"The NumPy reference of LLaMA does not know rope_type {kind!r}.")
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    turns = rope["original_max_position_embeddings"] * inverse / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return inverse * (kept + (1 - kept) / factor)
+
+
 def gpt2(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     """GPT2LMHeadModel: logits [T, V] of tokens [T]."""
     if config.get("activation_function", "gelu_new") != "gelu_new":
-        raise ParityError("The NumPy reference of GPT-2 knows only the activation gelu_new.")
+        raise NoReference("The NumPy reference of GPT-2 knows only the activation gelu_new.")
     heads, eps = config["n_head"], np.float32(config.get("layer_norm_epsilon", 1e-5))
 
     def get(name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
@@ -88,12 +88,15 @@ class Family:
         fixed = {"model_type": cls.hf_type, **cls.FIXED, **cls.WRITTEN}
         check_hf_config(config, known=known, fixed=fixed)
         kwargs: dict[str, Any] = {}
+        kinds = {field.name: str(field.type) for field in dataclasses.fields(cast(Any, cls))}
         for ours, (hf, default) in cls.FIELDS.items():
             if default is REQUIRED:
                 kwargs[ours] = config[hf]
             else:
                 value = config.get(hf)
                 kwargs[ours] = default if value is None else value
+            if kwargs[ours] is not default:
+                _check_kind(f"config.json {hf}", kwargs[ours], kinds[ours])
         return cls(**(kwargs | cls.read_hf(config)))
 
     def to_hf_config(self) -> dict[str, Any]:
@@ -112,6 +115,19 @@ class Family:
         if not isinstance(part, int) or part < 1 or whole % part:
             family = type(self).__name__
             raise ConfigError(f"{family}.{by}", part, f"a divisor of {family}.{name} = {whole}")
+
+
+def _check_kind(field: str, value: Any, kinds: str) -> None:
+    """Raises ConfigError unless a value is of a field's annotated type, such as 'int | None'."""
+    names = set(kinds.replace(" ", "").split("|"))
+    if isinstance(value, bool):
+        ok = "bool" in names
+    elif isinstance(value, (int, float)):
+        ok = "float" in names or ("int" in names and float(value).is_integer())
+    else:
+        ok = isinstance(value, str) and "str" in names
+    if not ok:
+        raise ConfigError(field, value, f"a value of type {kinds}")
 
 
 def dense(
@@ -140,6 +156,26 @@ def dense(
         bias = bias, " ".join(axis for axis in plain if axis not in dropped)
     if bias is not None:
         entries.append(Entry(f"{hf}.bias", f"{ours}.bias", *bias, **more))
+    return entries
+
+
+def fused_qkv(
+    hf: str, ours: str, heads: tuple[int, int], head_dim: int, bias: bool = False
+) -> list[Entry]:
+    """Entries of one tensor ``hf`` that has all queries, then all keys, then all values.
+
+    Args:
+      hf: prefix of the tensor's name, without the dot.
+      ours: path of the attention layer.
+      heads: N and K.
+      head_dim: H.
+      bias: whether it has one.
+    """
+    (n, k), entries = heads, []
+    for part, first, span in (("query", 0, n), ("key", n, k), ("value", n + k, k)):
+        more: dict[str, Any] = dict(part=(first, n + 2 * k), span=span, sizes=(("H", head_dim),))
+        patterns = ("(P H)", "P H") if bias else None
+        entries += dense(hf, f"{ours}.{part}", "(P H) D", "D P H", patterns, **more)
     return entries
 
 

@@ -63,7 +63,8 @@ class Model:
     def _abstract(self) -> tuple[Any, Any]:
         return nnx.split(nnx.eval_shape(self._make, jax.random.key(0)))
 
-    def _bind(self, params: Params) -> Any:
+    def bind(self, params: Params) -> Any:
+        """The module around parameters; those of parts that are not called may be left out."""
         graphdef, state = self._abstract
         state = jax.tree.map(lambda x: x, state)
         nnx.replace_by_pure_dict(state, params)
@@ -138,13 +139,13 @@ class Model:
         if positions is None:
             start = 0 if cache is None else cache["index"]
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-        return self._bind(params)(
+        return self.bind(params)(
             tokens, positions, segment_ids, cache, self.policy.compute_dtype, self.remat, **extra
         )
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [B, T, V] float32 of hidden states [B, T, D]."""
-        return self._bind(params).logits(hidden)
+        return self.bind(params).logits(hidden)
 
     def loss(
         self, params: Params, batch: Any, z_loss: float = 0.0, training: Training | None = None
@@ -163,7 +164,7 @@ class Model:
         hidden, _, layers = self._apply(
             params, batch.tokens, batch.positions, batch.segment_ids, None, extra
         )
-        head = self._bind(params).output_head(hidden.dtype)
+        head = self.bind(params).output_head(hidden.dtype)
         value, aux = cross_entropy(
             hidden,
             head.kernel,

@@ -12,10 +12,11 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
+import jax
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError
@@ -120,12 +121,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
+def pieces(
+    entries: list[Entry], abstract: Mapping[str, Any], limit: int | None = None
+) -> list[Piece]:
     """Every (HF tensor, parameter slice) pair of a model, checked to cover each parameter once.
 
     Args:
       entries: the family's weight map.
       abstract: parameter tree; leaves have ``shape``.
+      limit: more pairs than that are refused: sizes that come from a file may be absurd.
 
     Raises:
       CheckpointError: naming parameters that no entry, or more than one, fills.
@@ -133,15 +137,16 @@ def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
     flat = flatten(abstract)
     layers = _layers(flat)
     found: list[Piece] = []
+    planned = 0
     covered: dict[str, list[tuple[Any, ...]]] = {}
     for entry in entries:
         for path in _paths(entry.ours, layers):
             if path not in flat:
                 continue
             shape = tuple(flat[path].shape)
-            numbers: list[int | None] = [None]
+            numbers: Sequence[int | None] = [None]
             if match := _BLOCK.match(path):
-                numbers = list(layers[_stack(match)])
+                numbers = layers[_stack(match)]
                 shape = shape[1:]
             axes = _terms(entry.our_axes)
             if len(axes) != len(shape):
@@ -151,6 +156,12 @@ def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
                 )
             holes = [h for h in dict.fromkeys(_HOLE.findall(entry.hf)) if h != "layer"]
             ranges = [range(shape[axes.index(h)]) for h in holes]
+            planned += len(numbers) * math.prod(map(len, ranges))
+            if limit is not None and planned > limit:
+                raise CheckpointError(
+                    f"The config asks for far more tensors than there are: {entry.hf} makes "
+                    f"{path} of shape {tuple(flat[path].shape)}."
+                )
             for (index, number), values in itertools.product(
                 enumerate(numbers), itertools.product(*ranges)
             ):
@@ -168,15 +179,65 @@ def pieces(entries: list[Entry], abstract: Mapping[str, Any]) -> list[Piece]:
     return found
 
 
-def hf_sizes(entries: list[Entry], abstract: Mapping[str, Any]) -> dict[str, int]:
-    """Number of elements of every HF tensor, in the order of its entries, without any array."""
-    sizes: dict[str, int] = {}
-    for piece in pieces(entries, abstract):
-        counted = {name for name, _ in piece.counters}
-        axes = zip(_terms(piece.entry.our_axes), piece.shape, strict=True)
-        count = math.prod(n for axis, n in axes if axis not in counted)
-        sizes[piece.hf] = sizes.get(piece.hf, 0) + count
-    return sizes
+def hf_shapes(
+    entries: list[Entry], abstract: Mapping[str, Any], limit: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every HF tensor, in the order of its entries, without any array; see ``pieces``."""
+    known: dict[Any, tuple[int, ...]] = {}
+    shapes = {}
+    for name, parts in _by_name(entries, abstract, limit).items():
+        kind = tuple((piece.entry, piece.shape) for piece in parts)
+        if kind not in known:
+            slices = []
+            for piece in parts:
+                counted = {axis for axis, _ in piece.counters}
+                axes = zip(_terms(piece.entry.our_axes), piece.shape, strict=True)
+                shape = tuple(n for axis, n in axes if axis not in counted)
+                slices.append(jax.ShapeDtypeStruct(shape, np.float32))
+            made = jax.eval_shape(lambda arrays, parts=parts: _to_hf(parts, arrays), slices)
+            known[kind] = made.shape
+        shapes[name] = known[kind]
+    return shapes
+
+
+class Assembly:
+    """Parameters of ours made from HF tensors on demand, so that a slice exists at a time.
+
+    Args:
+      entries: the family's weight map.
+      abstract: parameter tree; leaves have ``shape`` and ``dtype``.
+      read: HF name to array; called once per (tensor, slice) pair.
+    """
+
+    def __init__(
+        self,
+        entries: list[Entry],
+        abstract: Mapping[str, Any],
+        read: Callable[[str], np.ndarray],
+    ):
+        self.leaves = flatten(abstract)
+        self._read = read
+        self._pieces: dict[str, list[Piece]] = {}
+        for piece in pieces(entries, abstract):
+            self._pieces.setdefault(piece.path, []).append(piece)
+
+    def make(self, path: str, repeat: int | None = None) -> np.ndarray:
+        """A parameter, or one repeat of a stacked one, without its leading axis.
+
+        Raises:
+          CheckpointError: naming a tensor whose shape does not fit.
+        """
+        leaf, skip = self.leaves[path], int(repeat is not None)
+        out = np.empty(leaf.shape[skip:], leaf.dtype)
+        for piece in self._pieces[path]:
+            if repeat is not None and piece.index != repeat:
+                continue
+            where = piece.where[skip:]
+            array = _to_ours(piece, self._read(piece.hf))
+            if array.shape != out[where].shape:  # assignment would broadcast
+                raise _misfit(piece, array.shape, ValueError("wrong shape"))
+            out[where] = array
+        return out
 
 
 def from_hf(
@@ -197,20 +258,8 @@ def from_hf(
     Raises:
       CheckpointError: naming a tensor whose shape does not fit.
     """
-    flat = flatten(abstract)
-    by_path: dict[str, list[Piece]] = {}
-    for piece in pieces(entries, abstract):
-        by_path.setdefault(piece.path, []).append(piece)
-    done = {}
-    for path, leaf in flat.items():
-        out = np.empty(leaf.shape, leaf.dtype)
-        for piece in by_path[path]:
-            array = _to_ours(piece, read(piece.hf))
-            if array.shape != out[piece.where].shape:  # assignment would broadcast
-                raise _misfit(piece, array.shape, ValueError("wrong shape"))
-            out[piece.where] = array
-        done[path] = place(path, out)
-    return unflatten(done)
+    assembly = Assembly(entries, abstract, read)
+    return unflatten({path: place(path, assembly.make(path)) for path in assembly.leaves})
 
 
 def to_hf(
@@ -220,18 +269,26 @@ def to_hf(
 
     Args:
       entries: the family's weight map.
-      params: parameter tree of NumPy or JAX arrays.
+      params: parameter tree of NumPy or JAX arrays, or of anything with a ``shape`` whose slices
+        become arrays, such as TensorStore's.
     """
     flat = flatten(params)
-    by_name: dict[str, list[Piece]] = {}
-    for piece in pieces(entries, params):
-        by_name.setdefault(piece.hf, []).append(piece)
-    for name, parts in by_name.items():
+    for name, parts in _by_name(entries, params).items():
 
         def make(parts: list[Piece] = parts) -> np.ndarray:
             return _to_hf(parts, [np.asarray(flat[p.path][p.where]) for p in parts])
 
         yield name, make
+
+
+def _by_name(
+    entries: list[Entry], params: Mapping[str, Any], limit: int | None = None
+) -> dict[str, list[Piece]]:
+    """The pieces that make up each HF tensor."""
+    by_name: dict[str, list[Piece]] = {}
+    for piece in pieces(entries, params, limit):
+        by_name.setdefault(piece.hf, []).append(piece)
+    return by_name
 
 
 def _terms(pattern: str) -> list[str]:
@@ -316,8 +373,9 @@ def _used(sizes: Mapping[str, int], atoms: str) -> dict[str, int]:
     return {k: v for k, v in sizes.items() if k in names}
 
 
-def _to_hf(parts: list[Piece], arrays: list[np.ndarray]) -> np.ndarray:
+def _to_hf(parts: list[Piece], arrays: list[Any]) -> Any:
     entry = parts[0].entry
+    xp = arrays[0].__array_namespace__()  # NumPy, or JAX where only shapes are asked for
     if entry.part is None:
         sizes = _used(parts[0].sizes, _atoms(parts[0].axes))
         return einops.rearrange(arrays[0], f"{parts[0].axes} -> {entry.hf_axes}", **sizes)
@@ -334,7 +392,7 @@ def _to_hf(parts: list[Piece], arrays: list[np.ndarray]) -> np.ndarray:
         keeps = PART in _atoms(piece.axes).split()
         sizes = _used(piece.sizes, _atoms(piece.axes))
         run = einops.rearrange(array, f"{piece.axes} -> {atoms if keeps else rest}", **sizes)
-        runs.append(run if keeps else np.expand_dims(run, axis))
+        runs.append(run if keeps else xp.expand_dims(run, axis=axis))
     if reached != count:
         raise CheckpointError(f"weight map: the parts of {parts[0].hf} do not make up the whole.")
-    return einops.rearrange(np.concatenate(runs, axis), f"{atoms} -> {entry.hf_axes}")
+    return einops.rearrange(xp.concat(runs, axis=axis), f"{atoms} -> {entry.hf_axes}")

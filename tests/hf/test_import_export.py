@@ -8,11 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
+from ggufs import FIELDS, write_gguf
 from safetensors.numpy import load_file, save_file
 
 from t5x_llm.core.errors import CheckpointError, ConfigError, ParityError
 from t5x_llm.hf import parity, reference
 from t5x_llm.hf.export import export_hf
+from t5x_llm.hf.gguf_io import GgufReader
 from t5x_llm.hf.import_ import import_hf, import_model
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.weight_map import flatten
@@ -70,11 +72,29 @@ def test_wrong_values(change, message, directory):
         import_model(directory, check=False)
 
 
-def test_scaled_rope_is_refused(tmp_path):
+def test_settings_within_settings_are_known_or_refused_by_name(tmp_path):
     directory = shutil.copytree(GOLDEN / "llama_untied", tmp_path / "x")
-    edit_config(directory, rope_scaling={"rope_type": "linear", "factor": 2.0})
-    with pytest.raises(ConfigError, match="rope_scaling"):
+    config = json.loads((directory / "config.json").read_text())
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    edit_config(directory, rope_parameters=rope)
+    assert import_model(directory).report.passed
+    edit_config(directory, rope_parameters=rope | {"twist": 3})
+    with pytest.raises(ConfigError, match=r"rope_parameters\.twist"):
         import_model(directory)
+    edit_config(directory, rope_parameters=config["rope_parameters"])
+    for field, value in (
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
+        ("layer_norm", {"eps": 1e-5}),
+        ("attention_bias", [True]),
+    ):
+        edit_config(directory, rope_parameters=None, **{field: value})
+        with pytest.raises(ConfigError, match=field.replace("rope_scaling", "rope_type")):
+            import_model(directory, check=False)
+        edit_config(directory, rope_scaling=None)
+        edited = json.loads((directory / "config.json").read_text())
+        del edited[field]
+        (directory / "config.json").write_text(json.dumps(edited))
 
 
 def test_a_missing_field_is_named(directory):
@@ -253,9 +273,9 @@ def test_no_reference_means_no_conversion(directory, monkeypatch):
 
 def test_gguf_without_the_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    write_gguf(tmp_path / "x.gguf", FIELDS, {"output_norm.weight": (8, (32,), b"\0" * 34)})
     with pytest.raises(ConfigError, match="pip install gguf"):
-        import_model(tmp_path / "x.gguf")
+        GgufReader(tmp_path / "x.gguf").read("model.norm.weight")
 
 
 def test_short_models_are_checked_on_their_whole_length():

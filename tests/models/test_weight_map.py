@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_llm.core.errors import CheckpointError
-from t5x_llm.models.weight_map import Entry, flatten, from_hf, hf_sizes, to_hf, unflatten
+from t5x_llm.models.weight_map import Entry, flatten, from_hf, hf_shapes, to_hf, unflatten
 
 
 def tree(shapes):
@@ -16,7 +16,7 @@ def tree(shapes):
 
 def round_trip(entries, params):
     hf = {name: make() for name, make in to_hf(entries, params)}
-    assert {name: x.size for name, x in hf.items()} == hf_sizes(entries, params)
+    assert {name: x.shape for name, x in hf.items()} == hf_shapes(entries, params)
     back = from_hf(entries, params, hf.__getitem__)
     for path, value in flatten(params).items():
         np.testing.assert_array_equal(flatten(back)[path], value, err_msg=path)

@@ -181,7 +181,7 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path, monkeypatch):
     family, params, _ = load("gpt2")
     export_hf(params, family, None, tmp_path / "out")
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(export, "_model_card", lambda *a: 1 / 0)
+    monkeypatch.setattr(export, "model_card", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_hf(params, family, None, tmp_path / "out")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before

@@ -16,7 +16,7 @@ from cases import GOLDEN, prompt  # noqa: E402
 
 from t5x_llm.core.errors import CheckpointError, ConfigError, T5xLLMError  # noqa: E402
 from t5x_llm.hf import parity  # noqa: E402
-from t5x_llm.hf.gguf_io import _NAMES, GgufReader  # noqa: E402
+from t5x_llm.hf.gguf_io import ARCHITECTURES, GgufReader  # noqa: E402
 from t5x_llm.hf.import_ import import_model  # noqa: E402
 from t5x_llm.hf.safetensors_io import SafetensorsReader  # noqa: E402
 

@@ -1,0 +1,107 @@
+"""A model as it lies on disk, whatever it is stored in: config, tensors by name, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.hf import torch_bin
+from t5x_llm.hf.safetensors_io import INDEX, SINGLE, SafetensorsReader
+from t5x_llm.hf.shards import parse_json
+
+if TYPE_CHECKING:
+    from t5x_llm.text import Tokenizer
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+MAX_CONFIG = 10_000_000
+
+
+class Weights(Protocol):
+    """Tensors by Hugging Face name, read one at a time."""
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> np.dtype[Any]: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened model.
+
+    Attributes:
+      path: a Hugging Face directory or a ``.gguf`` file.
+      kind: 'safetensors', 'bin' or 'gguf'.
+      config: its config.json.
+      weights: its tensors.
+    """
+
+    path: pathlib.Path
+    kind: str
+    config: dict[str, Any]
+    weights: Weights
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, None where it has none."""
+        if self.kind != "gguf":
+            return _tokenizer(self.path)
+        from t5x_llm.hf.gguf_tokenizer import write_tokenizer
+
+        with tempfile.TemporaryDirectory() as scratch:
+            write_tokenizer(self.weights, pathlib.Path(scratch))
+            return _tokenizer(pathlib.Path(scratch))
+
+
+def open_source(path: str | os.PathLike[str], kind: str | None = None) -> Source:
+    """Opens a model; only headers are read.
+
+    Args:
+      path: a Hugging Face directory with safetensors or ``pytorch_model.bin``, or a ``.gguf`` file.
+      kind: 'hf' or 'gguf' where the user says which it is to be.
+
+    Raises:
+      ConfigError: it is of another kind, or cannot be read here.
+      CheckpointError: missing, damaged or malicious files.
+    """
+    path = pathlib.Path(path).expanduser()
+    gguf = path.suffix == ".gguf"
+    if kind is not None and gguf != (kind == "gguf"):
+        expected = "a .gguf file" if kind == "gguf" else "a Hugging Face directory"
+        raise ConfigError("path", str(path), expected)
+    if gguf:
+        from t5x_llm.hf.gguf_io import GgufReader
+
+        reader = GgufReader(path)
+        return Source(path, "gguf", reader.config, reader)
+    config = read_config(path)
+
+    def there(*names: str) -> bool:
+        return any((path / name).is_file() for name in names)
+
+    if not there(SINGLE, INDEX) and there(torch_bin.FILE, torch_bin.INDEX):
+        return Source(path, "bin", config, torch_bin.TorchBinReader(path))
+    return Source(path, "safetensors", config, SafetensorsReader(path))
+
+
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """config.json of a directory."""
+    path = pathlib.Path(directory) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: no config.json; not a Hugging Face model directory.")
+    if path.stat().st_size > MAX_CONFIG:
+        raise CheckpointError(f"{path}: larger than {MAX_CONFIG} bytes.")
+    return parse_json(path, path.read_bytes())
+
+
+def _tokenizer(directory: pathlib.Path) -> Tokenizer | None:
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from t5x_llm.text import load_tokenizer
+
+    return load_tokenizer(directory)
