@@ -14,7 +14,8 @@ DESCRIPTION = """Continue texts with a run's newest checkpoint, or with a Huggin
   t5x-llm generate runs/quickstart --prompt "The President" --prompt "春风"
   echo "春风" | t5x-llm generate runs/quickstart --temperature 0
 
-Without --prompt, every line of standard input is one."""
+Without --prompt, every line of standard input is one. An encoder-decoder such as T5 reads the text
+and writes its answer on the next line."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,11 +56,12 @@ def _main(argv: Sequence[str]) -> None:
         print(text, end="", flush=True)
 
     stream = show if len(prompts) == 1 and sys.stdout.isatty() else None
+    between = "" if model.model.config.kind == "decoder" else "\n"
     if stream is not None:
-        print(prompts[0], end="", flush=True)
+        print(prompts[0], end=between, flush=True)
     done = generate(model.model, model.params, model.tokenizer, prompts, sampling, on_text=stream)
     if stream is not None:
         print()
         return
     for i, completion in enumerate(done):
-        print(f"{'' if i == 0 else chr(10)}{completion.prompt}{completion.text}")
+        print(f"{'' if i == 0 else chr(10)}{completion.prompt}{between}{completion.text}")

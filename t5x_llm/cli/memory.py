@@ -12,8 +12,11 @@ from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm.cli.run import Run
 from t5x_llm.data.batch import Batch
+from t5x_llm.data.objective import ENCODER
 from t5x_llm.models.decoder import DecoderConfig
+from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.model import Model
+from t5x_llm.nn.block import GroupConfig
 from t5x_llm.parallel import Rules, ways
 from t5x_llm.train.state import abstract_state, state_shardings
 
@@ -127,17 +130,28 @@ def _local(config: DecoderConfig, mesh: Any, rules: Rules) -> DecoderConfig:
         if "n_kv_heads" in fields:
             kv_heads = share("kv_heads", part.n_kv_heads)
             sizes["n_kv_heads"] = math.gcd(sizes["n_heads"], kv_heads)
+        if "relative" in fields:
+            sizes["relative"] = dataclasses.replace(part.relative, n_heads=sizes["n_heads"])
         return dataclasses.replace(part, **sizes)
 
     def block(b: Any) -> Any:
-        after = None if b.feed_forward is None else layer(b.feed_forward)
-        return dataclasses.replace(b, mixer=layer(b.mixer), feed_forward=after)
+        parts = {
+            "mixer": b.mixer,
+            "feed_forward": b.feed_forward,
+            "cross": getattr(b, "cross", None),
+        }
+        return dataclasses.replace(b, **{k: layer(x) for k, x in parts.items() if x is not None})
 
-    groups = tuple(
-        dataclasses.replace(group, blocks=tuple(block(b) for b in group.blocks))
-        for group in config.groups
-    )
-    return dataclasses.replace(config, groups=groups, vocab_size=share("vocab", config.vocab_size))
+    def stack(groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:
+        return tuple(
+            dataclasses.replace(group, blocks=tuple(block(b) for b in group.blocks))
+            for group in groups
+        )
+
+    sides: dict[str, Any] = {"groups": stack(config.groups)}
+    if isinstance(config, EncoderDecoderConfig):
+        sides["encoder"] = stack(config.encoder)
+    return dataclasses.replace(config, **sides, vocab_size=share("vocab", config.vocab_size))
 
 
 def _unmistakable(length: int, model: Model) -> int:
@@ -155,7 +169,9 @@ def _kept(model: Model, rows: int, length: int) -> tuple[int, int]:
     """Bytes that the backward pass of so many rows keeps besides parameters; of them, scores."""
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((rows, length), jnp.float32)
-    batch = Batch(ids, ids, ids, ids, mask, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    source = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    extra = dict.fromkeys(ENCODER, ids) if model.config.kind == "encoder_decoder" else {}
+    batch = Batch(ids, ids, ids, ids, mask, source, extra)
     params = model.abstract_params()
 
     def pullback(params: Any, batch: Batch) -> Any:

@@ -127,15 +127,26 @@ def choose(
 def _prefill(
     model: Model, length: int, params: Any, tokens: jax.Array, pads: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """Runs left-padded prompts [B, P]; returns the cache of ``length`` and logits [B, V]."""
+    """Runs left-padded prompts [B, P]; returns the cache of ``length`` and logits [B, V].
+
+    An encoder-decoder's encoder reads them, and its decoder the token it starts with.
+    """
     index = jnp.arange(tokens.shape[1])[None] - pads[:, None]
-    hidden, cache = model.apply(
-        params,
-        tokens,
-        positions=jnp.maximum(index, 0),
-        segment_ids=(index >= 0).astype(jnp.int32),
-        cache=model.init_cache(tokens.shape[0], length),
-    )
+    positions, segment_ids = jnp.maximum(index, 0), (index >= 0).astype(jnp.int32)
+    cache: Any = model.init_cache(tokens.shape[0], length)
+    if model.config.kind == "encoder_decoder":
+        hidden, cache = model.apply(
+            params,
+            jnp.full((tokens.shape[0], 1), model.config.start, jnp.int32),
+            cache=cache,
+            encoder_tokens=tokens,
+            encoder_positions=positions,
+            encoder_segment_ids=segment_ids,
+        )
+    else:
+        hidden, cache = model.apply(
+            params, tokens, positions=positions, segment_ids=segment_ids, cache=cache
+        )
     return cache, model.logits(params, hidden[:, -1:])[:, 0]
 
 
@@ -199,7 +210,7 @@ def generate(
     end_ids: Sequence[int] = (),
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
-    """Completes prompts.
+    """Completes prompts; an encoder-decoder answers them.
 
     Args:
       model: its policy's compute dtype is used.
@@ -216,7 +227,8 @@ def generate(
       One completion a prompt, in order.
 
     Raises:
-      ConfigError: a prompt is empty, or leaves no room within learned positions.
+      ConfigError: a prompt is empty, or leaves no room within learned positions; or the model is
+        an encoder.
     """
     sampling = sampling or Sampling()
     if not prompts:
@@ -228,8 +240,9 @@ def generate(
         [sampling.repetition_penalty, sampling.temperature, sampling.top_k, sampling.top_p],
         jnp.float32,
     )
+    answers = model.config.kind == "encoder_decoder"
     rows = [
-        _Row(i, Detokenizer(tokenizer, ids), sampling.stop, on_text)
+        _Row(i, Detokenizer(tokenizer, [] if answers else ids), sampling.stop, on_text)
         for i, ids in enumerate(encoded)
     ]
     while not all(row.reason for row in rows):
@@ -247,6 +260,8 @@ def _encode(
     model: Model, tokenizer: Tokenizer, row: int, prompt: str, add_bos: bool | None
 ) -> list[int]:
     ids = list(tokenizer.encode(prompt))
+    if model.config.kind == "encoder_decoder":  # what it reads ends as in training
+        return ids if tokenizer.eos_id is None else [*ids, tokenizer.eos_id]
     wanted = tokenizer.add_bos if add_bos is None else add_bos
     if (wanted or not ids) and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
@@ -271,16 +286,22 @@ def _start(
     size = len(encoded)
     width = -(-max(map(len, encoded)) // _BUCKET) * _BUCKET
     tokens = np.zeros((size, width), np.int32)
+    lengths = np.asarray([len(ids) for ids in encoded], np.int32)
+    pads = width - lengths
     seen = np.zeros((size, model.vocab_size), bool)
     for row, ids in enumerate(encoded):
-        tokens[row, width - len(ids) :] = ids
+        tokens[row, pads[row] :] = ids
+    # What the decoder has read, in number and in kind.
+    begun = encoded
+    if model.config.kind == "encoder_decoder":
+        begun, lengths, width = [[model.config.start]] * size, np.ones(size, np.int32), 1
+    for row, ids in enumerate(begun):
         seen[row, ids] = True
-    lengths = np.asarray([len(ids) for ids in encoded], np.int32)
     limit = np.full(size, sampling.max_tokens, np.int32)
     if model.max_length is not None:
         limit = np.minimum(limit, model.max_length - lengths)
     room = -(-sampling.max_tokens // _CHUNK) * _CHUNK
-    cache, logits = _prefill(model, width + room, params, tokens, width - lengths)
+    cache, logits = _prefill(model, width + room, params, tokens, pads)
     state = _State(
         cache=cache,
         logits=logits,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from zoo import array, hf_shapes, tokens
+from zoo import array, english, hf_shapes, losses, tokens
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.hf.import_ import family_of
@@ -150,6 +150,41 @@ def forward(made: Model) -> Any:
             return made.logits(params, hidden)[0]
 
     return run
+
+
+def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
+    """Losses on shipped English as bytes: 32 from the 32 before them, or every fifth of 64."""
+    text = np.frombuffer(english(), np.uint8).astype(np.int32)
+    rows = text[: steps * 8 * 64].reshape(steps, 8, 64)
+    return losses(model(name)[0], map(_two_sides if two_sided(name) else _masked, rows), devices)
+
+
+def _two_sides(rows: np.ndarray) -> Any:
+    """Two documents a row, of 20 and 12 bytes on either side."""
+    left, right = rows[:, :32], rows[:, 32:]
+    (ids, positions) = (np.broadcast_to(x, left.shape) for x in _packed(32, 20))
+    extra = {"encoder_tokens": left, "encoder_segment_ids": ids, "encoder_positions": positions}
+    return types.SimpleNamespace(
+        tokens=np.where(positions == 0, 0, np.roll(right, 1, axis=1)),
+        segment_ids=ids,
+        positions=positions,
+        targets=right,
+        loss_mask=np.ones(left.shape, np.float32),
+        extra=extra,
+    )
+
+
+def _masked(rows: np.ndarray) -> Any:
+    """Two documents a row; every fifth byte is zero."""
+    (ids, positions) = (np.broadcast_to(x, rows.shape) for x in _packed(64, 40))
+    hidden = positions % 5 == 2
+    return types.SimpleNamespace(
+        tokens=np.where(hidden, 0, rows),
+        segment_ids=ids,
+        positions=positions,
+        targets=rows,
+        loss_mask=hidden.astype(np.float32),
+    )
 
 
 def golden(name: str) -> dict[str, Any]:

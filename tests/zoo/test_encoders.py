@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import encoders
 import jax
 import jax.numpy as jnp
@@ -97,7 +95,6 @@ def test_weights_and_config_survive_the_round_trip(name):
     for path, value in flatten(params).items():
         np.testing.assert_array_equal(value, flatten(again)[path])
     written = family.to_hf_config()
-    assert family_of(written) == dataclasses.replace(family) or name == "t5"
     assert family_of(written).decoder() == family.decoder()
     for field in set(written) & set(CASES[name]):
         assert written[field] == CASES[name][field], field
@@ -156,7 +153,6 @@ def test_every_field_matters(name):
 
 @pytest.mark.zoo
 def test_it_learns_and_eight_devices_do_as_one(name):
-    """Copying a shuffled text (encoder-decoder), or filling in every fifth byte (encoder)."""
     losses = [encoders.train(name, devices) for devices in (1, 8)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]) - 0.2

@@ -8,6 +8,7 @@ import math
 import pathlib
 import types
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -143,7 +144,14 @@ def our_gradients(name: str, gradients: Any) -> dict[str, np.ndarray]:
 
 
 def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
-    """Losses of so many AdamW steps on shipped English text as bytes, data x fsdp x tensor."""
+    """Losses of so many steps on shipped English text as bytes."""
+    text = np.frombuffer(english(), np.uint8).astype(np.int32)
+    rows = text[: steps * 8 * 65].reshape(steps, 8, 65)
+    return losses(model(name)[0], map(batch_of, rows), devices)
+
+
+def losses(family: Any, batches: Iterable[Any], devices: int) -> np.ndarray:
+    """Losses of AdamW steps on batches (``Model.loss``) of bytes, data x fsdp x tensor."""
     import dataclasses
 
     import optax
@@ -153,8 +161,7 @@ def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
     from t5x_llm.train.state import init_state, state_shardings
     from t5x_llm.train.step import make_train_step
 
-    family = dataclasses.replace(model(name)[0], vocab_size=256)
-    made = Model(family.decoder(), Policy(compute="float32"))
+    made = Model(dataclasses.replace(family, vocab_size=256).decoder(), Policy(compute="float32"))
     sizes = dict(data=2, fsdp=2, tensor=2) if devices == 8 else dict(data=1, fsdp=1, tensor=1)
     mesh_config = MeshConfig(**sizes)
     mesh, rules = make_mesh(mesh_config, jax.devices()[:devices]), mesh_config.rules()
@@ -169,19 +176,16 @@ def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
         state_shardings=state_shardings(made, tx, mesh, rules),
         n_sources=1,
     )
-    text = np.frombuffer(_text(), np.uint8).astype(np.int32)
-    losses = []
-    for i in range(steps):
-        rows = text[i * 8 * 65 : (i + 1) * 8 * 65].reshape(8, 65)
-        fields = vars(batch_of(rows))
-        batch = Batch(**fields, source=np.zeros(8, np.int32))
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]))
-    return np.asarray(losses)
+    found = []
+    for batch in batches:
+        state, metrics = step(state, Batch(**vars(batch), source=np.zeros(8, np.int32)))
+        found.append(float(metrics["loss"]))
+    return np.asarray(found)
 
 
 @functools.cache
-def _text() -> bytes:
+def english() -> bytes:
+    """The first hundred shipped documents."""
     path = pathlib.Path(__file__).parents[2] / "data/quickstart/en_sotu.jsonl"
     with path.open() as file:
         text = "".join(json.loads(file.readline())["text"] for _ in range(100))

@@ -155,6 +155,13 @@ class T5(Family):
         """The decoder's first token."""
         return {"start_id": self.start_id}
 
+    def copies(self) -> dict[str, str]:
+        """Tensors that files may repeat, to the names of what they repeat."""
+        sides = dict.fromkeys(
+            ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
+        )
+        return super().copies() | sides
+
     def fitted(self, names: Collection[str]) -> Self:
         """Tied if there is no head: config.json tells only whether logits are scaled.
 
