@@ -20,6 +20,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from zoo import CASES, CUT, GOLDEN, STRIDE, array, summary, tokens
 
+from t5x_llm.hf.reference import attention_code
+
 
 def known(config: dict) -> bool:
     """Whether transformers has the family."""
@@ -36,7 +38,7 @@ def make_model(config: dict) -> torch.nn.Module:
     """
     fields = {k: v for k, v in config.items() if k != "model_type"}
     made = transformers.AutoConfig.for_model(config["model_type"], **fields)
-    model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(made)
     with tempfile.TemporaryDirectory() as directory:
         model.float().save_pretrained(directory)
         file = pathlib.Path(directory) / "model.safetensors"
@@ -47,9 +49,13 @@ def make_model(config: dict) -> torch.nn.Module:
             metadata={"format": "pt"},
         )
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            directory,
+            dtype=torch.float32,
+            attn_implementation=attention_code(config),
+            output_loading_info=True,
         )
         assert not info["missing_keys"] and not info["unexpected_keys"], info
+    model.config.use_cache = False  # RWKV's is written in place, which its gradients do not survive
     model.get_input_embeddings().padding_idx = None  # it would drop that row's gradient
     return model.eval()
 
