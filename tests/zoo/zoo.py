@@ -38,7 +38,9 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     noise = rng.normal(size=shape)
     leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("A_log", "time_decay"):
+    if leaf == "time_decay":
+        return rng.uniform(-5, 1, shape).astype(np.float32)
+    if leaf == "A_log":
         return np.log(rng.uniform(1, 4, shape)).astype(np.float32)
     if leaf in ("time_mix_key", "time_mix_value", "time_mix_receptance"):
         return rng.uniform(0, 1, shape).astype(np.float32)
