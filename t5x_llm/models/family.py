@@ -179,6 +179,24 @@ def fused_qkv(
     return entries
 
 
+def grouped_qkv(hf: str, ours: str, heads: tuple[int, int]) -> list[Entry]:
+    """Entries of one tensor ``hf`` that has, for each key/value head, its queries, key and value.
+
+    Args:
+      hf: prefix of the tensor's name, without the dot; also of its bias, if the layer has one.
+      ours: path of the attention layer.
+      heads: N and K.
+    """
+    (n, k), entries = heads, []
+    group = n // k
+    for part, first, span in (("query", 0, group), ("key", group, 1), ("value", group + 1, 1)):
+        axis = "(K P)" if span > 1 else "K"
+        more: dict[str, Any] = dict(part=(first, group + 2), span=span, sizes=(("K", k),))
+        bias = ("(K P H)", f"{axis} H")
+        entries += dense(hf, f"{ours}.{part}", "(K P H) D", f"D {axis} H", bias, **more)
+    return entries
+
+
 def norm(hf: str, ours: str, bias: bool, axes: str = "D") -> list[Entry]:
     """Entries of one norm: ``hf.weight`` to ``ours.scale``, and its bias."""
     entries = [Entry(f"{hf}.weight", f"{ours}.scale", axes, axes)]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5x_llm.models.families.llama import LlamaLike
-from t5x_llm.models.family import REQUIRED, changed, dense, norm
+from t5x_llm.models.family import REQUIRED, changed, dense, grouped_qkv, norm
 from t5x_llm.models.rope import write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
@@ -237,10 +237,8 @@ class ChatGLM1(LlamaLike):
             *self.feed_forward_entries(f"{layer}mlp.", f"{ours}mlp."),
             *([] if self.tied else [Entry("lm_head.weight", "head.kernel", "V D", "D V")]),
         ]
-        for i, part in enumerate(("query", "key", "value")):
-            hf, path = f"{attention[0]}query_key_value", f"{attention[1]}{part}"
-            entries += dense(hf, path, "(N P H) D", "D N H", "(N P H)", part=(i, 3))
-        return entries
+        fused, heads = f"{attention[0]}query_key_value", (self.n_heads, self.n_heads)
+        return entries + grouped_qkv(fused, f"{ours}attention", heads)
 
     def feed_forward_entries(self, hf: str, ours: str) -> list[Entry]:
         """Two linear layers."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.models.decoder import DecoderConfig
-from t5x_llm.models.family import Family, dense, norm
+from t5x_llm.models.family import Family, dense, grouped_qkv, norm
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
@@ -174,20 +174,10 @@ class GptLike(Family):
             bias = Entry(f"{hf}.bias", "head_bias", "V", "V")
             return [Entry(f"{hf}.weight", "head.kernel", "V D", "D V"), bias]
         if part == "qkv":
-            return self.qkv_entries(hf, ours.removesuffix("qkv"))
+            heads = (self.n_heads, self.attention().n_kv_heads)
+            return grouped_qkv(hf, ours.removesuffix(".qkv"), heads)
         if part in ("query", "key", "value"):
             return dense(hf, ours, "(N H) D", "D N H", "(N H)")
         if part == "out":
             return dense(hf, ours, "D (N H)", "N H D", "D")
         return dense(hf, ours, "O I", "I O", "O")
-
-    def qkv_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of one tensor that has, for each key/value head, its queries, its key and its value."""
-        heads = self.attention().n_kv_heads
-        group, entries = self.n_heads // heads, []
-        for part, first, span in (("query", 0, group), ("key", group, 1), ("value", group + 1, 1)):
-            axis = "(K P)" if span > 1 else "K"
-            more: dict[str, Any] = dict(part=(first, group + 2), span=span, sizes=(("K", heads),))
-            bias = ("(K P H)", f"{axis} H")
-            entries += dense(hf, f"{ours}{part}", "(K P H) D", f"D {axis} H", bias, **more)
-        return entries

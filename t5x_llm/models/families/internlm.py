@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_llm.models.families.llama import LlamaLike
-from t5x_llm.models.family import changed, dense
+from t5x_llm.models.family import changed, grouped_qkv
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 
@@ -65,12 +65,6 @@ class InternLM2(InternLM):
 
     def attention_entries(self, hf: str, ours: str) -> list[Entry]:
         """For each key/value head: its queries, its key, its value."""
-        group = self.n_heads // self.kv_heads
-        fused, sizes = hf.replace("self_attn.", "attention.wqkv"), (("K", self.kv_heads),)
+        fused, heads = hf.replace("self_attn.", "attention.wqkv"), (self.n_heads, self.kv_heads)
         entries = [e for e in super().attention_entries(hf, ours) if "o_proj" in e.hf]
-        for first, span, part in ((0, group, "query"), (group, 1, "key"), (group + 1, 1, "value")):
-            heads = "(K P)" if span > 1 else "K"
-            bias = ("(K P H)", f"{heads} H") if self.attention_bias else None
-            more = dict(part=(first, group + 2), span=span, sizes=sizes)
-            entries += dense(fused, ours + part, "(K P H) D", f"D {heads} H", bias, **more)
-        return entries
+        return entries + grouped_qkv(fused, ours.removesuffix("."), heads)
