@@ -13,6 +13,7 @@ from t5x_llm.core.errors import T5xLLMError, nearest
 
 # Subcommand to (module in t5x_llm.cli, what it does).
 COMMANDS = {
+    "plan": ("plan", "compile the train step for a TPU slice that is not here; memory, time, cost"),
     "budget": ("budget", "tokens, FLOPs, days and money of training a model"),
     "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
     "train": ("train", "train a model; the same as python train.py"),
@@ -22,6 +23,9 @@ COMMANDS = {
     "generate": ("generate", "let a run or a Hugging Face directory continue a text"),
     "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
     "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
+    "delta": ("delta", "make or apply the difference of a tuned model from its base"),
+    "merge": ("merge", "average models, or checkpoints of a run"),
+    "resize": ("resize", "give a model another vocabulary size"),
     "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
     "report": ("report", "rebuild report.html and loss.png of a run"),
     "journal": ("journal", "what happened to a run, and where its time went"),

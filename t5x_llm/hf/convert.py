@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,13 @@ from t5x_llm.hf.export import (
     special_ids,
     write_configs,
 )
-from t5x_llm.hf.import_ import check_tokenizer, family_of, resolve
+from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
 from t5x_llm.hf.source import Source, open_source, read_config
+
+if TYPE_CHECKING:
+    from t5x_llm.text import Tokenizer
 
 STORED = "stored"
 
@@ -79,7 +82,7 @@ def convert(
     check_choice("dtype", dtype, (STORED, *DTYPES))
     check_number("max_shard_bytes", max_shard_bytes, low=1, integer=True)
     source = open_source(path, kind)
-    family = family_of(source.config)
+    family = family_in(source)
     tokenizer = source.tokenizer()
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
@@ -94,22 +97,73 @@ def convert(
     def make(name: str) -> np.ndarray:
         return narrowed(name, weights.read(name), layouts[name].dtype)
 
+    report = write_directory(
+        out_dir,
+        family,
+        layouts,
+        make,
+        tokenizer=tokenizer,
+        ids=ids_of(source, tokenizer),
+        dtype=title,
+        max_shard_bytes=max_shard_bytes,
+        unproved=unproved,
+        origin=f"Converted by t5x_llm from {source.path.name}",
+        earlier=first,
+    )
+    return Converted(family, tokenizer is not None, report)
+
+
+def write_directory(
+    out_dir: str | os.PathLike[str],
+    family: Any,
+    layouts: Mapping[str, Layout],
+    make: Callable[[str], np.ndarray],
+    *,
+    tokenizer: Tokenizer | None,
+    ids: Mapping[str, Any],
+    dtype: str,
+    max_shard_bytes: int,
+    unproved: bool,
+    origin: str,
+    earlier: parity.ParityReport | None = None,
+) -> parity.ParityReport:
+    """Writes a model tensor by tensor, reads every bit back, and compares logits.
+
+    Args:
+      out_dir: new, empty, or an earlier export.
+      family: what the tensors make.
+      layouts: of every tensor by the names of the family's weight map.
+      make: name to array; called twice each, and gives the same.
+      tokenizer: written with it, or None.
+      ids: fields of config.json that name special tokens.
+      dtype: of the weights, in a word.
+      max_shard_bytes: limit on the data of one safetensors file.
+      unproved: as ``convert``.
+      origin: first words of the model card.
+      earlier: a check of the source, to go into the report.
+    """
     with new_directory(out_dir) as draft:
-        write_configs(draft, family, _ids(source, tokenizer), title)
+        write_configs(draft, family, ids, dtype)
         write_safetensors(draft, layouts, make, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(draft)
         reader = SafetensorsReader(draft)
         for name in layouts:
-            if reader.read(name).tobytes() != make(name).tobytes():
+            if not same_bits(reader.read(name), make(name)):
                 raise ParityError(f"{name} reads back changed from {draft}. Nothing was written.")
-        report = gate(draft, read_config(draft), family, reader.read, title, unproved)
-        report.raise_if_failed(f"Import of {path}, as written,")
-        report = _joined(first, report)
+        report = gate(draft, read_config(draft), family, reader.read, dtype, unproved)
+        report.raise_if_failed(f"Writing {out_dir}")
+        if earlier is not None:
+            report = _joined(earlier, report)
         report.write(draft)
-        origin = f"Converted by t5x_llm from {pathlib.Path(path).name}"
         (draft / "README.md").write_text(model_card(family, report, origin), encoding="utf-8")
-    return Converted(family, tokenizer is not None, report)
+    return report
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same to the bit, NaNs included."""
+    flat = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(*flat)
 
 
 def _joined(source: parity.ParityReport, written: parity.ParityReport) -> parity.ParityReport:
@@ -118,7 +172,7 @@ def _joined(source: parity.ParityReport, written: parity.ParityReport) -> parity
     return dataclasses.replace(written, prompts=written.prompts | prompts, notes=notes)
 
 
-def _ids(source: Source, tokenizer: Any) -> dict[str, Any]:
+def ids_of(source: Source, tokenizer: Any) -> dict[str, Any]:
     """Ids of the special tokens: the tokenizer's, or what the config says."""
     theirs = special_ids(tokenizer)
     return {k: source.config.get(k) if v is None else v for k, v in theirs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.reference import reference
-from t5x_llm.hf.source import Weights, open_source, read_config
+from t5x_llm.hf.source import Source, Weights, open_source, read_config
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import from_hf, hf_shapes
@@ -24,7 +24,7 @@ __all__ = ["Imported", "family_of", "import_hf", "import_model", "read_config"]
 
 # Buffers that old checkpoints carry: masks, rotary frequencies and positions, recomputed by every
 # reader.
-_BUFFERS = re.compile(
+BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|\.(attn|attention)\.(bias|masked_bias)|\.position_ids)$"
 )
 # A tensor is made of at most so many parameters of ours.
@@ -72,7 +72,7 @@ def import_model(
     """
     source = open_source(path)
     tokenizer = source.tokenizer()
-    family = family_of(source.config)
+    family = family_in(source)
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
     abstract = Model(family.decoder()).abstract_params()
@@ -88,6 +88,11 @@ def import_model(
         )
         report.raise_if_failed(f"Import of {path}")
     return Imported(family, params, tokenizer, report)
+
+
+def family_in(source: Source) -> Any:
+    """The family dataclass of a model on disk; raises as ``family_of``."""
+    return family_of(source.config).fitted(source.weights.names())
 
 
 def family_of(config: dict[str, Any]) -> Any:
@@ -147,7 +152,8 @@ def resolve(weights: Weights, family: Any) -> Resolved:
     """The tensors of ``family``, after every stored one has been accounted for; reads none.
 
     Files saved from the bare model lack the first component of each name (``transformer.``); tied
-    heads may be stored twice, and must then be equal.
+    tensors may be stored several times, and must then be equal. The family knows older names, and
+    tensors that it has no use for.
 
     Raises:
       CheckpointError: naming tensors that are missing, of another shape, or that the family does
@@ -164,34 +170,44 @@ def resolve(weights: Weights, family: Any) -> Resolved:
     held = set(stored)
     alias = {}
     for name in shapes:
-        bare = name.partition(".")[2]
-        alias[name] = name if name in held or bare not in held else bare
+        found = (n for n in _spellings(name, family.OLD_NAMES) if n in held)
+        alias[name] = next(found, name)
     missing = [name for name in shapes if alias[name] not in held]
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(shapes)} tensors are missing, e.g. {', '.join(missing[:3])}."
         )
     for name, shape in shapes.items():
-        if (found := weights.shape(alias[name])) != shape:
+        if (real := weights.shape(alias[name])) != shape:
             raise CheckpointError(
-                f"Tensor {alias[name]} of shape {list(found)} does not fit: a {family.hf_type} of "
+                f"Tensor {alias[name]} of shape {list(real)} does not fit: a {family.hf_type} of "
                 f"this config.json has {list(shape)}."
             )
     known = set(alias.values())
-    extra = [name for name in stored if name not in known and not _BUFFERS.search(name)]
-    if "lm_head.weight" in extra and family.decoder().tied:
-        table = next(e.hf for e in entries if e.ours == "embed.table")
-        if not _equal(weights, "lm_head.weight", alias[table]):
+    extra = [name for name in stored if name not in known and not BUFFERS.search(name)]
+    if family.UNUSED:
+        extra = [name for name in extra if not re.search(family.UNUSED, name)]
+    copies = family.copies()
+    for name in [name for name in extra if name in copies]:
+        if not _equal(weights, name, alias[copies[name]]):
             raise CheckpointError(
-                f"lm_head.weight differs from {table}, yet the config says that they are tied."
+                f"{name} differs from {copies[name]}, yet the config says that they are tied."
             )
-        extra.remove("lm_head.weight")
+        extra.remove(name)
     if extra:
         raise CheckpointError(
             f"{len(extra)} tensors have no place in a {family.hf_type} model of this config, "
             f"e.g. {', '.join(extra[:3])}."
         )
     return Resolved(weights, shapes, alias)
+
+
+def _spellings(name: str, old: Mapping[str, str]) -> Iterator[str]:
+    """What a tensor may be called in a file, the likeliest first."""
+    endings = ((new, before) for new, before in old.items() if name.endswith(new))
+    for whole in (name, *(name.removesuffix(new) + before for new, before in endings)):
+        yield whole
+        yield whole.partition(".")[2]
 
 
 def _equal(weights: Weights, a: str, b: str) -> bool:

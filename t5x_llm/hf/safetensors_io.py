@@ -28,6 +28,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Differences of bits (``hf.delta``); no model's weights.
+INTEGERS: dict[str, np.dtype[Any]] = {"I16": np.dtype(np.int16), "I32": np.dtype(np.int32)}
 # Bytes of the format's other types: buffers have them, weights that we read do not.
 _OTHERS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
@@ -123,13 +125,15 @@ class SafetensorsReader:
 
     Args:
       directory: holds ``model.safetensors`` or ``model.safetensors.index.json`` and its shards.
+      integers: whether tensors may be such.
 
     Raises:
       CheckpointError: nothing there, or something in it is not what it says.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], integers: bool = False):
         self.directory = pathlib.Path(directory)
+        self._dtypes = DTYPES | (INTEGERS if integers else {})
         if (self.directory / INDEX).is_file():
             self.tensors = self._sharded()
         elif (self.directory / SINGLE).is_file():
@@ -170,19 +174,19 @@ class SafetensorsReader:
     def dtype(self, name: str) -> np.dtype[Any]:
         """Its dtype, without reading it."""
         tensor = self.tensors[name]
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in self._dtypes:
             raise _unknown_dtype(tensor.file, name, tensor.dtype)
-        return DTYPES[tensor.dtype]
+        return self._dtypes[tensor.dtype]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in the dtype it is stored in, as a read-only view of the mapped file."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.directory}: tensor {name} is missing.")
         tensor = self.tensors[name]
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in self._dtypes:
             raise _unknown_dtype(tensor.file, name, tensor.dtype)
         count = math.prod(tensor.shape)
         if count == 0:
-            return np.empty(tensor.shape, DTYPES[tensor.dtype])
+            return np.empty(tensor.shape, self._dtypes[tensor.dtype])
         mapped = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.nbytes,))
-        return mapped.view(np.ndarray).view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+        return mapped.view(np.ndarray).view(self._dtypes[tensor.dtype]).reshape(tensor.shape)

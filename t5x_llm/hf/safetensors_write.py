@@ -17,10 +17,10 @@ import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.core.paths import check_writable
-from t5x_llm.hf.safetensors_io import DTYPES, INDEX, SINGLE
+from t5x_llm.hf.safetensors_io import DTYPES, INDEX, INTEGERS, SINGLE
 
-PARITY = "parity.json"
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+RECORDS = ("parity.json", "delta.json")  # what marks a directory as made here
+_NAMES = {dtype: name for name, dtype in (DTYPES | INTEGERS).items()}
 
 
 class Layout(NamedTuple):
@@ -124,7 +124,7 @@ def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """
     final = pathlib.Path(target).expanduser()
     check_writable("out_dir", final.parent)
-    if final.exists() and not (final / PARITY).is_file():
+    if final.exists() and not any((final / name).is_file() for name in RECORDS):
         if not final.is_dir() or any(final.iterdir()):
             raise ConfigError(
                 "out_dir", str(final), "a new or empty directory, or an earlier export to replace"

@@ -1,0 +1,60 @@
+"""Give a model another vocabulary size."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from t5x_llm.cli.main import guard
+
+DESCRIPTION = """Write a model with rows for another tokenizer, or so many rows.
+
+  t5x-llm resize models/base grown --tokenizer models/new_tokenizer --how subpieces
+  t5x-llm resize models/base padded --multiple 128
+
+Rows of the old tokens keep every bit, so logits over them stay as they were. The new tokenizer must
+give every old id its old meaning."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``t5x-llm resize``."""
+    guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm.cli.export import add_unproved
+    from t5x_llm.hf.export import MAX_SHARD_BYTES
+    from t5x_llm.hf.resize import resize
+    from t5x_llm.models.vocabulary import HOW, Growth
+    from t5x_llm.text import load_tokenizer
+
+    parser = argparse.ArgumentParser(
+        prog="t5x-llm resize",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="a Hugging Face directory")
+    parser.add_argument("out", help="directory to write; new, empty, or an earlier export")
+    parser.add_argument("--tokenizer", help="the new one; the model's own if left out")
+    parser.add_argument("--vocab_size", type=int, help="rows; the tokenizer's if left out")
+    parser.add_argument("--multiple", type=int, default=1, help="pad rows to a multiple of this")
+    parser.add_argument("--how", choices=HOW, default="mean", help="how new rows begin")
+    parser.add_argument("--noise", type=float, default=0.1, help="of --how noise, in deviations")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
+    add_unproved(parser)
+    args = parser.parse_args(argv)
+
+    before, after, report = resize(
+        args.model,
+        args.out,
+        tokenizer=load_tokenizer(args.tokenizer) if args.tokenizer else None,
+        vocab_size=args.vocab_size,
+        multiple=args.multiple,
+        growth=Growth(args.how, args.noise, args.seed),
+        max_shard_bytes=args.max_shard_bytes,
+        unproved=args.unproved,
+    )
+    print(f"Wrote {args.out}: {before} -> {after} rows; {report.summary()}.")
