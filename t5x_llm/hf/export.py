@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from t5x_llm.core.errors import CheckpointError, ParityError, check_choice, check_number
+from t5x_llm.core.errors import (
+    CheckpointError,
+    ConfigError,
+    ParityError,
+    check_choice,
+    check_number,
+)
 from t5x_llm.hf import parity
 from t5x_llm.hf.import_ import check_tokenizer
-from t5x_llm.hf.reference import NoReference, reference
+from t5x_llm.hf.reference import NoReference, auto_class, reference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
 from t5x_llm.hf.source import read_config
@@ -31,6 +37,12 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 SPECIAL = ("bos", "eos", "pad")
+# Hugging Face's words for what kinds of models do.
+_TASKS = {
+    "decoder": "text-generation",
+    "encoder": "fill-mask",
+    "encoder_decoder": "text2text-generation",
+}
 
 
 def export_hf(
@@ -96,8 +108,16 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 def write_configs(draft: pathlib.Path, family: Any, ids: Mapping[str, Any], dtype: str) -> None:
     """Writes config.json and generation_config.json."""
-    config = {**family.to_hf_config(), **ids, "dtype": dtype, "use_cache": True}
+    own = family.to_hf_config()
+    for name in own.keys() & ids.keys():
+        if ids[name] not in (None, own[name]):
+            raise ConfigError(
+                f"config.json {name}", own[name], f"{ids[name]}, the tokenizer's",
+                f"The weights of a {type(family).__name__} belong to that id.",
+            )  # fmt: skip
+    config = {**ids, **own, "dtype": dtype, "use_cache": True}
     generation = {name: value for name, value in ids.items() if value is not None}
+    generation |= {k: v for k, v in own.items() if k == "decoder_start_token_id"}
     for name, value in (("config", config), ("generation_config", generation)):
         (draft / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
 
@@ -191,6 +211,7 @@ def model_card(family: Any, report: parity.ParityReport, origin: str) -> str:
     """README.md of an exported model."""
     count = parity.count(family)
     kind = family.to_hf_config()["architectures"][0]
+    auto, task = auto_class(family.to_hf_config()), _TASKS[family.decoder().kind]
     checked = f"Not checked: {report.summary()}"
     if report.prompts:
         long = report.prompts["long"]
@@ -201,7 +222,7 @@ def model_card(family: Any, report: parity.ParityReport, origin: str) -> str:
         )
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 ---
 
 # {kind}, {count:,} parameters
@@ -209,10 +230,10 @@ pipeline_tag: text-generation
 {origin} in {report.dtype}.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+model = {auto}.from_pretrained("path/to/this/directory")
 ```
 
 {checked} `parity.json` has the full report.

@@ -133,7 +133,10 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> PromptParity:
 
 
 def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
-    """Our model in float32: tokens [T] to logits [T, V]."""
+    """Our model in float32: tokens [T] to logits [T, V].
+
+    Of an encoder-decoder, the encoder reads the tokens and the decoder reads them backwards.
+    """
     import jax
 
     from t5x_llm.models.model import Model
@@ -142,7 +145,11 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
 
     @jax.jit
     def forward(params: Any, tokens: jax.Array) -> jax.Array:
-        return model.logits(params, model.apply(params, tokens)[0])
+        if model.config.kind == "encoder_decoder":
+            hidden, _ = model.apply(params, tokens[:, ::-1], encoder_tokens=tokens)
+        else:
+            hidden, _ = model.apply(params, tokens)
+        return model.logits(params, hidden)
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with jax.default_matmul_precision("highest"):
@@ -153,6 +160,8 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
 
 def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
     """As ``our_logits``, from HF tensors, with one layer in memory at a time.
+
+    An encoder-decoder is held as a whole.
 
     Args:
       family: the preset dataclass.
@@ -165,7 +174,7 @@ def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
 
     config, policy = family.decoder(), Policy(compute="float32")
     abstract = Model(config, policy).abstract_params()
-    if not isinstance(config, DecoderConfig):
+    if not isinstance(config, DecoderConfig) or config.kind == "encoder_decoder":
         return our_logits(family, from_hf(family.weight_map(), abstract, read))
     return layerwise_logits(config, policy, Assembly(family.weight_map(), abstract, read).make)
 

@@ -55,7 +55,7 @@ def reference(
     model_type = str(config.get("model_type"))
     reason = _why_not_torch(path, model_type, parameters)
     if reason is None:
-        return torch_reference(path, attention_code(config))
+        return torch_reference(path, attention_code(config), auto_class(config))
     found = numpy_reference(model_type)
     if found is None:
         raise NoReference(f"No reference for model_type {model_type!r} here. {reason}.")
@@ -107,10 +107,24 @@ def attention_code(config: Mapping[str, Any]) -> str:
     return "sdpa" if config.get("model_type") == "falcon" and config.get("alibi") else "eager"
 
 
-def torch_reference(path: str | os.PathLike[str], attention: str = "eager") -> tuple[str, Logits]:
-    """transformers' own AutoModelForCausalLM in float32 on the CPU; no remote code.
+def auto_class(config: Mapping[str, Any]) -> str:
+    """transformers' class that loads the models of a config.json."""
+    from t5x_llm.models.families import FAMILIES
 
-    Pickles, where a directory has nothing else, go through torch's weights-only loader.
+    architecture = FAMILIES[config["model_type"]].architecture
+    if architecture.endswith("ForMaskedLM"):
+        return "AutoModelForMaskedLM"
+    seq2seq = architecture.endswith("ForConditionalGeneration")
+    return "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
+
+
+def torch_reference(
+    path: str | os.PathLike[str], attention: str = "eager", auto: str = "AutoModelForCausalLM"
+) -> tuple[str, Logits]:
+    """transformers' own model in float32 on the CPU; no remote code.
+
+    Pickles, where a directory has nothing else, go through torch's weights-only loader. Of an
+    encoder-decoder, the encoder reads the tokens and the decoder reads them backwards.
     """
     import torch
     import transformers
@@ -120,14 +134,21 @@ def torch_reference(path: str | os.PathLike[str], attention: str = "eager") -> t
     where = {"pretrained_model_name_or_path": path, "use_safetensors": safe, "weights_only": True}
     if path.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = getattr(transformers, auto)
+    model = model.from_pretrained(
         **where, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     ).eval()
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
-            return np.asarray(model(ids).logits[0].float())
+            more = {}
+            if auto == "AutoModelForSeq2SeqLM":
+                more["decoder_input_ids"] = ids.flip(1)
+            elif auto == "AutoModelForMaskedLM":  # RoBERTa's would skip tokens that look like pads
+                first = getattr(model.base_model.embeddings, "padding_idx", -1) + 1
+                more["position_ids"] = first + torch.arange(ids.shape[1])[None]
+            return np.asarray(model(ids, **more).logits[0].float())
 
     return f"transformers {transformers.__version__}, torch {torch.__version__}", logits
 
@@ -218,7 +239,9 @@ def gpt2(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     """GPT2LMHeadModel: logits [T, V] of tokens [T]."""
     if config.get("activation_function", "gelu_new") != "gelu_new":
         raise NoReference("The NumPy reference of GPT-2 knows only the activation gelu_new.")
-    heads, eps = config["n_head"], np.float32(config.get("layer_norm_epsilon", 1e-5))
+    heads = config.get("n_head") or config["num_attention_heads"]
+    layers = config.get("n_layer") or config["num_hidden_layers"]
+    eps = np.float32(config.get("layer_norm_epsilon", 1e-5))
 
     def get(name: str) -> np.ndarray:
         return np.asarray(read("transformer." + name), np.float32)
@@ -232,7 +255,7 @@ def gpt2(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
         return x * get(name + ".weight") + get(name + ".bias")
 
     x = get("wte.weight")[tokens] + get("wpe.weight")[: len(tokens)]
-    for i in range(config["n_layer"]):
+    for i in range(layers):
         qkv = project(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn")
         q, k, v = (part.reshape(len(tokens), heads, -1) for part in np.split(qkv, 3, -1))
         x = x + project(_causal_attention(q, k, v), f"h.{i}.attn.c_proj")

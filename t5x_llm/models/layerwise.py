@@ -21,7 +21,7 @@ from t5x_llm.models.weight_map import flatten, unflatten
 # (path of a parameter, repeat or None) -> array; a repeat comes without the leading axis.
 Load = Callable[[str, int | None], np.ndarray]
 
-_FIRST = ("embed", "position_embed", "embed_norm", "embed_in")  # what `embedded` reads
+_FIRST = ("embed", "position_embed", "type_embed", "embed_norm", "embed_in")  # what `embedded` reads
 
 
 def layerwise_logits(

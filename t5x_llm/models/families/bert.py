@@ -74,8 +74,8 @@ class Bert(Family):
         | {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"}
         | {"pooler_size_per_head", "pooler_type"}
     )
-    # Pooler and next-sentence prediction serve other tasks; ids of positions are counted.
-    UNUSED = r"(^|\.)(pooler\.|seq_relationship\.|position_ids$)"
+    # They serve other tasks.
+    UNUSED = r"(^|\.)(pooler|seq_relationship)\."
     OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     BODY: ClassVar[str] = "bert."
     HEAD: ClassVar[tuple[str, str, str]] = (
