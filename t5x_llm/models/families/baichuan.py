@@ -69,7 +69,7 @@ class Baichuan(LlamaLike):
         """What ``read_hf`` reads."""
         fields = super().write_hf()
         for name in ("num_key_value_heads", "head_dim"):
-            fields.pop(name)
+            fields.pop(name, None)
         length = "model_max_length" if self.alibi else "max_position_embeddings"
         return fields | {length: self.max_length, "normalized_head": self.normalized_head}
 
