@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from t5x_llm.checkpoint import CheckpointConfig
+from t5x_llm.cli.objective import check_ids, check_objective
 from t5x_llm.config import Flags, Resolved, load, parse_flags, register
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
@@ -148,6 +149,7 @@ class Run:
             check_number("Run.neftune", self.neftune, above=0)
         if self.export.enabled:
             self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
+        check_objective(self.model, self.data.denoising, self.samples.prompts)
         longest = self.decoder().learned_positions
         if longest is not None and self.loop.sequence_length > longest:
             raise ConfigError(
@@ -272,7 +274,7 @@ def check_fits(run: Run, mesh: Any) -> None:
 
 
 def check_tokenizer_size(run: Run, tokenizer: Any) -> None:
-    """Raises ConfigError unless the model has one row for every token.
+    """Raises ConfigError unless the model has one row for every token, and the same special ids.
 
     Args:
       run: with the model.
@@ -285,3 +287,5 @@ def check_tokenizer_size(run: Run, tokenizer: Any) -> None:
             f"the size of the tokenizer, {tokenizer.vocab_size}",
             f"Set it to {tokenizer.vocab_size}, or give another tokenizer.",
         )
+    if not isinstance(tokenizer, TokenizerTraining):
+        check_ids(run.model, run.data.denoising, tokenizer)

@@ -12,7 +12,7 @@ from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED, ids_of, write_directory
 from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, narrowed
-from t5x_llm.hf.import_ import check_tokenizer, family_of, resolve
+from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
 from t5x_llm.hf.safetensors_write import Layout
 from t5x_llm.hf.source import Source, open_source
 from t5x_llm.models.weight_map import flatten, unflatten
@@ -53,7 +53,7 @@ def merge(
     if method == "slerp" and len(paths) != 2:
         raise ConfigError("method", method, f"linear for {len(paths)} models; slerp is of two")
     sources = [open_source(path) for path in paths]
-    families = [family_of(source.config) for source in sources]
+    families = [family_in(source) for source in sources]
     for source, family in zip(sources[1:], families[1:], strict=True):
         _check_same(sources[0], families[0], source, family)
     family = families[0]

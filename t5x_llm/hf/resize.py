@@ -13,7 +13,7 @@ from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import ids_of, write_directory
 from t5x_llm.hf.export import MAX_SHARD_BYTES
-from t5x_llm.hf.import_ import check_tokenizer, family_of, resolve
+from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
 from t5x_llm.hf.safetensors_write import Layout
 from t5x_llm.hf.source import open_source
 from t5x_llm.models.model import Model
@@ -59,7 +59,7 @@ def resize(
     growth = growth or Growth()
     check_number("multiple", multiple, low=1, integer=True)
     source = open_source(path, "hf")
-    family = family_of(source.config)
+    family = family_in(source)
     before, weights = source.tokenizer(), resolve(source.weights, family)
     after = tokenizer or before
     if vocab_size is None:
