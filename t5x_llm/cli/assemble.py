@@ -324,5 +324,7 @@ def finish(run: Run, directory: Any, state: TrainState, data: OpenData) -> None:
         lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")
     if (samples := directory / "samples.txt").exists():
         lines.append(f"  samples       {samples}")
-    lines.append(f"Next: t5x-llm generate {run.directory} --prompt '...'")
+    encoder = run.decoder().kind == "encoder"
+    then = f"eval {run.directory}" if encoder else f"generate {run.directory} --prompt '...'"
+    lines.append(f"Next: t5x-llm {then}")
     print("\n".join(lines), file=sys.stderr)
