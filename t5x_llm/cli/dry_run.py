@@ -20,13 +20,12 @@ from t5x_llm.cli.assemble import check_start_from, resumed_step, token_flops
 from t5x_llm.cli.memory import Estimate, estimate
 from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
 from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
 from t5x_llm.data.reading import find_files
 from t5x_llm.optim import decay_summary
 from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def describe(run: Run, resolved: Any) -> str:
@@ -190,12 +189,6 @@ def _memory(e: Estimate) -> str:
             "the fused kernels of TPU and GPU keep none.)"
         )
     return "\n".join(lines)
-
-
-def size(count: float) -> str:
-    """Bytes as a person reads them."""
-    power = min(int(math.log(max(count, 1), 1024)), len(_UNITS) - 1)
-    return f"{count / 1024**power:,.{0 if power == 0 else 2}f} {_UNITS[power]}"
 
 
 def _work(run: Run, model: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from t5x_llm.cli import main as command
-from t5x_llm.cli.dry_run import size
+from t5x_llm.core.units import size
 from t5x_llm.cli.memory import estimate
 from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags

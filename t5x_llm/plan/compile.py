@@ -1,0 +1,94 @@
+"""The real train step, compiled for devices that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from t5x_llm.core.slices import Slice
+from t5x_llm.plan.chips import CHIPS
+from t5x_llm.plan.collectives import Collective, collectives
+from t5x_llm.plan.hlo import parse
+from t5x_llm.plan.memory import Buffer, Memory, largest_live, memory_of, refused
+from t5x_llm.plan.time import StepTime, step_time
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler says of a step.
+
+    Attributes:
+      memory: of a device, or None where the compiler refused the step.
+      refused: (bytes wanted, bytes available) where it did.
+      buffers: the largest that are alive at once.
+      collectives: of a step.
+      time: of a step, or None.
+      seconds: that tracing and compiling took.
+    """
+
+    memory: Memory | None
+    refused: tuple[float, float] | None
+    buffers: tuple[Buffer, ...]
+    collectives: tuple[Collective, ...]
+    time: StepTime | None
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step can run."""
+        return self.memory is not None and self.memory.fits
+
+    @property
+    def over(self) -> float:
+        """Bytes that a device lacks; negative where some are left."""
+        if self.memory is not None:
+            return self.memory.total - self.memory.available
+        wanted, available = self.refused or (0.0, 0.0)
+        return wanted - available
+
+
+def plan_step(
+    step: Any, arguments: tuple[Any, ...], slice_: Slice, mesh_shape: Mapping[str, int]
+) -> Plan:
+    """Compiles a jitted step for a slice and reads the result.
+
+    Args:
+      step: (state, batch, ...) -> ..., with a donated ``TrainState`` first.
+      arguments: abstract, with shardings on described devices.
+      slice_: what those devices are.
+      mesh_shape: axis sizes of the mesh.
+    """
+    begun = time.monotonic()
+    try:
+        compiled = step.lower(*arguments).compile()
+    except Exception as e:
+        limits = refused(str(e))
+        if limits is None:
+            raise
+        return Plan(None, limits, (), (), None, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    state = arguments[0]
+    available = CHIPS[slice_.generation].hbm
+    memory = memory_of(compiled, held(state.params), held(state.opt_state), available)
+    module = parse(compiled.as_text())
+    found = collectives(module, mesh_shape)
+    return Plan(
+        memory=memory,
+        refused=None,
+        buffers=tuple(largest_live(module)),
+        collectives=tuple(found),
+        time=step_time(module, found, slice_),
+        seconds=seconds,
+    )
+
+
+def held(tree: Any) -> int:
+    """Bytes of an abstract tree on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,275 @@
+"""The text of a compiled module (scheduled HLO): its instructions, and how often each runs.
+
+Only what the planner asks is read. The form is XLA's own printing, which is stable enough to parse
+and is the same for TPU, GPU and CPU.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+BYTES = {
+    **{"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4},
+    **{"f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "s4": 0.5, "u4": 0.5},
+    **{"f8e4m3fn": 1, "f8e5m2": 1, "f8e4m3b11fnuz": 1, "token": 0},
+}
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
+_OPCODE = re.compile(r" ([a-z][\w-]*)\(")
+_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%[\w.-]+)")
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array of an instruction's result.
+
+    Attributes:
+      dtype: as HLO writes it, e.g. ``bf16``.
+      dims: of the array on one device.
+      space: memory space; 0 is the device's main memory, on TPU 1 is VMEM and 5 the host's.
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int
+
+    @property
+    def bytes(self) -> int:
+        """Without the padding of tiles."""
+        return math.ceil(math.prod(self.dims) * BYTES.get(self.dtype, 4))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      name: without the percent sign.
+      opcode: e.g. ``fusion``.
+      shapes: arrays of the result.
+      operands: names.
+      called: computations by attribute: ``body``, ``condition``, ``calls``, ...
+      text: all behind the name.
+      root: the computation's result.
+    """
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    called: dict[str, tuple[str, ...]]
+    text: str
+    root: bool
+
+    @property
+    def cycles(self) -> int | None:
+        """What libtpu estimates for it, or None."""
+        found = _CYCLES.search(self.text)
+        return int(found[1]) if found else None
+
+    @property
+    def op_name(self) -> str:
+        """JAX's name of what it comes from."""
+        found = _OP_NAME.search(self.text)
+        return found[1].replace("\\'", "'") if found else ""
+
+    @property
+    def bytes(self) -> int:
+        """Of all arrays of the result."""
+        return sum(shape.bytes for shape in self.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A parsed module.
+
+    Attributes:
+      computations: instructions of each, in the order they run.
+      entry: name of the first.
+      frames: source line (``file:line``) by stack frame id.
+    """
+
+    computations: dict[str, tuple[Instruction, ...]]
+    entry: str
+    frames: dict[int, str]
+
+    @functools.cached_property
+    def runs(self) -> dict[str, int]:
+        """How often a step runs each computation; loops count by their trips.
+
+        Branches of a conditional count as if each ran; fused computations as their callers.
+        """
+        counts: collections.Counter[str] = collections.Counter()
+        for name, times in self._visits(self.entry, 1):
+            counts[name] += times
+        return dict(counts)
+
+    def _visits(self, name: str, times: int) -> Iterator[tuple[str, int]]:
+        yield name, times
+        for instruction in self.computations[name]:
+            for attribute, called in instruction.called.items():
+                if attribute in ("to_apply", "condition"):
+                    continue
+                inner = times * (self.trips(instruction) if attribute == "body" else 1)
+                for other in called:
+                    yield from self._visits(other, inner)
+
+    def trips(self, loop: Instruction) -> int:
+        """Iterations of a while loop: what XLA knows, or the bound that its condition compares to.
+
+        1 where neither is told (a loop whose end depends on data).
+        """
+        if found := _KNOWN_TRIPS.search(loop.text):
+            return int(found[1])
+        condition = self.computations[loop.called["condition"][0]]
+        named = {i.name: i for i in condition}
+        root = next(i for i in condition if i.root)
+        if root.opcode == "fusion":
+            inner = self.computations[root.called["calls"][0]]
+            named |= {i.name: i for i in inner}
+            root = next(i for i in inner if i.root)
+        for operand in (*root.operands, *(i.name for i in condition)):
+            constant = named.get(operand)
+            if constant is not None and constant.opcode == "constant":
+                value = re.search(r"constant\((-?\d+)\)", constant.text)
+                if value and int(value[1]) > 0:
+                    return int(value[1])
+        return 1
+
+    @functools.cached_property
+    def fused(self) -> frozenset[str]:
+        """Computations that are the inside of a fusion, which XLA runs as one kernel."""
+        found: set[str] = set()
+
+        def add(name: str) -> None:
+            if name not in found:
+                found.add(name)
+                for instruction in self.computations[name]:
+                    for called in instruction.called.values():
+                        for other in called:
+                            add(other)
+
+        for instructions in self.computations.values():
+            for instruction in instructions:
+                if instruction.opcode == "fusion":
+                    for name in instruction.called.get("calls", ()):
+                        add(name)
+        return frozenset(found)
+
+    def scheduled(self) -> Iterator[tuple[Instruction, int]]:
+        """(instruction, how often) of all that runs, but for the insides of fusions."""
+        for name, times in self.runs.items():
+            if name not in self.fused:
+                for instruction in self.computations[name]:
+                    yield instruction, times
+
+    @functools.cached_property
+    def named(self) -> dict[str, Instruction]:
+        """Every instruction; names are unique in a module."""
+        return {i.name: i for inside in self.computations.values() for i in inside}
+
+    def line(self, instruction: Instruction) -> str:
+        """``file:line`` it comes from, or ''."""
+        found = _FRAME.search(instruction.text)
+        return self.frames.get(int(found[1]), "") if found else ""
+
+    def origin(self, instruction: Instruction) -> Instruction:
+        """The instruction that made what this one merely moves; itself where it has a name."""
+        for _ in range(20):
+            if instruction.op_name or not instruction.operands:
+                break
+            instruction = self.named.get(instruction.operands[0], instruction)
+        return instruction
+
+
+def parse(text: str) -> Module:
+    """Reads what ``compiled.as_text()`` gives.
+
+    Raises:
+      ValueError: if there is no entry computation.
+    """
+    computations: dict[str, tuple[Instruction, ...]] = {}
+    tables: dict[str, list[str]] = {}
+    entry = current = table = None
+    lines: list[Instruction] = []
+    for line in text.splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            table = tables.setdefault(line, [])
+        elif head := _COMPUTATION.match(line):
+            table, current, lines = None, head[2], []
+            entry = current if head[1] else entry
+        elif line == "}" and current is not None:
+            computations[current], current = tuple(lines), None
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            lines.append(_instruction(found[2], found[3], bool(found[1])))
+        elif table is not None and line.strip():
+            table.append(line)
+    if entry is None:
+        raise ValueError("this is no compiled module: it has no ENTRY computation")
+    return Module(computations, entry, _frames(tables))
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction:
+    opcode = _OPCODE.search(" " + text if not text.startswith("(") else text)
+    # A tuple's shapes come first and contain parentheses of their own only as comments and layouts.
+    start = opcode.start() if opcode else len(text)
+    result = text[:start]
+    rest = text[start:]
+    arguments, depth = "", 0
+    for i, character in enumerate(rest):
+        depth += character == "("
+        depth -= character == ")"
+        if depth == 0 and character == ")":
+            arguments = rest[: i + 1]
+            break
+    called = {
+        attribute: tuple(re.findall(r"%([\w.-]+)", names))
+        for attribute, names in _CALLED.findall(rest[len(arguments) :])
+    }
+    shapes = tuple(
+        Shape(
+            dtype,
+            tuple(int(d) for d in dims.split(",") if d),
+            int(space[1]) if (space := _SPACE.search(layout)) else 0,
+        )
+        for dtype, dims, layout in _SHAPE.findall(result)
+    )
+    operands = tuple(re.findall(r"%([\w.-]+)", arguments))
+    return Instruction(name, opcode[1] if opcode else "", shapes, operands, called, text, root)
+
+
+def _frames(tables: dict[str, list[str]]) -> dict[int, str]:
+    """Frame id to ``file:line``, the file without its directories above the package's."""
+
+    def number(field: str, text: str) -> int:
+        found = re.search(rf"\b{field}=(\d+)", text)
+        return int(found[1]) if found else 0
+
+    names = {}
+    for row in tables.get("FileNames", ()):
+        number_, _, name = row.partition(" ")
+        parts = name.strip('"').split("/")
+        first = parts.index("t5x_llm") if "t5x_llm" in parts else max(len(parts) - 2, 0)
+        names[int(number_)] = "/".join(parts[first:])
+    places: dict[int, str] = {}
+    for row in tables.get("FileLocations", ()):
+        key = int(row.split(" ", 1)[0])
+        places[key] = f"{names.get(number('file_name_id', row), '?')}:{number('line', row)}"
+    return {
+        int(row.split(" ", 1)[0]): places.get(number("file_location_id", row), "")
+        for row in tables.get("StackFrames", ())
+    }

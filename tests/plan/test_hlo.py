@@ -1,0 +1,143 @@
+"""The reading of compiled modules, on programs whose loops and collectives are known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t5x_llm.plan.collectives import collectives, summed
+from t5x_llm.plan.hlo import parse
+from t5x_llm.plan.memory import largest_live, refused
+
+LOOPS = 5
+
+
+@functools.cache
+def mesh():
+    import numpy as np
+
+    devices = np.array(jax.devices()[:8]).reshape(2, 4)
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+@functools.cache
+def module():
+    """A scan of LOOPS over x @ w, w in pieces over ``fsdp``, then a mean over all rows."""
+
+    def layer(x, w):
+        w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh(), P(None, None)))
+        return jnp.tanh(x @ w), None
+
+    def program(x, ws):
+        x, _ = jax.lax.scan(layer, x, ws)
+        return jnp.sum(x)
+
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh(), P("data")))
+    spec = NamedSharding(mesh(), P(None, "fsdp", None))
+    ws = jax.ShapeDtypeStruct((LOOPS, 64, 64), jnp.float32, sharding=spec)
+    return parse(jax.jit(program).lower(x, ws).compile().as_text())
+
+
+def test_loops_are_counted():
+    found = module()
+    loops = [i for i, _ in found.scheduled() if i.opcode == "while"]
+    assert [found.trips(loop) for loop in loops] == [LOOPS]
+    body = loops[0].called["body"][0]
+    assert found.runs[body] == LOOPS and found.runs[found.entry] == 1
+
+
+def test_collectives_have_their_axes_bytes_and_counts():
+    found = {(c.kind, c.axes): c for c in collectives(module(), dict(mesh().shape))}
+    gathered = [c for (kind, _), c in found.items() if kind == "all-gather"]
+    # Either w is gathered in every turn, or all of ws once, before the loop.
+    assert sum(c.bytes * c.times for c in gathered) == LOOPS * 64 * 64 * 4
+    assert {c.axes for c in gathered} == {("fsdp",)} and {c.group for c in gathered} == {4}
+    assert sum(c.sent for c in gathered) == LOOPS * 64 * 64 * 4 * 3 / 4
+    reduced = found["all-reduce", ("data",)]
+    assert (reduced.bytes, reduced.group, reduced.times) == (4, 2, 1)
+    assert reduced.sent == 2 * 4 / 2
+    assert {(row.kind, row.axes) for row in summed(list(found.values()))} == set(found)
+
+
+def test_lines_lead_to_the_source():
+    dots = [i for i in module().named.values() if "dot_general" in i.op_name]
+    assert dots and all("test_hlo.py:" in module().line(i) for i in dots)
+
+
+def test_the_fullest_moment():
+    """Two arrays of a megabyte are alive together; a third lives when they are gone."""
+
+    def program(x):
+        a = jnp.sort(x)
+        b = jnp.sort(-x)
+        c = jnp.sort(a * b)
+        return jnp.sum(c[:3])
+
+    x = jax.ShapeDtypeStruct((2**18,), jnp.float32)
+    found = parse(jax.jit(program).lower(x).compile().as_text())
+    alive = largest_live(found)
+    assert alive[0].shape == "f32[262144]"
+    assert 2 <= sum(b.count for b in alive if b.bytes == 2**20) <= 4
+
+
+TEXT = """HloModule m, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[8,128]) -> bf16[32,128] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %g = bf16[32,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, custom_call_target="AsyncCollectiveStart"
+}
+
+%cond (t: (s32[], f32[4])) -> pred[] {
+  %t = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %t.1 = (s32[], /*index=1*/f32[4]{0}) parameter(0)
+  %f = bf16[32,128]{1,0} fusion(%t.1), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
+  %r = f32[4]{0} all-reduce(%t.1), channel_id=8, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  ROOT %o = (s32[], f32[4]{0}) tuple(%t.1, %r)
+}
+
+ENTRY %main (x: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %x = (s32[], f32[4]{0}) parameter(0)
+  ROOT %w = (s32[], f32[4]{0}) while(%x), condition=%cond, body=%body
+}
+"""  # noqa: E501
+
+
+def test_the_forms_that_tpus_have():
+    found = parse(TEXT)
+    [loop] = [i for i, _ in found.scheduled() if i.opcode == "while"]
+    assert found.trips(loop) == 3 and found.fused == {"fused"}
+    assert sum(i.cycles * n for i, n in found.scheduled() if i.cycles) == 300
+    gather, reduce = collectives(found, {"fsdp": 4, "tensor": 2})
+    assert (gather.axes, gather.group, gather.times, gather.hidden) == (("fsdp",), 4, 3, True)
+    assert gather.bytes == 32 * 128 * 2
+    assert (reduce.axes, reduce.group, reduce.times, reduce.hidden) == (("tensor",), 2, 3, False)
+    assert found.named["p"].shapes[0].space == 1
+
+
+def test_refusals():
+    said = (
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (1005.94G) exceeds"
+    )
+    said += " available HBM (30.75G). HLO module: jit__lambda."
+    assert refused(said) == (1005.94 * 2**30, 30.75 * 2**30)
+    assert refused("something else") is None
+
+
+def test_what_is_no_module():
+    with pytest.raises(ValueError, match="ENTRY"):
+        parse("hello")
