@@ -138,6 +138,7 @@ def torch_reference(
     model = model.from_pretrained(
         **where, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     ).eval()
+    model.config.use_cache = False  # one pass needs none, and RWKV's is of one width only
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.no_grad():

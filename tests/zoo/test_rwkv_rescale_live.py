@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import zoo
-from make_golden import make_model
-
-from t5x_llm.hf.import_ import import_model
+import zoo  # noqa: E402
+from make_golden import make_model  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_rescaled_model_has_the_same_logits(tmp_path):
-    # The halved stream meets the same epsilon, so that only a small one is the same function.
-    config = zoo.CASES["rwkv"] | {"rescale_every": 1, "layer_norm_epsilon": 1e-6}
-    make_model(config).save_pretrained(tmp_path)
-    family, _, _, report = import_model(tmp_path)
-    assert family.rescale_every == 1
-    assert report.passed and report.prompts["long"].max_abs < zoo.tolerance("rwkv")
+def test_the_rescaled_model_is_the_same_but_for_epsilons():
+    theirs = make_model(zoo.CASES["rwkv"] | {"rescale_every": 1})
+    # A stream divided by 2^i has a variance divided by 4^i.
+    blocks = theirs.rwkv.blocks
+    for i, block in enumerate(blocks):
+        block.ln1.eps = block.ln2.eps = block.ln1.eps / 4**i
+    theirs.rwkv.ln_out.eps /= 4 ** len(blocks)
+    ids = zoo.tokens()[None]
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids.astype(np.int64))).logits[0].numpy()
+    assert theirs.rwkv.layers_are_rescaled
+    _, model, params = zoo.model("rwkv")
+    found = zoo.run(model)(params, ids)
+    np.testing.assert_allclose(found, expected, atol=zoo.tolerance("rwkv"), rtol=0)
