@@ -131,7 +131,7 @@ class Data:
       seqio_mixture: name of a mixture or task that ``modules`` register with seqio. Its tasks give
         a string ``text``, or token ids ``targets`` (and ``loss_mask``) made with ``tokenizer``.
       modules: Python modules to import before: seqio tasks, tfds builders.
-      tokenizer: path of a tokenizer, or how to train one on the documents trained on.
+      tokenizer: path of a tokenizer, ``bytes``, or how to train one on the documents trained on.
       store_dir: where tokenizer and token stores are built, local or gs://.
       name: of the mixture; several may share a ``store_dir``.
       packing: how documents fill rows, ``concat`` or ``whole`` (see ``packing``).

@@ -118,15 +118,19 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     is taken if the two have the same size; otherwise tokens were added to tokenizer.json.
 
     Args:
-      path: a SentencePiece model, a Hugging Face tokenizer.json, or a directory with either.
+      path: a SentencePiece model, a Hugging Face tokenizer.json, or a directory with either; or
+        ``bytes``, for one token a byte.
 
     Raises:
       ConfigError: nothing is there.
       DataError: the file is neither, is damaged, or is absurdly large.
     """
+    from t5x_llm.text.bytes import BYTES, byte_tokenizer
     from t5x_llm.text.hf_json import HFTokenizer
     from t5x_llm.text.sentencepiece import SentencePieceTokenizer
 
+    if path == BYTES:
+        return byte_tokenizer()
     root = as_path(path)
     if not root.exists():
         raise ConfigError(
