@@ -65,7 +65,7 @@ CASES = {
     | {
         "num_layers": 3,
         "attention_types": [[["global", "local", "local"], 1]],
-        "activation_function": "relu",
+        "activation_function": "gelu",
         "tie_word_embeddings": False,
     },
     "gptj": _GPT2 | {"model_type": "gptj", "rotary_dim": 4},
