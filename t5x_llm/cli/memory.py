@@ -130,6 +130,8 @@ def _local(config: DecoderConfig, mesh: Any, rules: Rules) -> DecoderConfig:
         if "n_kv_heads" in fields:
             kv_heads = share("kv_heads", part.n_kv_heads)
             sizes["n_kv_heads"] = math.gcd(sizes["n_heads"], kv_heads)
+        if "n_groups" in fields:
+            sizes["n_groups"] = math.gcd(sizes["n_heads"], share("kv_heads", part.n_groups))
         if "relative" in fields:
             sizes["relative"] = dataclasses.replace(part.relative, n_heads=sizes["n_heads"])
         return dataclasses.replace(part, **sizes)

@@ -18,7 +18,7 @@ _SAVED_NAMES: dict[str, tuple[str, ...]] = {
     "save_qkv_context": ("query", "key", "value", "context", "log_sum"),
     "save_projections": (
         *("query", "key", "value", "context", "log_sum", "attention_out"),
-        *("mlp_gate", "mlp_up", "mlp_out"),
+        *("mlp_gate", "mlp_up", "mlp_out", "mixer_in", "mixer_gate", "mixer_out"),
     ),
 }
 REMAT = ("none", "full", "dots", *_SAVED_NAMES)

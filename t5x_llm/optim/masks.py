@@ -16,6 +16,7 @@ def decay_mask(params: Any, rule: str = "matrices", logical_axes: Any = None) ->
 
     Under ``matrices`` these do not decay:
       * biases and scales: the last key is, or ends in, ``bias`` or ``scale``;
+      * rates of decay of recurrences, kept as logarithms: the last key is ``a_log``;
       * norms: a key contains ``norm``;
       * embeddings, tables of positions included: a key contains ``embed`` or is ``positions``;
       * whatever else has fewer than two dimensions, the stacked ``layers`` dimension not counted
@@ -44,7 +45,7 @@ def decay_mask(params: Any, rule: str = "matrices", logical_axes: Any = None) ->
 
 def _decays(path: tuple[Any, ...], ndim: int, tables: bool) -> bool:
     keys = keys_of(path)
-    if keys and keys[-1].endswith(("bias", "scale")):
+    if keys and keys[-1].endswith(("bias", "scale", "a_log")):
         return False
     if any("norm" in key for key in keys) or ndim < 2:
         return False

@@ -1,0 +1,68 @@
+"""Short causal convolutions over time, channel by channel, cut where segments start."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t5x_llm.nn.param import constant, normal
+from t5x_llm.parallel import constrain
+
+
+class ShortConv(nnx.Module):
+    """y_t = bias + sum over j < width of kernel[width - 1 - j] * x_{t-j}, within a segment.
+
+    Parameters: ``kernel`` [width, C] and ``bias`` [C].
+
+    Args:
+      width: taps, the present token included.
+      channels: C.
+      axis: logical name of the channels.
+      bias: whether there is one.
+      rngs: for the kernel, drawn with the variance of torch's Conv1d, 1 / (3 width).
+    """
+
+    def __init__(self, width: int, channels: int, axis: str, *, bias: bool, rngs: nnx.Rngs):
+        self.width, self.use_bias = width, bias
+        self.axes = ("conv", axis)
+        self.kernel = normal(rngs, (width, channels), (3 * width) ** -0.5, self.axes)
+        if bias:
+            self.bias = constant((channels,), 0.0, (axis,))
+
+    def init_cache(self, batch: int, dtype: jnp.dtype) -> jax.Array:
+        """What a segment has before its first token: zeros [B, width - 1, C]."""
+        return jnp.zeros((batch, self.width - 1, self.kernel.shape[1]), dtype)
+
+    def __call__(
+        self, x: jax.Array, starts: jax.Array, taps: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The convolution, and the taps of a call that goes on after this one.
+
+        Args:
+          x: [B, T, C].
+          starts: [B, T] bool, where a token does not continue the one before it.
+          taps: [B, width - 1, C], the inputs before ``x``; None for none.
+
+        Returns:
+          ([B, T, C], [B, width - 1, C]) in the dtype of ``x``; float32 within.
+        """
+        before, length = self.width - 1, x.shape[1]
+        if taps is None:
+            taps = self.init_cache(x.shape[0], x.dtype)
+        padded = jnp.concatenate([taps.astype(x.dtype), x], axis=1)
+        cuts = jnp.pad(starts, ((0, 0), (before, 0)))
+        kernel = constrain(self.kernel[...].astype(jnp.float32), self.axes)
+        total = x.astype(jnp.float32) * kernel[before]
+        reached = jnp.ones_like(starts)  # no segment starts after the tap
+        kept = []
+        for back in range(1, self.width):
+            kept.append(padded[:, -back] * reached[:, -1:].astype(x.dtype))
+            first = before - back
+            reached = reached & ~cuts[:, first + 1 : first + 1 + length]
+            tap = jnp.where(reached[..., None], padded[:, first : first + length], 0)
+            total = total + tap.astype(jnp.float32) * kernel[first]
+        if self.use_bias:
+            total = total + self.bias[...]
+        after = jnp.stack(kept[::-1], axis=1) if kept else padded[:, length:]
+        return total.astype(x.dtype), after
