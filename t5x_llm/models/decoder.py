@@ -90,8 +90,17 @@ class DecoderConfig:
     @property
     def attention_width(self) -> int:
         """Query heads times head size, summed over the layers that have attention."""
+        return self._sum("width")
+
+    @property
+    def state_size(self) -> int:
+        """Elements of the states of recurrences, summed over layers."""
+        return self._sum("state_size")
+
+    def _sum(self, name: str) -> int:
+        """The sum of a property of mixers, over the layers whose mixer has it."""
         return sum(
-            getattr(block.mixer, "width", 0) * group.repeat
+            getattr(block.mixer, name, 0) * group.repeat
             for group in self.groups
             for block in group.blocks
         )
@@ -184,7 +193,7 @@ class Decoder(nnx.Module):
         if cache is None:
             x, _, aux = run_groups(self, self.config.groups, x, context, None, remat)
             return self.normed(x), None, aux
-        context, new = _extend(context, cache)
+        context, new = extend(context, cache)
         groups = self.config.groups
         x, new["layers"], aux = run_groups(self, groups, x, context, cache["layers"], remat)
         return self.normed(x), new, aux
@@ -311,7 +320,7 @@ def run_groups(
     return x, new, join_aux(auxes)
 
 
-def _extend(context: Context, cache: dict[str, Any]) -> tuple[Context, dict[str, Any]]:
+def extend(context: Context, cache: dict[str, Any]) -> tuple[Context, dict[str, Any]]:
     """The context with this call's tokens appended to the cached ones, and the new cache."""
     write = jax.lax.dynamic_update_slice_in_dim
     index, segments = cache["index"], context.segment_ids
