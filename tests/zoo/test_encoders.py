@@ -13,7 +13,9 @@ from perturb import changes
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.hf import parity
 from t5x_llm.hf.import_ import family_of
+from t5x_llm.hf.reference import numpy_reference
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import flatten, from_hf, to_hf
 
@@ -98,6 +100,16 @@ def test_weights_and_config_survive_the_round_trip(name):
     assert family_of(written).decoder() == family.decoder()
     for field in set(written) & set(CASES[name]):
         assert written[field] == CASES[name][field], field
+
+
+def test_numpy_says_the_same(name):
+    """The reference of the export gate, where torch is absent."""
+    family, _, params = encoders.model(name)
+    shapes = zoo.hf_shapes(family)
+    compute = numpy_reference(CASES[name]["model_type"])
+    expected = compute(CASES[name], lambda n: zoo.array(n, shapes[n]), zoo.tokens())
+    found = parity.our_logits(family, params)(zoo.tokens())
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.zoo
