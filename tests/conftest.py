@@ -23,6 +23,8 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# For commands in processes of their own, which would take the user's cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
 
 
 @pytest.fixture

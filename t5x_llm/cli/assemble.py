@@ -27,7 +27,9 @@ from t5x_llm.infer.sampler import generate
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules
 from t5x_llm.train import hooks as train_hooks
+from t5x_llm.train.ahead import Ahead
 from t5x_llm.train.environment import environment
+from t5x_llm.train.feed import abstract_batch
 from t5x_llm.train.flops import flops_per_token, peak_of
 from t5x_llm.train.hooks.guard import Guard
 from t5x_llm.train.journal import Decision, Journal
@@ -42,7 +44,7 @@ from t5x_llm.train.state import (
     state_shardings,
     with_shardings,
 )
-from t5x_llm.train.step import make_train_step, signal_rows
+from t5x_llm.train.step import make_train_step, quiet_control, signal_rows
 
 _DESCRIBED = 512  # examples of a spike whose documents are looked up
 
@@ -102,12 +104,28 @@ def make_step(
     return tx, step
 
 
+def compile_ahead(
+    run: Run, step: Any, model: Model, tx: Any, mesh: Mesh, data: OpenData, found: int | None
+) -> Any:
+    """The guarded step of ``make_step``, whose compilation for the first batch begins in a thread.
+
+    Not so where the run is finished, nor where it stands somewhere on a ramp of batch sizes.
+    """
+    if found is not None and (found >= run.loop.steps or len(run.loop.sizes) > 1):
+        return step
+    rules = run.mesh.rules()
+    state = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
+    batch = abstract_batch(data.stream, run.loop.sizes[0], mesh, rules)
+    return Ahead(step, state, batch, quiet_control(mesh))
+
+
 def token_flops(run: Run, model: Model) -> float:
     """Training FLOPs of one token, by the convention of ``train/flops.py``."""
     config, counts = model.config, model.parameter_count()
     tables = counts.get("position_embed", 0) + (0 if config.tied else counts["embed"])
     used = counts["total"] - tables - model.idle_parameters()
-    return flops_per_token(used, config.attention_width, run.loop.sequence_length)
+    state = getattr(config, "state_size", 0)
+    return flops_per_token(used, config.attention_width, run.loop.sequence_length, state)
 
 
 def make_hooks(

@@ -87,6 +87,7 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
     from t5x_llm.cli.prepare import prepare_in_subprocess
     from t5x_llm.cli.run import check_fits, check_tokenizer_size
     from t5x_llm.core.paths import check_writable
+    from t5x_llm.train.ahead import keep_compiled
     from t5x_llm.train.journal import JOURNAL, Journal
     from t5x_llm.train.signals import Preemption, shared_fate
     from t5x_llm.train.watchdog import Watchdog
@@ -95,6 +96,7 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
     directory = check_writable("Run.directory", run.directory)
+    keep_compiled(directory)
     assemble.check_start_from(run)
     found = assemble.resumed_step(run)
     if resume == "never" and found is not None:
@@ -134,7 +136,8 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
         journal = Journal(directory / JOURNAL, primary=jax.process_index() == 0)
         journals.append(journal)
         progress = _trained(
-            run, operative_config, directory, model, mesh, data, journal, preemption, watchdog
+            *(run, operative_config, directory, model, mesh, data, found),
+            *(journal, preemption, watchdog),
         )
     if jax.process_index() == 0:
         assemble.finish(run, directory, progress.state, data)
@@ -147,6 +150,7 @@ def _trained(
     model: Any,
     mesh: Any,
     data: Any,
+    found: int | None,
     journal: Any,
     preemption: Any,
     watchdog: Any,
@@ -165,6 +169,7 @@ def _trained(
 
     rules = run.mesh.rules()
     tx, step = assemble.make_step(run, model, mesh, rules, len(data.stream.sources))
+    step = assemble.compile_ahead(run, step, model, tx, mesh, data, found)
 
     def damaged(at: int, reason: str) -> None:
         journal.write("damaged", at, reason=reason)

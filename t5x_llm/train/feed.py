@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+import jax
 from jax.sharding import Mesh
 
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.positions import DataState
 from t5x_llm.data.prefetch import Prefetch
 from t5x_llm.data.stream import Stream
-from t5x_llm.parallel import Rules, global_batch
+from t5x_llm.parallel import Rules, batch_sharding, global_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,23 @@ class Fed:
     size: int
     batch: Batch
     after: DataState
+
+
+def abstract_batch(stream: Stream, size: int, mesh: Mesh, rules: Rules) -> Batch:
+    """What ``feed`` gives, as ``jax.ShapeDtypeStruct`` with shardings.
+
+    Args:
+      stream: what will be read.
+      size: rows.
+      mesh: the mesh.
+      rules: the rules.
+    """
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (size, *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh, rules, x.ndim)
+        ),
+        stream.batch(0, 1),
+    )
 
 
 def feed(

@@ -59,6 +59,11 @@ def signal_rows(mesh: Mesh, signals: Container[str]) -> Any:
     return jax.make_array_from_single_device_arrays(shape, control_sharding(mesh).signals, placed)
 
 
+def quiet_control(mesh: Mesh) -> Control:
+    """A ``Control`` that changes nothing."""
+    return Control(np.float32(np.inf), np.float32(1.0), signal_rows(mesh, ()))
+
+
 def split_microbatches(batch: Batch, count: int) -> Batch:
     """[B, ...] leaves to [count, B / count, ...].
 

@@ -24,8 +24,9 @@ def main() -> None:
     from t5x_llm.models.families.llama import Llama
     from t5x_llm.models.model import Model
     from t5x_llm.optim import Optimizer, Schedule
-    from t5x_llm.parallel import MeshConfig, make_mesh, strategy_rules
-    from t5x_llm.train.state import init_state, state_shardings
+    from t5x_llm.parallel import MeshConfig, global_batch, make_mesh, strategy_rules
+    from t5x_llm.train.ahead import Ahead
+    from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
     from t5x_llm.train.step import make_train_step
 
     dtype, remat, shape, rows, length, cache = sys.argv[1:]
@@ -38,18 +39,18 @@ def main() -> None:
     mesh, rules = make_mesh(MeshConfig()), strategy_rules("fsdp")
     optimizer = Optimizer(schedule=Schedule(name="constant", peak=1e-3))
     tx = optimizer.build(1000, model.logical_axes())
-    state = init_state(model, tx, jax.random.key(0), mesh, rules)
+    shardings = state_shardings(model, tx, mesh, rules)
     train_step = make_train_step(
         model,
         tx,
         optimizer.schedule.build(1000),
         mesh=mesh,
         rules=rules,
-        state_shardings=state_shardings(model, tx, mesh, rules),
+        state_shardings=shardings,
         n_sources=1,
     )
     tokens = np.random.default_rng(0).integers(0, family.vocab_size, (b, t + 1), dtype=np.int32)
-    batch = Batch(
+    rows = Batch(
         tokens=tokens[:, :-1].copy(),
         targets=tokens[:, 1:].copy(),
         positions=np.broadcast_to(np.arange(t, dtype=np.int32), (b, t)).copy(),
@@ -57,9 +58,12 @@ def main() -> None:
         loss_mask=np.ones((b, t), np.float32),
         source=np.zeros(b, np.int32),
     )
+    batch = global_batch(lambda part: jax.tree.map(lambda x: x[part], rows), b, mesh, rules)
+    step = Ahead(train_step, with_shardings(abstract_state(model, tx), shardings), batch)
+    state = init_state(model, tx, jax.random.key(0), mesh, rules)
     for _ in sys.stdin:
         start = time.perf_counter()
-        state, metrics = train_step(state, batch)
+        state, metrics = step(state, batch)
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
         end = time.perf_counter()

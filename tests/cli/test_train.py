@@ -27,6 +27,18 @@ Metrics.on_step = on_step
 from t5x_llm.cli.train import main
 main(sys.argv[1:])
 """
+COUNTED = """
+import sys
+import jax
+names = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **facts: names.append((event.split("/")[-1], facts.get("fun_name", "")))
+)
+from t5x_llm.cli.train import main
+main(sys.argv[1:])
+for event in ("jaxpr_trace_duration", "backend_compile_duration"):
+    print(event, sum(e == event and "train_step" in name for e, name in names))
+"""
 
 
 def test_a_run_leaves_everything(trained):
@@ -62,6 +74,17 @@ def test_operative_config_alone_is_the_same_run_without_tensorflow(trained, tmp_
     assert wanted.keys() == got.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(array, got[name], err_msg=name)
+
+
+def test_the_step_is_traced_and_compiled_once(trained, tmp_path):
+    """In a thread, before the run needs it: the loop's own call must find it."""
+    directory, _ = trained
+    flags = ("--gin_file=tiny.gin", f"--gin.Run.directory='{tmp_path}/run'")
+    for steps, wanted in ((4, 1), (8, 1), (8, 0)):  # a fresh run, one resumed, one finished
+        more = (f"--gin.Loop.steps={steps}", "--gin.Export.enabled=False")
+        done = tiny.python("-c", COUNTED, *flags, *more, cwd=directory)
+        for event in ("jaxpr_trace_duration", "backend_compile_duration"):
+            assert f"{event} {wanted}\n" in done.stdout, (steps, done.stdout)
 
 
 def test_killed_and_resumed_is_the_same_run(trained, tmp_path):
