@@ -56,7 +56,8 @@ class ParityReport:
       passed: every prompt's ``relative`` is within ``threshold``; False where none was compared.
       threshold: bound on ``relative``.
       reference: what the numbers were compared with.
-      dtype: dtype of the weights in the files; both sides compute in float32.
+      dtype: dtype of the weights in the files; the reference computes in float32, we in float64
+        where the device can.
       prompts: by name, 'long' and 'short'; 'source long' and 'source short' compare an import
         before it was written. Empty if nothing here could compute the model and the user said that
         it should be written all the same.
@@ -133,7 +134,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> PromptParity:
 
 
 def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
-    """Our model in float32: tokens [T] to logits [T, V].
+    """Our model on its float32 weights: tokens [T] to float32 logits [T, V].
 
     Of an encoder-decoder, the encoder reads the tokens and the decoder reads them backwards.
     """
@@ -143,7 +144,7 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
 
     model = Model(family.decoder(), Policy(compute="float32"))
 
-    @jax.jit
+    @_exact()
     def forward(params: Any, tokens: jax.Array) -> jax.Array:
         if model.config.kind == "encoder_decoder":
             hidden, _ = model.apply(params, tokens[:, ::-1], encoder_tokens=tokens)
@@ -153,9 +154,19 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with jax.default_matmul_precision("highest"):
-            return np.asarray(forward(params, np.asarray(tokens, np.int32)[None])[0])
+            return np.asarray(forward(params, np.asarray(tokens, np.int32)[None])[0], np.float32)
 
     return logits
+
+
+def _exact() -> Callable[[Any], Any]:
+    """How our side is compiled: in float64, so that a difference is the reference's rounding or a
+    fault; where the device has no such numbers, as it is."""
+    import jax
+
+    from t5x_llm.core.float64 import in_float64
+
+    return in_float64 if jax.default_backend() == "cpu" else jax.jit
 
 
 def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
@@ -176,7 +187,8 @@ def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
     abstract = Model(config, policy).abstract_params()
     if not isinstance(config, DecoderConfig) or config.kind == "encoder_decoder":
         return our_logits(family, from_hf(family.weight_map(), abstract, read))
-    return layerwise_logits(config, policy, Assembly(family.weight_map(), abstract, read).make)
+    load = Assembly(family.weight_map(), abstract, read).make
+    return layerwise_logits(config, policy, load, _exact())
 
 
 def count(family: Any) -> int:

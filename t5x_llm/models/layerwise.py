@@ -21,11 +21,17 @@ from t5x_llm.models.weight_map import flatten, unflatten
 # (path of a parameter, repeat or None) -> array; a repeat comes without the leading axis.
 Load = Callable[[str, int | None], np.ndarray]
 
-_FIRST = ("embed", "position_embed", "type_embed", "embed_norm", "embed_in")  # what `embedded` reads
+_FIRST = (
+    "embed",
+    "position_embed",
+    "type_embed",
+    "embed_norm",
+    "embed_in",
+)  # what `embedded` reads
 
 
 def layerwise_logits(
-    config: DecoderConfig, policy: Policy, load: Load
+    config: DecoderConfig, policy: Policy, load: Load, jit: Callable[[Any], Any] = jax.jit
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function from tokens [T] of one document to float32 logits [T, V].
 
@@ -33,14 +39,18 @@ def layerwise_logits(
       config: the architecture.
       policy: as the ``Model``'s.
       load: called for a parameter when it is needed, and again for the next prompt.
+      jit: compiles a function of (parameters and hidden states, tokens).
     """
     groups = tuple(dataclasses.replace(group, repeat=1) for group in config.groups)
     model = Model(dataclasses.replace(config, groups=groups), policy)
     paths = list(flatten(model.abstract_params()))
 
     def part(wanted: Iterable[str], repeat: int | None = None) -> Any:
-        found = {path: load(path, repeat) for path in wanted}
-        return unflatten({k: x if repeat is None else x[None] for k, x in found.items()})
+        found = {}
+        for path in wanted:  # each goes to the device before the next is made
+            array = load(path, repeat)
+            found[path] = jnp.array(array if repeat is None else array[None])
+        return unflatten(found)
 
     def of(*tops: str) -> list[str]:
         return [path for path in paths if path.split(".")[0] in tops]
@@ -56,20 +66,22 @@ def layerwise_logits(
         positions = jnp.arange(tokens.shape[1])[None]
         return positions, jnp.ones_like(tokens)
 
-    @jax.jit
+    @jit
     def begin(params: Any, tokens: jax.Array) -> jax.Array:
         return model.bind(params).embedded(tokens, *rows(tokens), policy.compute_dtype)
 
     def layer(name: str) -> Any:
-        @jax.jit
-        def step(params: Any, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        @jit
+        def step(given: tuple[Any, jax.Array], tokens: jax.Array) -> jax.Array:
+            params, x = given
             module = model.bind(params)
             return getattr(module, name)(x, module.context(*rows(tokens)), None, "none")[0]
 
         return step
 
-    @jax.jit
-    def end(params: Any, x: jax.Array) -> jax.Array:
+    @jit
+    def end(given: tuple[Any, jax.Array]) -> jax.Array:
+        params, x = given
         module = model.bind(params)
         return module.logits(module.normed(x))
 
@@ -81,8 +93,8 @@ def layerwise_logits(
             x = begin(part(of(*first)), ids)
             for name, step, group in zip(layers, steps, config.groups, strict=True):
                 for repeat in range(group.repeat):
-                    x = step(part(of(name), repeat) | part(of(*shared)), x, ids)
+                    x = step((part(of(name), repeat) | part(of(*shared)), x), ids)
                     x.block_until_ready()  # so that the layer's parameters go before the next come
-            return np.asarray(end(part(of(*last)), x)[0])
+            return np.asarray(end((part(of(*last)), x))[0], np.float32)
 
     return logits
