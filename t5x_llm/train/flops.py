@@ -3,7 +3,9 @@
 The convention, everywhere in this project: 6 N FLOPs a token, N being the parameters with the
 head and without the input embedding (a tied table counts once, as the head), plus causal attention,
 6 L T N_heads H (half of the 12 L T N H of PaLM, arXiv 2204.02311, appendix B, which counts masked
-products too). Recomputation is not counted. Tokens are predicted tokens; padding is none.
+products too), plus 12 for each element of a recurrence's state, which a token writes and reads
+once. Recomputation is not counted, nor what parallel forms of a recurrence do besides. Tokens are
+predicted tokens; padding is none.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-CONVENTION = "6N + causal attention per predicted token, recomputation not counted"
+CONVENTION = "6N + causal attention + recurrences per predicted token, recomputation not counted"
 
 # Dense bfloat16 FLOP/s of one chip, by a part of jax's device_kind; vendors' figures.
 _PEAKS = (
@@ -34,7 +36,7 @@ _PEAKS = (
 _TWO_DEVICES = ("TPU7x", "TPU v7x")
 
 
-def flops_per_token(n_params: int, attention_width: int, length: int) -> float:
+def flops_per_token(n_params: int, attention_width: int, length: int, state_size: int = 0) -> float:
     """Training FLOPs of one token, forward and backward.
 
     Args:
@@ -42,8 +44,9 @@ def flops_per_token(n_params: int, attention_width: int, length: int) -> float:
         experts that are not its own are out.
       attention_width: query heads times head size, summed over the layers with attention.
       length: T, the sequence length.
+      state_size: elements of the states of recurrences, summed over layers.
     """
-    return 6.0 * n_params + 6.0 * length * attention_width
+    return 6.0 * n_params + 6.0 * length * attention_width + 12.0 * state_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,6 +188,10 @@ def test_masks():
     assert decay_summary(odd) == {"positions": False, "stack": True, "vector": False}
     axes = {"positions": ("positions", "embed"), "stack": ("layers", "embed"), "vector": ("embed",)}
     assert not decay_summary(odd, "matrices", axes)["stack"]
+    assert decay_summary({"ssm": {"a_log": np.ones((4, 4)), "out": np.ones((4, 4))}}) == {
+        "ssm.a_log": False,
+        "ssm.out": True,
+    }
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

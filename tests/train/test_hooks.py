@@ -387,9 +387,11 @@ def test_every_hook_is_ended_even_if_one_fails(tmp_path):
 def test_flops_convention():
     # Workload W1 of docs/benchmarks.md: N = 29.89 M, d 512, 8 layers, T 512. And PaLM 540B,
     # appendix B: 46.2% MFU with attention, 45.7% without; masked products are counted there.
-    assert flops_per_token(29_890_000, 8, 512, 512) == pytest.approx(191.9e6, rel=1e-3)
-    full = 2 * (flops_per_token(0, 118, 48 * 256, 2048))
+    assert flops_per_token(29_890_000, 8 * 512, 512) == pytest.approx(191.9e6, rel=1e-3)
+    full = 2 * (flops_per_token(0, 118 * 48 * 256, 2048))
     assert full / (6 * 540.35e9) == pytest.approx(46.2 / 45.7 - 1, abs=0.004)
+    # A state's element is multiplied and added to twice, b x and c h; backward costs twice that.
+    assert flops_per_token(0, 0, 2048, state_size=5120 * 16) == 3 * (2 * 2) * 5120 * 16
 
 
 class Chip:
