@@ -118,7 +118,10 @@ class Model:
             default.
           cache: from ``init_cache`` or an earlier call; this call's tokens are appended.
           extra: what else the architecture takes, such as ``Batch.extra``: of a decoder, ``prefix``
-            [B, T] bool (tokens all of their segment may see) and ``block_positions`` [B, T] int32.
+            [B, T] bool (tokens all of their segment may see) and ``block_positions`` [B, T] int32;
+            of an encoder-decoder ``encoder_tokens``, ``encoder_positions`` and
+            ``encoder_segment_ids`` [B, S] int32, the last two by default those of one document.
+            With a cache only the first call has them.
 
         Returns:
           (hidden [B, T, D] in the compute dtype, the cache after this call or None).
