@@ -11,7 +11,7 @@ import tensorstore as ts
 from t5x_llm.core.errors import CheckpointError
 
 # What TensorStore keeps of chunks it has decoded: the layers of a stacked parameter share chunks.
-_CACHE_BYTES = 1 << 26
+_CACHE_BYTES = 1 << 25
 
 
 class LazyArray:

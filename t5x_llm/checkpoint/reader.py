@@ -46,7 +46,7 @@ def read(path: Any, abstract: Any, where: str, partial: bool = False) -> Any:
     reader = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit / 10**9)
     try:
         # Little is gained on a small model.
-        with _buffers_given_back() if limit > _LEAST_IN_FLIGHT else contextlib.nullcontext():
+        with buffers_given_back() if limit > _LEAST_IN_FLIGHT else contextlib.nullcontext():
             return reader.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -60,7 +60,7 @@ def read(path: Any, abstract: Any, where: str, partial: bool = False) -> Any:
 
 
 @contextlib.contextmanager
-def _buffers_given_back() -> Iterator[None]:
+def buffers_given_back() -> Iterator[None]:
     """The system gets the buffers of chunks back as soon as they are freed.
 
     glibc keeps freed blocks of up to 32 MiB for itself, in an arena for every thread: measured,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from t5x_llm.checkpoint.reader import buffers_given_back
 from t5x_llm.core.errors import ParityError, check_choice, check_number
 from t5x_llm.hf import parity
 from t5x_llm.hf.export import (
@@ -91,7 +92,8 @@ def convert(
         for name, shape in weights.shapes.items()
     }
     title = weights.stored if dtype == STORED else dtype
-    first = gate(source.path, source.config, family, weights.read, weights.stored, unproved)
+    with buffers_given_back():
+        first = gate(source.path, source.config, family, weights.read, weights.stored, unproved)
     first.raise_if_failed(f"Import of {path}")
 
     def make(name: str) -> np.ndarray:
@@ -142,7 +144,7 @@ def write_directory(
       origin: first words of the model card.
       earlier: a check of the source, to go into the report.
     """
-    with new_directory(out_dir) as draft:
+    with buffers_given_back(), new_directory(out_dir) as draft:
         write_configs(draft, family, ids, dtype)
         write_safetensors(draft, layouts, make, max_shard_bytes)
         if tokenizer is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from t5x_llm.checkpoint.reader import buffers_given_back
 from t5x_llm.core.errors import (
     CheckpointError,
     ConfigError,
@@ -81,7 +82,7 @@ def export_hf(
     shapes = hf_shapes(family.weight_map(), params)
     layouts = {name: Layout(DTYPES[dtype], shape) for name, shape in shapes.items()}
     makers = dict(to_hf(family.weight_map(), params))
-    with new_directory(out_dir) as draft:
+    with buffers_given_back(), new_directory(out_dir) as draft:
         write_configs(draft, family, special_ids(tokenizer), dtype)
         write_safetensors(
             draft,
