@@ -8,6 +8,7 @@ entries. Layouts are einops patterns (https://einops.rocks).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError
+from t5x_llm.models.patterns import terms, unnested, used
 
 PART = "P"  # the pattern axis along which a fused HF tensor is cut
 _HOLE = re.compile(r"\{(\w+)\}")
@@ -41,6 +43,8 @@ class Entry:
         the axis ``P`` in ``hf_axes``, which has ``count`` entries in all.
       span: length of that slice. With 1 the axis is dropped, unless ``our_axes`` names it.
       sizes: lengths of axes that the parameter's shape does not tell, e.g. (('two', 2),).
+      run: (axis, number, count): this entry fills run ``number`` of the ``count`` equal ones into
+        which ``axis`` of our parameter is cut; () for all of it.
     """
 
     hf: str
@@ -50,6 +54,7 @@ class Entry:
     part: tuple[int, int] | None = None
     span: int = 1
     sizes: tuple[tuple[str, int], ...] = ()
+    run: tuple[str, int, int] | tuple[()] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Piece:
       index: index of the repeat axis, or None for a parameter outside the groups.
       counters: values of the other holes, by axis name.
       entry: where it comes from.
-      shape: shape of one layer of the parameter.
+      shape: shape of one layer of the parameter, of the run that the entry fills.
     """
 
     hf: str
@@ -82,13 +87,18 @@ class Piece:
     def where(self) -> tuple[Any, ...]:
         """Index into the (stacked) parameter."""
         counters = dict(self.counters)
-        inner = tuple(counters.get(a, slice(None)) for a in _terms(self.entry.our_axes))
+        named = zip(terms(self.entry.our_axes), self.shape, strict=True)
+        inner = tuple(counters.get(axis, self._part(axis, size)) for axis, size in named)
         return inner if self.index is None else (self.index, *inner)
+
+    def _part(self, axis: str, size: int) -> slice:
+        name, number, _ = self.entry.run or ("", 0, 0)
+        return slice(number * size, (number + 1) * size) if axis == name else slice(None)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Lengths of every axis that ``our_axes`` names on its own, and of the part axis."""
-        named = dict(zip(_terms(self.entry.our_axes), self.shape, strict=True))
+        named = dict(zip(terms(self.entry.our_axes), self.shape, strict=True))
         sizes = {k: v for k, v in named.items() if k.isidentifier()}
         for name, _ in self.counters:
             sizes.pop(name)
@@ -132,13 +142,14 @@ def pieces(
       limit: more pairs than that are refused: sizes that come from a file may be absurd.
 
     Raises:
-      CheckpointError: naming parameters that no entry, or more than one, fills.
+      CheckpointError: naming parameters that no entry fills, or not wholly, or more than one.
     """
     flat = flatten(abstract)
     layers = _layers(flat)
     found: list[Piece] = []
     planned = 0
     covered: dict[str, list[tuple[Any, ...]]] = {}
+    filled: collections.Counter[str] = collections.Counter()
     for entry in entries:
         for path in _paths(entry.ours, layers):
             if path not in flat:
@@ -148,14 +159,19 @@ def pieces(
             if match := _BLOCK.match(path):
                 numbers = layers[_stack(match)]
                 shape = shape[1:]
-            axes = _terms(entry.our_axes)
+            axes = terms(entry.our_axes)
             if len(axes) != len(shape):
                 raise CheckpointError(
                     f"weight map: {entry.hf} says {path} has axes {entry.our_axes!r}, "
                     f"but its shape is {shape}."
                 )
+            if entry.run:
+                name, _, count = entry.run
+                pairs = zip(axes, shape, strict=True)
+                shape = tuple(n // count if axis == name else n for axis, n in pairs)
             holes = [h for h in dict.fromkeys(_HOLE.findall(entry.hf)) if h != "layer"]
             ranges = [range(shape[axes.index(h)]) for h in holes]
+            size = math.prod(n for a, n in zip(axes, shape, strict=True) if a not in holes)
             planned += len(numbers) * math.prod(map(len, ranges))
             if limit is not None and planned > limit:
                 raise CheckpointError(
@@ -169,8 +185,9 @@ def pieces(
                 name = entry.hf.format(layer=number, **dict(counters))
                 piece = Piece(name, path, None if number is None else index, counters, entry, shape)
                 covered.setdefault(path, []).append(_key(piece.where))
+                filled[path] += size
                 found.append(piece)
-    missing = sorted(set(flat) - set(covered))
+    missing = sorted(path for path in flat if filled[path] < math.prod(flat[path].shape))
     twice = sorted(path for path, keys in covered.items() if len(keys) != len(set(keys)))
     if missing or twice:
         raise CheckpointError(
@@ -191,7 +208,7 @@ def hf_shapes(
             slices = []
             for piece in parts:
                 counted = {axis for axis, _ in piece.counters}
-                axes = zip(_terms(piece.entry.our_axes), piece.shape, strict=True)
+                axes = zip(terms(piece.entry.our_axes), piece.shape, strict=True)
                 shape = tuple(n for axis, n in axes if axis not in counted)
                 slices.append(jax.ShapeDtypeStruct(shape, np.float32))
             made = jax.eval_shape(lambda arrays, parts=parts: _to_hf(parts, arrays), slices)
@@ -291,18 +308,8 @@ def _by_name(
     return by_name
 
 
-def _terms(pattern: str) -> list[str]:
-    """Top-level terms of an einops pattern: 'D (P N) H' gives ['D', '(P N)', 'H']."""
-    return re.findall(r"\([^)]*\)|\S+", pattern)
-
-
-def _atoms(pattern: str) -> str:
-    """The pattern without parentheses."""
-    return " ".join(re.sub(r"[()]", " ", pattern).split())
-
-
 def _key(where: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(w if isinstance(w, int) else None for w in where)
+    return tuple(w if isinstance(w, int) else (w.start, w.stop) for w in where)
 
 
 def _stack(match: re.Match[str]) -> tuple[str, int, int]:
@@ -348,7 +355,7 @@ def _misfit(piece: Piece, shape: tuple[int, ...], reason: Exception) -> Checkpoi
 
 def _to_ours(piece: Piece, array: np.ndarray) -> np.ndarray:
     entry, sizes, axes = piece.entry, piece.sizes, piece.axes
-    atoms = _atoms(entry.hf_axes)
+    atoms = unnested(entry.hf_axes)
     known = set(atoms.split())
     try:
         if entry.part is not None:
@@ -358,29 +365,24 @@ def _to_ours(piece: Piece, array: np.ndarray) -> np.ndarray:
             run = [slice(None)] * array.ndim
             run[atoms.split().index(PART)] = slice(first, first + entry.span)
             array = array[tuple(run)]
-            if PART not in _atoms(axes).split():
+            if PART not in unnested(axes).split():
                 array = array.squeeze(atoms.split().index(PART))
                 atoms = " ".join(a for a in atoms.split() if a != PART)
                 sizes.pop(PART)
-            return einops.rearrange(array, f"{atoms} -> {axes}", **_used(sizes, atoms))
-        return einops.rearrange(array, f"{entry.hf_axes} -> {axes}", **_used(sizes, atoms))
+            return einops.rearrange(array, f"{atoms} -> {axes}", **used(sizes, atoms))
+        return einops.rearrange(array, f"{entry.hf_axes} -> {axes}", **used(sizes, atoms))
     except (einops.EinopsError, ValueError) as e:
         raise _misfit(piece, array.shape, e) from e
-
-
-def _used(sizes: Mapping[str, int], atoms: str) -> dict[str, int]:
-    names = atoms.split()
-    return {k: v for k, v in sizes.items() if k in names}
 
 
 def _to_hf(parts: list[Piece], arrays: list[Any]) -> Any:
     entry = parts[0].entry
     xp = arrays[0].__array_namespace__()  # NumPy, or JAX where only shapes are asked for
     if entry.part is None:
-        sizes = _used(parts[0].sizes, _atoms(parts[0].axes))
+        sizes = used(parts[0].sizes, unnested(parts[0].axes))
         return einops.rearrange(arrays[0], f"{parts[0].axes} -> {entry.hf_axes}", **sizes)
     order = sorted(zip(parts, arrays, strict=True), key=lambda pair: pair[0].entry.part or (0, 0))
-    atoms = _atoms(entry.hf_axes)
+    atoms = unnested(entry.hf_axes)
     axis = atoms.split().index(PART)
     rest = " ".join(a for a in atoms.split() if a != PART)
     runs, reached = [], 0
@@ -389,8 +391,8 @@ def _to_hf(parts: list[Piece], arrays: list[Any]) -> Any:
         if first != reached:
             break
         reached += piece.entry.span
-        keeps = PART in _atoms(piece.axes).split()
-        sizes = _used(piece.sizes, _atoms(piece.axes))
+        keeps = PART in unnested(piece.axes).split()
+        sizes = used(piece.sizes, unnested(piece.axes))
         run = einops.rearrange(array, f"{piece.axes} -> {atoms if keeps else rest}", **sizes)
         runs.append(run if keeps else xp.expand_dims(run, axis=axis))
     if reached != count:

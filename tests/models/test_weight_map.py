@@ -49,6 +49,30 @@ def test_layer_numbers_run_through_repeats_then_blocks_then_groups():
         np.testing.assert_array_equal(hf[f"l.{layer}"], value)
 
 
+def test_heads_cut_over_two_tensors():
+    """Queries and keys of two heads in q, of the other two in k: one tensor cut in the middle."""
+    n, h, d = 4, 3, 5
+    params = tree({f"group_0.block_0.{name}": (2, d, n, h) for name in ("query", "key")})
+    entries = [
+        Entry(
+            *(f"l.{{layer}}.{name}", f"group_0.block_0.{part}", "(N P H) D", "D N H"),
+            part=(i, 2),
+            run=("N", half, 2),
+        )
+        for half, name in enumerate("qk")
+        for i, part in enumerate(("query", "key"))
+    ]
+    hf = round_trip(entries, params)
+    block = params["group_0"]["block_0"]
+    for layer in range(2):
+        heads = [block[part][layer].transpose(1, 2, 0) for part in ("query", "key")]
+        whole = np.stack(heads, axis=1).reshape(2 * n * h, d)
+        for tensor, half in zip("qk", np.split(whole, 2), strict=True):
+            np.testing.assert_array_equal(hf[f"l.{layer}.{tensor}"], half)
+    with pytest.raises(CheckpointError, match=r"without an entry.*query"):
+        list(to_hf(entries[1:], params))
+
+
 def test_a_template_fills_only_the_blocks_that_have_the_parameter():
     params = tree({"group_0.block_0.attn": (2, 3), "group_0.block_1.ssm": (2, 3)})
     entries = [
