@@ -299,7 +299,7 @@ def make_groups(
 def relative_tables(module: nnx.Module, groups: tuple[GroupConfig, ...]) -> dict[Any, jax.Array]:
     """``Context.relative`` of the layers that ``make_groups`` made."""
     found = enumerate(_relatives(groups))
-    return {config: getattr(module, f"relative_{i}").table[...] for i, config in found}
+    return {config: getattr(module, f"relative_{i}").bias[...] for i, config in found}
 
 
 def run_groups(

@@ -94,10 +94,10 @@ def relative_bias(
 
 
 class RelativeBias(nnx.Module):
-    """Holds the table [buckets, N] of a stack."""
+    """Holds the biases [buckets, N] of a stack."""
 
     def __init__(self, config: RelativeBiasConfig, std: float, rngs: nnx.Rngs):
-        self.table = normal(rngs, (config.n_buckets, config.n_heads), std, AXES)
+        self.bias = normal(rngs, (config.n_buckets, config.n_heads), std, AXES)
 
 
 @dataclasses.dataclass(frozen=True)

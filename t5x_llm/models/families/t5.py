@@ -199,7 +199,7 @@ class T5(Family):
         for side, prefix in (("encoder", "encoder."), ("decoder", "")):
             hf, ours = side + ".block.{layer}.layer.", prefix + "group_{group}.block_{block}."
             table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            entries.append(Entry(table, f"{prefix}relative_0.table", "R N", "R N"))
+            entries.append(Entry(table, f"{prefix}relative_0.bias", "R N", "R N"))
             entries += norm(f"{side}.final_layer_norm", f"{prefix}final_norm", bias=False)
             parts = [("SelfAttention", "attention")]
             parts += [("EncDecAttention", "cross_attention")] if side == "decoder" else []
