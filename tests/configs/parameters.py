@@ -103,6 +103,25 @@ SAFETENSORS = {
     "glm/glm4_9b": (9_399_951_360, "zai-org/glm-4-9b-chat-hf"),
     "deepseek/deepseek_v2_lite": (15_706_484_224, "deepseek-ai/DeepSeek-V2-Lite"),
     "deepseek/deepseek_v2": (235_741_434_880, "deepseek-ai/DeepSeek-V2.5, of the same shapes"),
+    "gpt_neox/pythia_14m": (14_067_712, "EleutherAI/pythia-14m"),
+    "gpt_neox/pythia_31m": (30_494_720, "EleutherAI/pythia-31m"),
+    "bloom/bloom_560m": (559_214_592, "bigscience/bloom-560m"),
+    "bloom/bloom_1_1b": (1_065_314_304, "bigscience/bloom-1b1"),
+    "bloom/bloom_1_7b": (1_722_408_960, "bigscience/bloom-1b7"),
+    "bloom/bloom_3b": (3_002_557_440, "bigscience/bloom-3b"),
+    "bloom/bloom_176b": (176_247_271_424, "bigscience/bloom"),
+    "phi/phi_1_5": (1_418_270_720, "microsoft/phi-1_5"),
+    "phi/phi_2": (2_779_683_840, "microsoft/phi-2"),
+    "phi/phi_3_mini": (3_821_079_552, "microsoft/Phi-3-mini-4k-instruct"),
+    "phi/phi_3_medium": (13_960_238_080, "microsoft/Phi-3-medium-4k-instruct"),
+    "starcoder/starcoder2_3b": (3_030_371_328, "bigcode/starcoder2-3b"),
+    "starcoder/starcoder2_7b": (7_173_923_840, "bigcode/starcoder2-7b"),
+    "stablelm/stablelm_3b": (2_795_443_200, "stabilityai/stablelm-3b-4e1t"),
+    "stablelm/stablelm2_1_6b": (1_644_515_328, "stabilityai/stablelm-2-1_6b-chat"),
+    "mamba/mamba_130m": (129_135_360, "state-spaces/mamba-130m-hf"),
+    "mamba/mamba_370m": (371_516_416, "state-spaces/mamba-370m-hf"),
+    "mamba/falcon_mamba_7b": (7_272_665_088, "tiiuae/falcon-mamba-7b-instruct"),
+    "jamba/jamba_v0_1": (51_570_323_328, "ai21labs/AI21-Jamba-Mini-1.5, of the same shapes"),
 }
 
 # Counted by transformers 5.23 itself, built on torch's meta device from the same sizes:
@@ -132,6 +151,70 @@ COUNTED = {
     "baichuan/baichuan2_7b": 7_505_973_248,
     "baichuan/baichuan2_13b": 13_896_668_160,
     "dbrx/dbrx": 131_596_523_520,
+    "gpt_neo/gpt_neo_125m": 125_198_592,
+    "gpt_neo/gpt_neo_1_3b": 1_315_575_808,
+    "gpt_neo/gpt_neo_2_7b": 2_651_307_520,
+    "gptj/gptj_6b": 6_050_882_784,
+    "gpt_neox/gpt_neox_20b": 20_554_567_680,
+    "opt/opt_125m": 125_239_296,
+    "opt/opt_350m": 331_196_416,
+    "opt/opt_1_3b": 1_315_758_080,
+    "opt/opt_2_7b": 2_651_596_800,
+    "opt/opt_6_7b": 6_658_473_984,
+    "opt/opt_13b": 12_853_473_280,
+    "opt/opt_30b": 29_974_540_288,
+    "opt/opt_66b": 65_719_701_504,
+    "opt/opt_175b": 174_604_468_224,
+    "bloom/bloom_7_1b": 7_069_016_064,
+    "falcon/falcon_7b": 6_921_720_704,
+    "falcon/falcon_40b": 41_303_293_952,
+    "falcon/falcon_180b": 178_557_088_768,
+    "falcon/falcon_rw_1b": 1_311_625_216,
+    "mpt/mpt_7b": 6_649_286_656,
+    "mpt/mpt_30b": 29_957_200_896,
+    "phi/phi_4": 14_659_507_200,
+    "starcoder/starcoder_1b": 1_137_207_296,
+    "starcoder/starcoder_3b": 3_043_311_104,
+    "starcoder/starcoder_7b": 7_327_263_232,
+    "starcoder/starcoder_15b": 15_517_456_384,
+    "starcoder/starcoder2_15b": 15_957_889_024,
+    "stablelm/stablelm2_12b": 12_143_185_920,
+    "mamba/mamba_790m": 793_204_224,
+    "mamba/mamba_1_4b": 1_372_178_432,
+    "mamba/mamba_2_8b": 2_768_345_600,
+    "mamba/mamba2_130m": 128_989_632,
+    "mamba/mamba2_370m": 368_346_624,
+    "mamba/mamba2_780m": 780_161_280,
+    "mamba/mamba2_1_3b": 1_343_757_312,
+    "mamba/mamba2_2_7b": 2_702_599_680,
+    "mamba/codestral_mamba_7b": 7_285_403_648,
+    "jamba/jamba_1_5_large": 398_555_145_696,
+    "rwkv/rwkv4_169m": 169_342_464,
+    "rwkv/rwkv4_430m": 430_397_440,
+    "rwkv/rwkv4_1_5b": 1_515_106_304,
+    "rwkv/rwkv4_3b": 2_984_627_200,
+    "rwkv/rwkv4_7b": 7_392_649_216,
+    "rwkv/rwkv4_14b": 14_148_597_760,
+    "t5/t5_small": 60_506_624,
+    "t5/t5_base": 222_903_552,
+    "t5/t5_large": 737_668_096,
+    "t5/t5_3b": 2_851_598_336,
+    "t5/t5_11b": 11_307_321_344,
+    "t5/t5_v1_1_small": 76_961_152,
+    "t5/t5_v1_1_base": 247_577_856,
+    "t5/t5_v1_1_large": 783_150_080,
+    "t5/t5_v1_1_xl": 2_849_757_184,
+    "t5/t5_v1_1_xxl": 11_135_332_352,
+    "t5/mt5_small": 300_176_768,
+    "t5/mt5_base": 582_401_280,
+    "t5/mt5_large": 1_229_581_312,
+    "t5/mt5_xl": 3_742_619_648,
+    "t5/mt5_xxl": 12_921_057_280,
+    "bert/bert_base": 109_514_298,
+    "bert/bert_large": 335_174_458,
+    "bert/bert_base_chinese": 102_290_312,
+    "bert/roberta_base": 124_697_433,
+    "bert/roberta_large": 355_412_057,
 }
 
 STATED = {
@@ -158,7 +241,61 @@ STATED = {
         "314B", "xai-org/grok-1, its README; met by all but the embeddings", without="embed"
     ),
     "deepseek/deepseek_v3": Published("671B", "arXiv 2412.19437, abstract"),
+    "gpt3/gpt3_125m": Published("125M", "arXiv 2005.14165, table D.1"),
+    "gpt3/gpt3_350m": Published("356M", "arXiv 2005.14165, table D.1"),
+    "gpt3/gpt3_760m": Published("760M", "arXiv 2005.14165, table D.1"),
+    "gpt3/gpt3_1_3b": Published("1320M", "arXiv 2005.14165, table D.1", digits=3),
+    "gpt3/gpt3_2_7b": Published("2650M", "arXiv 2005.14165, table D.1", digits=3),
+    "gpt3/gpt3_6_7b": Published("6660M", "arXiv 2005.14165, table D.1", digits=3),
+    "gpt3/gpt3_13b": Published("12850M", "arXiv 2005.14165, table D.1", digits=4),
+    "gpt3/gpt3_175b": Published("174600M", "arXiv 2005.14165, table D.1", digits=4),
+    "gpt_neox/pythia_70m": Published(
+        70_426_624, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_160m": Published(
+        162_322_944, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_410m": Published(
+        405_334_016, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_1b": Published(
+        1_011_781_632, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_1_4b": Published(
+        1_414_647_808, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_2_8b": Published(
+        2_775_208_960, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_6_9b": Published(
+        6_857_302_016, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "gpt_neox/pythia_12b": Published(
+        11_846_072_320, "arXiv 2304.01373, its repository's table of sizes"
+    ),
+    "yuan/yuan2_2_1b": Published("2.1B", "arXiv 2311.15786"),
+    "yuan/yuan2_51b": Published("51B", "arXiv 2311.15786"),
+    "yuan/yuan2_102b": Published("102.6B", "arXiv 2311.15786"),
 }
+
+# arXiv 2407.04620 names these by GPT-3's sizes and prints no counts: theirs are by hand, from
+# (d_model, n_layers, n_heads, d_ff) of the released configs.
+TTT_LINEAR = {
+    "ttt/ttt_linear_125m": (768, 12, 12, 2048),
+    "ttt/ttt_linear_350m": (1024, 24, 16, 2736),
+    "ttt/ttt_linear_760m": (1536, 24, 16, 4096),
+    "ttt/ttt_linear_1_3b": (2048, 24, 32, 5504),
+}
+
+
+def ttt_linear(d: int, layers: int, heads: int, d_ff: int) -> int:
+    """Parameters of TTT-Linear in Mamba's backbone, with 32,000 tokens."""
+    products = 4 * d * d + 3 * d * d_ff
+    convolutions = 3 * (4 + 1) * d
+    inner = d * (d // heads) + d + 2 * d + heads * (d + 1) + 16
+    norms = 2 * d + 2 * d + d
+    return layers * (products + convolutions + inner + norms) + d + 32_000 * d
+
 
 # Models of our own.
 OURS = {
@@ -170,5 +307,6 @@ PARAMETERS: dict[str, Published] = {
     **{k: Published(n, f"{repo}, its safetensors") for k, (n, repo) in SAFETENSORS.items()},
     **{k: Published(n, "transformers") for k, n in COUNTED.items()},
     **STATED,
+    **{k: Published(ttt_linear(*sizes), "by hand") for k, sizes in TTT_LINEAR.items()},
     **{k: Published(n, "ours") for k, n in OURS.items()},
 }
