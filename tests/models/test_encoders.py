@@ -5,6 +5,7 @@ import pytest
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf.import_ import family_of
 from t5x_llm.models.model import Model
+from t5x_llm.optim import decay_summary
 
 # google-t5/t5-small, google/flan-t5-small, google/mt5-small, google-bert/bert-base-uncased and
 # -chinese, FacebookAI/roberta-base, without what concerns tasks.
@@ -108,6 +109,14 @@ def test_published_models(config, parameters):
 
 def test_roberta_keeps_room_for_the_pad_token():
     assert Model(family_of(ROBERTA_BASE).decoder()).max_length == 512
+
+
+def test_biases_by_position_and_tables_do_not_decay():
+    model = Model(family_of(FLAN_SMALL).decoder())
+    decays = decay_summary(model.abstract_params(), logical_axes=model.logical_axes())
+    assert not any(decays[f"{side}relative_0.bias"] for side in ("", "encoder."))
+    assert not decays["embed.table"] and decays["head.kernel"]
+    assert decays["encoder.group_0.block_0.mlp.up.kernel"]
 
 
 @pytest.mark.parametrize(
