@@ -164,7 +164,9 @@ def test_every_field_matters(name):
 
 
 @pytest.mark.zoo
+@pytest.mark.parametrize("name", [name for name in CASES if name != "t5_1_1"])
 def test_it_learns_and_eight_devices_do_as_one(name):
+    """One case of each model type: two compilations of a train step each."""
     losses = [encoders.train(name, devices) for devices in (1, 8)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]) - 0.2
