@@ -29,6 +29,7 @@ BUFFERS = re.compile(
 )
 # A tensor is made of at most so many parameters of ours.
 _PARTS = 256
+_MAX_LAYERS = 10_000
 
 
 class Imported(NamedTuple):
@@ -102,13 +103,17 @@ def family_of(config: dict[str, Any]) -> Any:
       ConfigError: naming the model type or the field that is not known.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError("config.json model_type", model_type, choices=FAMILIES)
+    for name, value in config.items():
+        # Families write out a list a layer: no file may say how long that gets.
+        if "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
+            raise ConfigError(f"config.json {name}", value, f"at most {_MAX_LAYERS} layers")
     try:
         return FAMILIES[model_type].from_hf_config(config)
     except KeyError as e:
         raise ConfigError(f"config.json {e.args[0]}", None, "a value; the field is missing") from e
-    except TypeError as e:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as e:
         raise ConfigError("config.json", model_type, f"fields of the right types ({e})") from e
 
 
@@ -164,7 +169,7 @@ def resolve(weights: Weights, family: Any) -> Resolved:
     entries = family.weight_map()
     try:
         abstract = Model(family.decoder()).abstract_params()
-    except (TypeError, ValueError, OverflowError) as e:
+    except (TypeError, ValueError, ArithmeticError) as e:
         raise ConfigError("config.json", family.hf_type, f"sizes that make a model ({e})") from e
     shapes = hf_shapes(entries, abstract, limit=_PARTS * (len(stored) + 1))
     held = set(stored)

@@ -55,7 +55,11 @@ def reference(
     model_type = str(config.get("model_type"))
     reason = _why_not_torch(path, model_type, parameters)
     if reason is None:
-        return torch_reference(path, attention_code(config), auto_class(config))
+        try:
+            return torch_reference(path, attention_code(config), auto_class(config))
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError) as e:
+            said = next(iter(str(e).strip().splitlines()), type(e).__name__)
+            reason = f"transformers cannot load it ({said[:300]})"
     found = numpy_reference(model_type)
     if found is None:
         raise NoReference(f"No reference for model_type {model_type!r} here. {reason}.")
