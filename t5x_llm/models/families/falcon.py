@@ -87,17 +87,13 @@ class Falcon(GptLike):
 
     def attention(self) -> AttentionConfig:
         """With rotation, or ALiBi added to logits before they are scaled."""
-        base = super().attention()
-        rotary = RotaryConfig(self.rope_theta, base.head_dim, False, self.rope_scaling, two_d=False)
-        alibi = AlibiConfig(base.head_dim**-0.5, 8.0, rounded=True)
-        return changed(
-            base,
-            n_kv_heads=self.kv_heads,
-            qkv_bias=self.bias,
-            out_bias=self.bias,
-            rotary=None if self.alibi else rotary,
-            alibi=alibi if self.alibi else None,
-        )
+        bias, base = self.bias, super().attention()
+        base = changed(base, n_kv_heads=self.kv_heads, qkv_bias=bias, out_bias=bias)
+        if self.alibi:
+            return changed(base, alibi=AlibiConfig(base.head_dim**-0.5, 8.0, rounded=True))
+        scaling = self.rope_scaling
+        rotary = RotaryConfig(self.rope_theta, base.head_dim, False, scaling, two_d=False)
+        return changed(base, rotary=rotary)
 
     def feed_forward(self) -> MlpConfig:
         """With biases or without."""
