@@ -86,6 +86,11 @@ class BytePatchesConfig:
         return round(width / self.patch_size**2)
 
     @property
+    def idle_parts(self) -> dict[str, float]:
+        """Top-level parts of the parameters to the share of tokens that do not meet them."""
+        return {"patch_level": 1 - 1 / self.patch_size}
+
+    @property
     def windowed(self) -> tuple[GroupConfig, ...]:
         """``groups`` told that nothing is further than a patch, so that kernels skip the rest."""
 

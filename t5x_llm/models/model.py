@@ -217,9 +217,12 @@ class Model:
         return parts | {"total": sum(parts.values())}
 
     def idle_parameters(self) -> int:
-        """Parameters that a token does not meet: experts it is not sent to."""
-        idle = 0.0
+        """Parameters that a token does not meet: others' experts, levels with fewer tokens."""
         params, axes = self.abstract_params(), self.logical_axes()
+        shares = getattr(self.config, "idle_parts", {}).items()
+        idle = sum(
+            share * sum(x.size for x in jax.tree.leaves(params[top])) for top, share in shares
+        )
         for i, group in enumerate(getattr(self.config, "groups", ())):
             for j, block in enumerate(group.blocks):
                 fraction = getattr(block.feed_forward, "active_fraction", 1.0)

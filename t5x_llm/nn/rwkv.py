@@ -42,6 +42,11 @@ class TimeMixConfig:
     def __post_init__(self) -> None:
         check_number("TimeMixConfig.d_inner", self.d_inner, low=1, integer=True)
 
+    @property
+    def state_size(self) -> int:
+        """Elements of the state: two sums a channel."""
+        return 2 * self.d_inner
+
     def make(self, d_model: int, init: InitConfig, rngs: nnx.Rngs) -> TimeMix:
         """The layer."""
         return TimeMix(self, d_model, init, rngs)

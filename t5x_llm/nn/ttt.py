@@ -76,6 +76,11 @@ class TTTConfig:
                 "RotaryConfig.dim", self.inner_rotary.dim, f"at most head_dim = {self.head_dim}"
             )
 
+    @property
+    def state_size(self) -> int:
+        """Elements of the state: the weights of every head's model."""
+        return self.n_heads * self.head_dim * (self.head_dim + 1)
+
     def make(self, d_model: int, init: InitConfig, rngs: nnx.Rngs) -> TTT:
         """The layer."""
         return TTT(self, d_model, init, rngs)
