@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.family import REQUIRED, Family, changed, dense, norm
 from t5x_llm.models.rope import ROPE_FIELDS, read_rope, write_rope
@@ -146,7 +146,8 @@ class LlamaLike(Family):
     def write_hf(self) -> dict[str, Any]:
         """Sizes as numbers, and the rotary settings."""
         rope = write_rope(self.rope_theta, self.rope_scaling)
-        sizes = {"num_key_value_heads": self.kv_heads, "head_dim": self.head_size}
+        sizes = {"num_key_value_heads": self.kv_heads}
+        sizes |= {"head_dim": self.head_size} if "head_dim" in self.FIELDS else {}
         return sizes | rope | {"initializer_range": self.init_std or 0.02}
 
     @classmethod
@@ -211,6 +212,50 @@ class BiasedLlama(LlamaLike):
         """With its biases."""
         bias = self.attention_bias
         return changed(super().attention(), qkv_bias=bias, out_bias=bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialLlama(LlamaLike):
+    """With a rotation of the first channels of each head only.
+
+    Attributes:
+      rotary_fraction: share of each head that is rotated; the default of a family is what its
+        config.json means where it does not say.
+    """
+
+    rotary_fraction: float = 1.0
+
+    FIELDS = {ours: hf for ours, hf in LlamaLike.FIELDS.items() if ours != "head_dim"}
+    READ = LlamaLike.READ | {"partial_rotary_factor"}
+
+    def __post_init__(self) -> None:
+        family = type(self).__name__
+        if self.head_dim is not None:
+            raise ConfigError(
+                f"{family}.head_dim", self.head_dim, "None: config.json has no such field"
+            )
+        check_number(f"{family}.rotary_fraction", self.rotary_fraction, above=0, high=1)
+        super().__post_init__()
+
+    def attention(self) -> AttentionConfig:
+        """With its rotation."""
+        dim = int(self.head_size * self.rotary_fraction)
+        rotary = RotaryConfig(self.rope_theta, dim, False, self.rope_scaling, two_d=False)
+        return changed(super().attention(), rotary=rotary)
+
+    @classmethod
+    def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The share of each head that is rotated, besides the rotary settings."""
+        settings = config.get("rope_parameters") or {}
+        default = config.get("partial_rotary_factor", cls.rotary_fraction)
+        fraction = settings.get("partial_rotary_factor", default)
+        return super().read_hf(config) | {"rotary_fraction": fraction}
+
+    def write_hf(self) -> dict[str, Any]:
+        """What ``read_hf`` reads."""
+        fraction = self.rotary_fraction
+        rope = write_rope(self.rope_theta, self.rope_scaling, partial_rotary_factor=fraction)
+        return super().write_hf() | rope | {"partial_rotary_factor": fraction}
 
 
 @dataclasses.dataclass(frozen=True)
