@@ -234,6 +234,7 @@ STATED = {
         6_243_584_000, "THUDM/chatglm3-6b, 'Total params' that torchinfo prints of it"
     ),
     "glm/glm_130b": Published("130B", "arXiv 2210.02414, abstract", digits=2),
+    "bgpt/bgpt_110m": Published("110M", "sanderwood/bgpt, its README"),
     "palm/palm_8b": Published("8.63B", "arXiv 2204.02311, table 1"),
     "palm/palm_62b": Published("62.50B", "arXiv 2204.02311, table 1"),
     "palm/palm_540b": Published("540.35B", "arXiv 2204.02311, table 1"),
