@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
+import runpy
 
 import pytest
 
@@ -14,9 +14,7 @@ from t5x_llm.cli.run import load_run  # noqa: E402
 from t5x_llm.config import parse_flags  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("parameters", ROOT / "tests/configs/parameters.py")
-parameters = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(parameters)
+PARAMETERS = runpy.run_path(ROOT / "tests" / "configs" / "parameters.py")["PARAMETERS"]
 
 AUTO = transformers.models.auto.modeling_auto
 CLASSES = {
@@ -35,7 +33,7 @@ FIELDS = (
 )
 # What transformers does not have.
 ABSENT = ("glm/chatglm", "glm/glm_130b", "grok/", "palm/", "ttt/", "yuan/")
-NAMES = [name for name in sorted(parameters.PARAMETERS) if not name.startswith(ABSENT)]
+NAMES = [name for name in sorted(PARAMETERS) if not name.startswith(ABSENT)]
 # What a model that is no decoder learns.
 OBJECTIVES = {"t5": "span_corruption", "bert": "mlm"}
 REST = ["Run.data=@Data()", "Data.store_dir='x'", "Data.tokenizer='x'", "Data.seqio_mixture='x'"]
@@ -66,4 +64,4 @@ def test_transformers_counts_the_same(name):
     count = sum(x.numel() for x in [*model.parameters(), *corrections])
     if kind in ("t5", "mt5") and not run.model.tied:  # transformers 5 ties it whatever is said
         count += run.model.vocab_size * run.model.d_model
-    assert parameters.PARAMETERS[name].agrees({"total": count, "embed": 0}), f"{count:,}"
+    assert PARAMETERS[name].agrees({"total": count, "embed": 0}), f"{count:,}"
