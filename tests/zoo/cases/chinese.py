@@ -33,8 +33,8 @@ CASES = {
     "baichuan2_13b": _ALIBI
     | {
         "model_type": "baichuan",
-        "num_attention_heads": 6,
-        "hidden_size": 36,
+        "num_attention_heads": 12,
+        "hidden_size": 48,
         "model_max_length": 512,
         "normalized_head": True,
     },

@@ -41,12 +41,12 @@ _OPT = {
     "ffn_dim": 40,
     "max_position_embeddings": 512,
 }
-_BLOOM = {
+_BLOOM = {  # of 12 or 16 heads, some slopes are no powers of two and show that they are not rounded
     "model_type": "bloom",
     "vocab_size": 64,
     "hidden_size": 36,
     "n_layer": 2,
-    "n_head": 6,
+    "n_head": 12,
     "layer_norm_epsilon": 1e-3,
 }
 _FALCON = {
@@ -93,7 +93,7 @@ CASES = {
     "bloom_post": _BLOOM
     | {
         "hidden_size": 32,
-        "n_head": 4,
+        "n_head": 16,
         "apply_residual_connection_post_layernorm": True,
         "tie_word_embeddings": False,
     },
