@@ -52,8 +52,8 @@ def write_tokenizer(reader: Any, directory: pathlib.Path) -> None:
     if meta.get("model") not in writers:
         raise ConfigError(where + "model", meta.get("model"), choices=writers)
     tokens = meta.get("tokens")
-    kinds = list(meta.get("token_type", [1] * len(tokens or ())))
-    scores = list(meta.get("scores", [0.0] * len(tokens or ())))
+    kinds = [int(kind) for kind in meta.get("token_type", [1] * len(tokens or ()))]
+    scores = [float(score) for score in meta.get("scores", [0.0] * len(tokens or ()))]
     if not isinstance(tokens, list) or not len(tokens) == len(kinds) == len(scores):
         raise CheckpointError(f"{where}tokens, token_type and scores are not equally long lists.")
     writers[meta["model"]](reader, directory, meta, [*zip(tokens, kinds, scores, strict=True)])

@@ -184,3 +184,18 @@ def test_a_sentencepiece_tokenizer_keeps_its_ids(tmp_path):
     write_gguf(tmp_path / "y.gguf", fields | {"tokenizer.ggml.bos_token_id": (4, 10**6)}, {})
     with pytest.raises(CheckpointError, match="bos_token_id = 1000000 is no token"):
         open_source(tmp_path / "y.gguf").tokenizer()
+
+
+def test_a_byte_level_tokenizer(tmp_path):
+    tokens = [*(chr(33 + i) for i in range(62)), "!!", "<|end|>"]
+    fields = FIELDS | {
+        "tokenizer.ggml.model": (8, "gpt2"),
+        "tokenizer.ggml.pre": (8, "smollm"),
+        "tokenizer.ggml.tokens": (9, (8, tokens)),
+        "tokenizer.ggml.token_type": (9, (5, [1] * 63 + [3])),
+        "tokenizer.ggml.merges": (9, (8, ["! !"])),
+        "tokenizer.ggml.eos_token_id": (4, 63),
+    }
+    write_gguf(tmp_path / "x.gguf", fields, {})
+    found = open_source(tmp_path / "x.gguf").tokenizer()
+    assert found.encode("!!A") == [62, 32] and found.eos_id == 63

@@ -16,7 +16,10 @@ from cases import GOLDEN, prompt  # noqa: E402
 
 from t5x_llm.core.errors import CheckpointError, ConfigError, T5xLLMError  # noqa: E402
 from t5x_llm.hf import parity  # noqa: E402
-from t5x_llm.hf.gguf_io import ARCHITECTURES, GgufReader  # noqa: E402
+from t5x_llm.hf.convert import convert  # noqa: E402
+from t5x_llm.hf.gguf_file import TYPES  # noqa: E402
+from t5x_llm.hf.gguf_io import GgufReader  # noqa: E402
+from t5x_llm.hf.gguf_tokenizer import write_tokenizer  # noqa: E402
 from t5x_llm.hf.import_ import import_model  # noqa: E402
 from t5x_llm.hf.safetensors_io import SafetensorsReader  # noqa: E402
 
@@ -28,6 +31,14 @@ def permute(weight: np.ndarray, heads: int) -> np.ndarray:
         .swapaxes(1, 2)
         .reshape(weight.shape)
     )
+
+
+def ggml_name(arch: str, name: str) -> str:
+    """As the package's own table has it."""
+    numbers = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gemma2": "GEMMA2"}
+    table = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, numbers[arch]), 2)
+    stem, _, kind = name.rpartition(".")
+    return f"{table.get_name(stem)}.{kind}"
 
 
 def write(path: pathlib.Path, change=lambda writer: None, arch: str = "llama") -> None:
@@ -51,14 +62,11 @@ def write(path: pathlib.Path, change=lambda writer: None, arch: str = "llama") -
     writer.add_eos_token_id(2)
     change(writer)
     source = SafetensorsReader(GOLDEN / "llama_untied")
-    table = {hf: name for name, hf in _NAMES["llama"].items()}
     for name in source.names():
-        layer = next((part for part in name.split(".") if part.isdigit()), None)
-        key = name if layer is None else name.replace(f".{layer}.", ".{}.")
         array = source.read(name).copy()
         if "q_proj" in name or "k_proj" in name:
             array = permute(array, 4 if "q_proj" in name else 2)
-        writer.add_tensor(table[key].format(*([] if layer is None else [layer])), array)
+        writer.add_tensor(ggml_name("llama", name), array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -77,6 +85,78 @@ def test_reads_what_llama_cpp_writes(tmp_path):
     again = import_model(GOLDEN / "llama_untied", check=False)
     ours, theirs = (parity.our_logits(m.family, m.params)(prompt()) for m in (imported, again))
     np.testing.assert_array_equal(ours, theirs)
+
+
+TINY = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+TINY |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=600)
+OTHERS = {
+    "qwen2": dict(tie_word_embeddings=False, rms_norm_eps=1e-3),
+    # transformers takes 128 whatever the file says; so have all that there are.
+    "qwen3": dict(head_dim=128, tie_word_embeddings=True, rms_norm_eps=1e-3),
+    # What GGUF does not say is as transformers takes it: the query scale, 256.
+    "gemma2": dict(head_dim=256, sliding_window=100, query_pre_attn_scalar=256, rms_norm_eps=1e-3),
+}
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+@pytest.mark.parametrize("arch", OTHERS)
+def test_other_architectures(tmp_path, arch, kind):
+    """Written as llama.cpp's converter does, read as transformers reads; the gate compares both."""
+    settings = TINY | OTHERS[arch]
+    config = transformers.AutoConfig.for_model(arch, **settings)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", arch)
+    writer.add_context_length(600)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-3)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if "head_dim" in settings:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(50.0)
+        writer.add_final_logit_softcapping(30.0)
+        writer.add_sliding_window(100)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([*(chr(33 + i) for i in range(63)), "!!"])
+    writer.add_token_types([1] * 64)
+    writer.add_token_merges(["! !"])
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        array = tensor.float().numpy()
+        if "norm" in name:
+            array = array + 0.1 * np.random.default_rng(len(name)).normal(size=array.shape)
+            tensor.copy_(torch.from_numpy(array))
+            array = tensor.float().numpy() + (1.0 if arch == "gemma2" else 0.0)
+        array, raw = array.astype(np.float32), gguf.GGMLQuantizationType.F32
+        if array.ndim == 2 and kind != "F32" and array.shape[1] % 32 == 0:
+            raw = gguf.GGMLQuantizationType[kind]
+            array = gguf.quantize(array, raw)
+        writer.add_tensor(ggml_name(arch, name), array, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = convert(tmp_path / "x.gguf", tmp_path / "out", kind="gguf")
+    assert found.report.passed and found.family.hf_type == arch
+    assert set(found.report.prompts) == {"long", "short", "source long", "source short"}
+    if kind == "F32":
+        written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(written.state_dict()[name], tensor, atol=3e-7, rtol=0)
+
+
+def test_sizes_of_types_are_ggmls():
+    for number, (name, block, size) in TYPES.items():
+        kind = gguf.GGMLQuantizationType(number)
+        assert (kind.name, gguf.GGML_QUANT_SIZES[kind]) == (name, (block, size))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +185,7 @@ def test_unknown_tensors_and_tokenizers(tmp_path):
     for key, value in (("model", "bert"), ("pre", "martian")):
         reader.fields[f"tokenizer.ggml.{key}"] = value
         with pytest.raises(ConfigError, match=f"tokenizer.ggml.{key}"):
-            reader.write_tokenizer(tmp_path)
+            write_tokenizer(reader, tmp_path)
         reader.fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}
 
 
