@@ -32,7 +32,7 @@ FIELDS = (
     *("num_attention_heads", "num_key_value_heads", "tie_word_embeddings"),
 )
 # What transformers does not have.
-ABSENT = ("glm/chatglm", "glm/glm_130b", "grok/", "palm/", "ttt/", "yuan/")
+ABSENT = ("bgpt/", "glm/chatglm", "glm/glm_130b", "grok/", "palm/", "ttt/", "yuan/")
 NAMES = [name for name in sorted(PARAMETERS) if not name.startswith(ABSENT)]
 # What a model that is no decoder learns.
 OBJECTIVES = {"t5": "span_corruption", "bert": "mlm"}
