@@ -13,7 +13,7 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.remat import remat_policy
+from t5x_llm.nn.remat import keep_stream, remat_policy
 from t5x_llm.parallel import constrain
 
 RESIDUAL = ("batch", "length", "embed")
@@ -196,15 +196,18 @@ class Group(nnx.Module):
         graphdefs = {name: graphdef for name, (graphdef, _) in split.items()}
         params = {name: state for name, (_, state) in split.items()}
 
+        again = remat != "none" and cache is None
+
         def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
             layer, states = xs
+            x = keep_stream(x) if again else x
             new, auxes = {}, {}
             for name in names:
                 block = nnx.merge(graphdefs[name], layer[name])
                 x, new[name], auxes[name] = block(x, context, states and states[name])
             return x, (None if states is None else new, auxes)
 
-        if remat != "none" and cache is None:
+        if again:
             body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
         x, (new, auxes) = jax.lax.scan(body, x, (params, cache))
         return x, new, join_aux(auxes.values())

@@ -21,16 +21,17 @@ _SAVED_NAMES: dict[str, tuple[str, ...]] = {
         *("mlp_gate", "mlp_up", "mlp_out", "mixer_in", "mixer_gate", "mixer_out"),
     ),
 }
+_STREAM = "stream"
 REMAT = ("none", "full", "dots", *_SAVED_NAMES)
 
 
 def remat_policy(name: str) -> Any:
     """The jax.checkpoint policy of a named choice other than 'none'."""
-    if name == "full":
-        return jax.checkpoint_policies.nothing_saveable
+    policies = jax.checkpoint_policies
     if name == "dots":
-        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[name])
+        stream = policies.save_only_these_names(_STREAM)
+        return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, stream)
+    return policies.save_only_these_names(_STREAM, *_SAVED_NAMES.get(name, ()))
 
 
 def keep(x: jax.Array, name: str) -> jax.Array:
@@ -42,6 +43,11 @@ def keep(x: jax.Array, name: str) -> jax.Array:
     if x.dtype == jnp.bfloat16 and one_cpu():
         return _keep_bits(name, x)
     return checkpoint_name(x, name)
+
+
+def keep_stream(x: jax.Array) -> jax.Array:
+    """The input of a layer that is computed again: saved in any case, and as its bits too."""
+    return keep(x, _STREAM) if x.dtype == jnp.bfloat16 and one_cpu() else x
 
 
 def _bits(name: str, x: jax.Array) -> jax.Array:

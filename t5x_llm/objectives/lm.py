@@ -152,6 +152,9 @@ def _run(
         d_kernel, d_bias = sums
         if bias is not None:
             d_bias = d_bias + jnp.sum(d_logits, axis=(0, 1), dtype=jnp.float32)
+        if static.one_cpu and dx.dtype == jnp.bfloat16:
+            # XLA's CPU backend in jax 0.10 widens all chunks of bfloat16 to write one; not bits.
+            dx = jax.lax.bitcast_convert_type(dx, jnp.uint16)
         return (d_kernel + dw, d_bias), (nll, z, dx)
 
     zero = jnp.zeros(kernel.T.shape if static.flipped else kernel.shape, jnp.float32)
@@ -161,6 +164,8 @@ def _run(
     if gradients and static.flipped:
         d_kernel = jax.lax.optimization_barrier(d_kernel).T
     whole = [jnp.moveaxis(a, 0, 1).reshape(b, t + fill, *a.shape[3:])[:, :t] for a in out]
+    if gradients and whole[2].dtype != hidden.dtype:
+        whole[2] = jax.lax.bitcast_convert_type(whole[2], hidden.dtype)
     z_term = jnp.sum(whole[1])
     value = jnp.sum(whole[0]) + z_term
     return (value, whole[0], z_term), (whole[2], d_kernel, d_bias) if gradients else None

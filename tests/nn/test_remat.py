@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.model import Model
 from t5x_llm.nn.remat import keep, remat_policy
+from t5x_llm.parallel import MeshConfig, make_mesh, use
 
 
 def _layers(x, kernels, policy):
@@ -37,3 +40,26 @@ def test_a_saved_bfloat16_value_is_stacked_as_its_bits():
     _, pullback = jax.vjp(lambda x: _layers(x, kernels, "save_projections"), x)
     kept = [(v.shape, str(v.dtype)) for v in jax.tree.leaves(pullback)]
     assert ((3, 8, 16), "uint16") in kept
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "save_projections"])
+def test_the_input_of_a_layer_is_stacked_as_its_bits(one_device, remat):
+    """Nothing in bfloat16 is stacked over layers, and the gradients are those of ``none``."""
+    layers, b, t = 3, 2, 16
+    family = Llama(vocab_size=32, d_model=8, n_layers=layers, n_heads=2, d_ff=24)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (b, t)), jnp.int32)
+    config = MeshConfig()
+
+    def loss(params, choice):
+        with use(make_mesh(config, one_device), config.rules()):
+            hidden = Model(family.decoder(), remat=choice).apply(params, tokens)[0]
+        return jnp.sum(jnp.sin(hidden.astype(jnp.float32)))
+
+    params = Model(family.decoder()).init(jax.random.key(0))
+    _, pullback = jax.vjp(lambda p: loss(p, remat), params)
+    kept = {(v.shape, str(v.dtype)) for v in jax.tree.leaves(pullback)}
+    assert ((layers, b, t, 8), "uint16") in kept
+    assert ((layers, b, t, 8), "bfloat16") not in kept
+    again, plain = (jax.jit(jax.grad(lambda p, c=c: loss(p, c)))(params) for c in (remat, "none"))
+    for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=2e-2 * np.abs(y).max())
