@@ -15,7 +15,6 @@ from t5x_llm.hf.import_ import import_model
 from t5x_llm.hf.parity import our_logits
 from t5x_llm.hf.resize import check_old_ids, resize, subpieces
 from t5x_llm.hf.safetensors_io import SafetensorsReader
-from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.vocabulary import Growth, resized, rounded_up
 from t5x_llm.text import load_tokenizer
 
@@ -129,7 +128,3 @@ def test_the_arithmetic_alone():
     for change in ({"how": "best"}, {"noise": -1}, {"seed": 1.5}):
         with pytest.raises(ConfigError, match="Growth"):
             Growth(**change)
-
-
-def test_every_family_has_a_vocabulary_to_resize():
-    assert all("vocab_size" in f.__dataclass_fields__ for f in FAMILIES.values())
