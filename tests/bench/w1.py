@@ -2,6 +2,12 @@
 
     python tests/bench/w1.py [--peer_python=.venv-parity/bin/python] [--dtypes=bfloat16,float32]
         [--maxtext_python=.../bin/python]
+    python tests/bench/w1.py --dtypes=bfloat16 --rounds=8             # about 3 minutes
+    python tests/bench/w1.py --dtypes=float32 --rounds=4 --warmup=1   # about 5, on a slow CPU
+
+By default bfloat16 is left out where the CPU has no arithmetic for it (AVX512-BF16, AMX; bf16 on
+Arm): there torch multiplies it element by element, a step of W1 takes it minutes, and a ratio says
+nothing.
 
 LLaMA type, d 512, 8 layers, 8 heads, SwiGLU 1408, vocabulary 8192, untied; batch 8 x 512; AdamW,
 global clip 1.0. The processes stay up and step in turn (A B A B), so that a noisy machine slows
@@ -40,6 +46,15 @@ def flops_per_token() -> float:
     d, f, layers, v = MODEL["d_model"], MODEL["d_ff"], MODEL["n_layers"], MODEL["vocab_size"]
     n = layers * (4 * d * d + 3 * d * f + 2 * d) + d + d * v
     return 6 * n + layers * 6 * LENGTH * d
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself, as far as Linux tells."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii").split())
+    except OSError:
+        return True
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class Runner:
@@ -221,7 +236,8 @@ def main() -> None:
         "--maxtext_python", default="", help="its own environment; '' leaves it out"
     )
     parser.add_argument("--maxtext_remat", default="minimal")
-    parser.add_argument("--dtypes", default="bfloat16,float32")
+    dtypes = "bfloat16,float32" if has_bfloat16() else "float32"
+    parser.add_argument("--dtypes", default=dtypes)
     parser.add_argument("--remat", default="save_projections")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=8)
