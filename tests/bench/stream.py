@@ -1,8 +1,8 @@
 """Tokens a second that one core gets from the stream, near and far, against what W1 eats.
 
-    python tests/bench/stream.py STORE_DIR CATALOGUE [T ...]
+    python tests/bench/stream.py [STORE_DIR CATALOGUE [T ...]]
 
-STORE_DIR and CATALOGUE as `t5x-llm prepare` left them, e.g. data/stores mixture.
+STORE_DIR and CATALOGUE as `t5x-llm prepare` left them; those of the quickstart by default.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from t5x_llm.data.store import TokenStore
 from t5x_llm.data.stream import Stream
@@ -31,8 +32,11 @@ def measure(stream: Stream, position: int, rows: int, seconds: float = 2.0) -> l
 
 def main() -> None:
     """Prints a line for each packing, T and position."""
-    directory, name, *lengths = sys.argv[1:]
-    with open(f"{directory}/{name}.json", encoding="utf-8") as file:
+    directory, name, *lengths = sys.argv[1:] or ("runs/data/quickstart", "quickstart")
+    catalogue = Path(directory) / f"{name}.json"
+    if not catalogue.exists():
+        sys.exit(f"{catalogue} is not there: run `make quickstart`, or name another store.")
+    with catalogue.open(encoding="utf-8") as file:
         sources = json.load(file)["sources"]
     stores = {s["name"]: TokenStore.open(f"{directory}/{s['store']}") for s in sources}
     weights = {s["name"]: s["rate"] for s in sources}

@@ -176,28 +176,37 @@ def smollm2():
 
 @pytest.mark.slow
 def test_smollm2_logits(smollm2):
-    """The real model, 134.5 million parameters, on 512 random tokens and 512 tokens of text.
+    """The real model, 134.5 million parameters, on 512 tokens of text and 512 random tokens.
 
-    Logits reach 40, and 30 layers of float32 rounding move them by some 1e-5 on average; the
-    yardstick is how far transformers in float32 is from transformers in float64.
+    Ours is computed in float64, so that what differs is transformers' float32 rounding: 6.6e-5 on
+    text and 7e-4 on random tokens, where logits reach 40 and layers see inputs like none of their
+    training. That is the yardstick where 1e-4 is out of any float32 implementation's reach.
     """
     path, imported = smollm2
     assert sum(x.size for x in jax.tree.leaves(imported.params)) == 134_515_008
     gate = imported.report.prompts["long"]
     assert imported.report.reference.startswith("transformers") and gate.tokens == 512
-    assert gate.relative < 1e-4 and gate.top1 == 1.0 and gate.kl_max < 1e-7
+    assert gate.relative < 5e-5 and gate.top1 == 1.0 and gate.kl_max < 1e-7
 
     text = (pathlib.Path(__file__).parents[2] / "data/quickstart/en_sotu.jsonl").open().readline()
-    tokens = np.asarray(imported.tokenizer.encode(json.loads(text)["text"])[:512], np.int32)
+    words = np.asarray(imported.tokenizer.encode(json.loads(text)["text"])[:512], np.int32)
+    noise = np.random.default_rng(0).integers(0, 49_152, 512).astype(np.int32)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    ours = parity.our_logits(imported.family, imported.params)(tokens)
-    narrow, wide = torch_logits(model, tokens), torch_logits(model.double(), tokens)
-    found = parity.compare(ours, narrow)
+    narrow = [torch_logits(model, tokens) for tokens in (words, noise)]
+    model = model.double()
+    wide = [torch_logits(model, tokens) for tokens in (words, noise)]
+    logits = parity.our_logits(imported.family, imported.params)
+    ours = [logits(tokens) for tokens in (words, noise)]
+
+    found = parity.compare(ours[0], narrow[0])
     assert found.tokens == 512 and found.top1 == 1.0
-    assert found.mean_abs < 5e-5 and found.relative < 1e-5, found
-    assert np.abs(ours - wide).mean() < 2 * np.abs(narrow - wide).mean()
+    assert found.max_abs < 1e-4 and found.mean_abs < 1e-5, found
+    for mine, theirs, truth in zip(ours, narrow, wide, strict=True):
+        error = np.abs(theirs - truth)
+        assert np.abs(mine - theirs).max() < 1.25 * error.max()
+        assert np.abs(mine - truth).mean() < 0.6 * error.mean()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from cases import CASES
+from zoo_cases import CASES
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.hf.import_ import family_of

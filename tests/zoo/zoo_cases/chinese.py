@@ -1,6 +1,6 @@
 """Chinese families and PaLM; all but GLM-4 are compared with NumPy."""
 
-from cases.llama_like import _BASE
+from zoo_cases.llama_like import _BASE
 
 _GLM = {
     "vocab_size": 64,

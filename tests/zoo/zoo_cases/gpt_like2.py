@@ -1,6 +1,6 @@
 """MPT, Phi, StarCoder and StableLM."""
 
-from cases.llama_like import _NO_EPS
+from zoo_cases.llama_like import _NO_EPS
 
 _MPT = {
     "model_type": "mpt",

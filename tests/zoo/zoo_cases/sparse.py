@@ -1,6 +1,6 @@
 """Mixtures of experts."""
 
-from cases.llama_like import _BASE
+from zoo_cases.llama_like import _BASE
 
 _DEEPSEEK = {k: v for k, v in _BASE.items() if k != "num_key_value_heads"} | {
     "num_hidden_layers": 3,

@@ -1,6 +1,6 @@
 """Families that differ from LLaMA in a few places."""
 
-from cases.llama import _LLAMA
+from zoo_cases.llama import _LLAMA
 
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 _BASE = _LLAMA | _ROPE
