@@ -122,7 +122,7 @@ def _literal(text: str) -> str:
 
 def manifest(job: Job) -> str:
     """YAML for ``kubectl apply``."""
-    return yaml.safe_dump(jobset(job), sort_keys=False, allow_unicode=True, width=10_000)
+    return yaml.safe_dump(jobset(job), sort_keys=False, width=10_000)
 
 
 def kubectl(target: Gke, *words: str) -> list[str]:

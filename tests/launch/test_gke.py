@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from t5x_llm.core.errors import T5xLLMError
@@ -39,6 +39,8 @@ def expand(text, variables):
     return out
 
 
+@settings(deadline=None)
+@example(["a\x85b\ufeff\u2028", "\x07"], "\x85 ")
 @given(st.lists(TEXT, min_size=1, max_size=4), TEXT)
 def test_hostile_words_arrive_as_they_are(words, value):
     made = job(command=tuple(words), environment=(("A", value),))
