@@ -23,7 +23,7 @@ quickstart: setup
 	$(RUN) train.py --gin_file=configs/recipes/quickstart.gin
 
 test: setup
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 $(PYTEST_ARGS)
 
 test-zoo: setup
 	$(RUN) -m pytest tests/zoo -m zoo -n 2 $(PYTEST_ARGS)
