@@ -32,7 +32,7 @@ class ShortConv(nnx.Module):
 
     def init_cache(self, batch: int, dtype: jnp.dtype) -> jax.Array:
         """What a segment has before its first token: zeros [B, width - 1, C]."""
-        return jnp.zeros((batch, self.width - 1, self.kernel.shape[1]), dtype)
+        return jnp.zeros((batch, self.width - 1, self.kernel.shape[-1]), dtype)
 
     def __call__(
         self, x: jax.Array, starts: jax.Array, taps: jax.Array | None

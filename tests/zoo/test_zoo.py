@@ -90,7 +90,7 @@ def test_weights_and_config_survive_the_round_trip(name):
 def test_gradients(name):
     _, model, params = zoo.model(name)
     golden = zoo.golden(name)
-    step = jax.jit(jax.value_and_grad(zoo.mean_loss(model)))
+    step = jax.jit(jax.value_and_grad(zoo.mean_loss(name)))
     with jax.default_matmul_precision("highest"):
         loss, gradients = step(params, zoo.tokens())
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-5)

@@ -48,7 +48,7 @@ def test_gradients(name):
     loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
     loss.backward()
     with jax.default_matmul_precision("highest"):
-        value, gradients = jax.jit(jax.value_and_grad(zoo.mean_loss(model)))(params, zoo.tokens())
+        value, gradients = jax.jit(jax.value_and_grad(zoo.mean_loss(name)))(params, zoo.tokens())
     np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
     ours = zoo.our_gradients(name, gradients)
     expecteds, without = hf_gradients(theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -113,14 +114,16 @@ def batch_of(rows: np.ndarray, **changes: Any) -> Any:
     return types.SimpleNamespace(**(fields | changes))
 
 
-def mean_loss(made: Model) -> Any:
-    """(params, row [T + 1]) -> mean next-token loss, for gradients."""
+def mean_loss(name: str) -> Any:
+    """(params, row [T + 1]) -> mean next-token loss, for gradients; routers' losses left out."""
+    family = model(name)[0]
+    if hasattr(family, "balance_weight"):
+        family = dataclasses.replace(family, balance_weight=0.0)
+    made = Model(family.decoder(), Policy(compute="float32"))
 
     def loss(params: Any, row: Any) -> Any:
         batch = batch_of(row[None])
-        # The router's losses are ours alone.
-        value, aux = made.loss(params, batch)
-        return (value - aux.get("layer_loss", 0.0)) / batch.tokens.size
+        return made.loss(params, batch)[0] / batch.tokens.size
 
     return loss
 
@@ -154,8 +157,6 @@ def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
 
 def losses(family: Any, batches: Iterable[Any], devices: int) -> np.ndarray:
     """Losses of AdamW steps on batches (``Model.loss``) of bytes, data x fsdp x tensor."""
-    import dataclasses
-
     import optax
 
     from t5x_llm.data.batch import Batch
