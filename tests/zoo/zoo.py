@@ -45,7 +45,7 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.log(rng.uniform(1, 4, shape)).astype(np.float32)
     if leaf in ("time_mix_key", "time_mix_value", "time_mix_receptance"):
         return rng.uniform(0, 1, shape).astype(np.float32)
-    if name.endswith("dt_proj.bias") or leaf == "dt_bias":
+    if name.endswith(("dt_proj.bias", "['step_bias']")) or leaf == "dt_bias":
         return rng.uniform(-4, -1, shape).astype(np.float32)
     if len(shape) < 2:
         centre = 0.0 if "bias" in leaf else 1.0

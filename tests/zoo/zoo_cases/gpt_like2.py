@@ -20,7 +20,7 @@ _PHI3 = _NO_EPS | {"model_type": "phi3", "rms_norm_eps": 1e-3, "pad_token_id": N
 _STABLELM = _NO_EPS | {
     "model_type": "stablelm",
     "layer_norm_eps": 1e-3,
-    "rope_parameters": _NO_EPS["rope_parameters"] | {"partial_rotary_factor": 0.25},
+    "rope_parameters": _NO_EPS["rope_parameters"] | {"partial_rotary_factor": 0.5},
 }
 _BIGCODE = {
     "model_type": "gpt_bigcode",

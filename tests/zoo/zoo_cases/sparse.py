@@ -46,7 +46,7 @@ CASES = {
         "n_layers": 2,
         "max_seq_len": 512,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 500.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.25, "rope_theta": 500.0},
         "ffn_config": {
             "hidden_size": 32,
             "ffn_hidden_size": 24,
@@ -63,6 +63,7 @@ CASES = {
     | {
         "model_type": "deepseek_v3",
         "q_lora_rank": 12,
+        "qk_rope_head_dim": 16,
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 500.0,
@@ -70,7 +71,7 @@ CASES = {
             "beta_fast": 5.0,
             "mscale": 1.0,
             "mscale_all_dim": 0.7,
-            "original_max_position_embeddings": 96,
+            "original_max_position_embeddings": 160,
         },
     },
 }
