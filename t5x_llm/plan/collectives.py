@@ -88,7 +88,7 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
                 kind=kind,
                 axes=_axes(groups, mesh_shape),
                 group=len(groups[0]) if groups else 1,
-                bytes=_whole(kind, instruction, module, name),
+                bytes=_whole(instruction, module),
                 times=runs[name],
                 hidden=split,
                 line=module.line(instruction),
@@ -100,10 +100,10 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
     return sorted(seen.values(), key=lambda c: -c.sent)
 
 
-def _whole(kind: str, instruction: Instruction, module: Module, computation: str) -> int:
+def _whole(instruction: Instruction, module: Module) -> int:
     """Bytes of the result, or of the operands where those are the larger (reduce-scatter)."""
-    sizes = {i.name: i.bytes for i in module.computations[computation]}
-    given = sum(sizes.get(operand, 0) for operand in instruction.operands)
+    operands = (module.named.get(operand) for operand in instruction.operands)
+    given = sum(other.bytes for other in operands if other is not None)
     if instruction.opcode.endswith("-start"):
         return max(given, max((s.bytes for s in instruction.shapes), default=0))
     return max(given, instruction.bytes)

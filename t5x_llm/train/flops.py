@@ -15,19 +15,21 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_llm.core.slices import GENERATIONS
+
 CONVENTION = "6N + causal attention + recurrences per predicted token, recomputation not counted"
 
 # Dense bfloat16 FLOP/s of one chip, by a part of jax's device_kind; vendors' figures.
 _PEAKS = (
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
-    ("TPU7x", 2307e12),
-    ("TPU v7x", 2307e12),
+    ("TPU v4", GENERATIONS["v4"].peak),
+    ("TPU v5 lite", GENERATIONS["v5e"].peak),
+    ("TPU v5e", GENERATIONS["v5e"].peak),
+    ("TPU v5p", GENERATIONS["v5p"].peak),
+    ("TPU v5", GENERATIONS["v5p"].peak),
+    ("TPU v6 lite", GENERATIONS["v6e"].peak),
+    ("TPU v6e", GENERATIONS["v6e"].peak),
+    ("TPU7x", GENERATIONS["v7x"].peak),
+    ("TPU v7x", GENERATIONS["v7x"].peak),
     ("H100", 989e12),
     ("H200", 989e12),
     ("A100", 312e12),
