@@ -71,7 +71,7 @@ $(PARITY)/.installed: requirements/lock.txt requirements/parity.txt pyproject.to
 
 lock: $(UV)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  pyproject.toml --group dev --extra hf -o requirements/lock.txt
+	  pyproject.toml --group dev --extra hf --extra clean --extra beam -o requirements/lock.txt
 
 clean:
 	rm -rf .venv .venv-parity .uv .cache .pytest_cache .mypy_cache .ruff_cache runs
