@@ -1,0 +1,1 @@
+"""Cleaning of raw text: documents in, fewer and better documents out, each drop with its reason."""
