@@ -15,6 +15,7 @@ from t5x_llm.core.errors import T5xLLMError, nearest
 COMMANDS = {
     "plan": ("plan", "compile the train step for a TPU slice that is not here; memory, time, cost"),
     "budget": ("budget", "tokens, FLOPs, days and money of training a model"),
+    "data": ("data", "clean, deduplicate and decontaminate raw text"),
     "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
     "train": ("train", "train a model; the same as python train.py"),
     "launch": ("launch", "run several processes on this machine, and again when one dies"),

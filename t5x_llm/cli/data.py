@@ -1,0 +1,42 @@
+"""The commands ``t5x-llm data ...``: what is done to data before and beside training."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from t5x_llm.core.errors import nearest
+
+# Subcommand to (module in t5x_llm.cli, what it does). Each module has main(argv); its argv begins
+# with the subcommand.
+COMMANDS = {
+    "clean": ("data_clean", "read, clean, deduplicate and decontaminate raw text"),
+    "dedup": ("data_clean", "only the deduplication of a cleaning"),
+    "decontaminate": ("data_clean", "only the search for evaluation sets of a cleaning"),
+}
+
+
+def usage() -> str:
+    """What ``t5x-llm data --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: t5x-llm data COMMAND [--help] ...", "", "commands:", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``t5x-llm data``."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if argv[0] not in COMMANDS:
+        near = nearest(argv[0], COMMANDS)
+        hint = f" Did you mean {near!r}?" if near else ""
+        print(f"t5x-llm data: no command {argv[0]!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    importlib.import_module(f"t5x_llm.cli.{COMMANDS[argv[0]][0]}").main(argv)
+
+
+if __name__ == "__main__":
+    main()

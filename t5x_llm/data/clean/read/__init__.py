@@ -1,0 +1,1 @@
+"""Documents out of files of many formats; what cannot be read is quarantined with its reason."""
