@@ -21,6 +21,15 @@ class Document:
     text: str
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def language(self) -> str:
+        """Its language as far as known: ``en``, ``zh``; otherwise empty."""
+        return str(self.meta.get("language") or "")
+
+    def concerns(self, language: str) -> bool:
+        """Whether a step for ``language`` is meant: empty is any; what is unknown is judged."""
+        return not language or self.language in ("", language)
+
     def with_text(self, text: str) -> Document:
         """The same document with another text."""
         return dataclasses.replace(self, text=text)
@@ -37,10 +46,12 @@ class Drop:
     Attributes:
       reason: one of a few words a step, counted in the report: ``too short``.
       detail: the figure behind it, for the samples of the report.
+      found: what the step would have put into ``meta``, for the histograms: scores.
     """
 
     reason: str
     detail: str = ""
+    found: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Answer = Document | Drop
@@ -49,6 +60,7 @@ Answer = Document | Drop
 class Step(Protocol):
     """A frozen dataclass that gin can fill; pure: the same document gives the same answer.
 
+    Mappings of counts that it puts into ``meta`` are summed in the report, floats drawn.
     ``open`` is called once in each worker and loads what the step needs (models, lists).
     """
 
