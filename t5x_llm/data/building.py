@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
-import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +17,7 @@ from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.data import jobs as shard_jobs
 from t5x_llm.data.jobs import Job, Made
+from t5x_llm.data.pool import Pool
 from t5x_llm.data.reading import JOB_BYTES
 from t5x_llm.data.store import FORMAT, SPLITS, ArrayWriter
 from t5x_llm.text import Tokenizer
@@ -126,6 +123,8 @@ def build_store(
             },
             "files": list(plan.files),
         }
+        if any(job.scored for job in plan.jobs):
+            manifest["scored"] = True
         write_json(f"{where}/manifest.json", manifest)
         if not remote:
             os.rename(where, target)
@@ -161,37 +160,17 @@ def _run_jobs(
 
 
 def _on_pool(plan: Plan, outs: list[str], tokenizer_path: str, count: int, bar: Any) -> list[Made]:
-    pool = concurrent.futures.ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    ended = (
+        f"A worker process reading source {plan.name!r} was ended from outside, perhaps for "
+        "want of memory. Set Data.workers = 1, or less than now."
     )
-    try:
-        futures = [
-            pool.submit(shard_jobs.run_in_worker, job, tokenizer_path, out)
-            for job, out in zip(plan.jobs, outs, strict=True)
-        ]
-        for future, job in zip(futures, plan.jobs, strict=True):
-            step = job.size if plan.size else 1
-            future.add_done_callback(functools.partial(lambda n, _: bar.update(n), step))
-        return [future.result() for future in futures]
-    except concurrent.futures.process.BrokenProcessPool as e:
-        raise DataError(
-            f"A worker process reading source {plan.name!r} was ended from outside, perhaps for "
-            "want of memory. Set Data.workers = 1, or less than now."
-        ) from e
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent is killed must not linger."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    calls = [(job, tokenizer_path, out) for job, out in zip(plan.jobs, outs, strict=True)]
+    with Pool(count, ended) as pool:
+        return pool.map(
+            shard_jobs.run_in_worker,
+            calls,
+            lambda i: bar.update(plan.jobs[i].size if plan.size else 1),
+        )
 
 
 def _join(made: list[Made], where: str) -> None:
@@ -217,8 +196,9 @@ def _join(made: list[Made], where: str) -> None:
                 end += int(lengths.sum())
                 flat = arrays[f"{split}/tokens"]
                 add("tokens", flat, tokens)
-                for name in ("bytes", "file", "line"):
-                    add(name, arrays[f"{split}/{name}"], documents)
+                for name in ("bytes", "file", "line", "score"):
+                    if f"{split}/{name}" in arrays:
+                        add(name, arrays[f"{split}/{name}"], documents)
                 if masked:
                     mask = arrays[f"{split}/mask"] if part.masked else np.ones(len(flat), np.uint8)
                     add("mask", mask, tokens)

@@ -52,11 +52,12 @@ class Stretch:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document and where it came from: index of the file, line or record from 1."""
+    """A document and where it came from: index of the file, line or record from 1; its score."""
 
     text: str
     file: int
     line: int
+    score: float | None = None
 
 
 def find_files(source: Source) -> list[str]:
@@ -69,7 +70,7 @@ def find_files(source: Source) -> list[str]:
     for pattern in source.paths:
         path = as_path(pattern)
         if any(c in pattern for c in "*?["):
-            fixed, _, rest = _split_glob(pattern)
+            fixed, _, rest = split_glob(pattern)
             matches = [str(p) for p in as_path(fixed or ".").glob(rest) if not p.is_dir()]
             if not matches:
                 raise DataError(
@@ -83,7 +84,7 @@ def find_files(source: Source) -> list[str]:
                 f"Name its files, for instance {pattern.rstrip('/')}/*.{_suffix(source)}."
             )
         elif not path.exists():
-            near = nearest(path.name, _neighbours(path))
+            near = nearest(path.name, neighbours(path))
             raise DataError(
                 f"Source {source.name!r}: there is no file {pattern!r} (Source.files)."
                 + (f" Did you mean {str(path.parent / near)!r}?" if near else "")
@@ -93,13 +94,16 @@ def find_files(source: Source) -> list[str]:
     return sorted(found)
 
 
-def scan(path: str, lines: bool, progress: Callable[[int], Any] = int) -> Scan:
+def scan(
+    path: str, lines: bool, progress: Callable[[int], Any] = int, most: int = JOB_BYTES
+) -> Scan:
     """Hashes a file and finds where it can be cut.
 
     Args:
       path: the file.
       lines: whether it may be cut between lines.
       progress: called with the bytes of each block.
+      most: bytes of a stretch, about.
 
     Raises:
       DataError: if it cannot be read.
@@ -112,8 +116,8 @@ def scan(path: str, lines: bool, progress: Callable[[int], Any] = int) -> Scan:
                 digest.update(block)
                 if lines:
                     begin = 0
-                    while position + len(block) - cuts[-1][0] >= JOB_BYTES:
-                        wanted = max(cuts[-1][0] + JOB_BYTES - position - 1, begin)
+                    while position + len(block) - cuts[-1][0] >= most:
+                        wanted = max(cuts[-1][0] + most - position - 1, begin)
                         end = block.find(b"\n", wanted) + 1
                         if not end:
                             break
@@ -130,15 +134,15 @@ def scan(path: str, lines: bool, progress: Callable[[int], Any] = int) -> Scan:
     return Scan(path, position, digest.hexdigest(), tuple(cuts))
 
 
-def plan_jobs(scans: Iterable[Scan]) -> list[tuple[Stretch, ...]]:
-    """The stretches of each job, in the order of the files."""
+def plan_jobs(scans: Iterable[Scan], most: int = JOB_BYTES) -> list[tuple[Stretch, ...]]:
+    """The stretches of each job of ``most`` bytes, about, in the order of the files."""
     jobs: list[tuple[Stretch, ...]] = []
     current: list[Stretch] = []
     held = 0
     for index, found in enumerate(scans):
         stops = [byte for byte, _ in found.cuts[1:]] + [found.size]
         for (start, line), stop in zip(found.cuts, stops, strict=True):
-            if current and held + stop - start > JOB_BYTES * 5 // 4:
+            if current and held + stop - start > most * 5 // 4:
                 jobs.append(tuple(current))
                 current, held = [], 0
             current.append(Stretch(index, found.path, start, stop, line))
@@ -153,7 +157,7 @@ def read(
 
     Raises:
       DataError: naming file, line and byte, for text that is not UTF-8, a line that is not JSON,
-        a field that is missing or is not a string.
+        a field that is missing or is not a string, a score that is not a number.
     """
     for stretch in stretches:
         try:
@@ -173,9 +177,9 @@ def read(
                         raise DataError(f"{stretch.path}: shrank while it was read.")
                     text = _decode(raw, stretch.path, position, number)
                     if text.strip():
-                        text = _text(source, text, f"{stretch.path}:{number}")
+                        text, score = _text(source, text, f"{stretch.path}:{number}")
                         if text:
-                            yield Document(text, stretch.file, number)
+                            yield Document(text, stretch.file, number, score)
                     position, number = position + len(raw), number + 1
                     progress(len(raw))
         except OSError as e:
@@ -195,10 +199,10 @@ def _decode(raw: bytes, path: str, start: int, line: int = 0) -> str:
         ) from e
 
 
-def _text(source: Source, line: str, where: str) -> str:
-    """The document in one line of a file."""
+def _text(source: Source, line: str, where: str) -> tuple[str, float | None]:
+    """The document in one line of a file, and its score."""
     if source.kind == "text":
-        return line.rstrip("\r\n")
+        return line.rstrip("\r\n"), None
     try:
         value = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as e:
@@ -232,7 +236,21 @@ def _text(source: Source, line: str, where: str) -> str:
             f"{where}: field {source.field!r} holds half of a surrogate pair at character "
             f"{e.start}, which is not a character. Repair or remove the line."
         ) from e
-    return text
+    return text, _score(source, value, where) if source.score else None
+
+
+def _score(source: Source, value: dict[str, Any], where: str) -> float:
+    """The number in the field ``Source.score`` of a line."""
+    found: Any = value
+    for part in source.score.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not number or not abs(found) < 3e38:  # what float32 holds
+        raise DataError(
+            f"{where}: score {source.score!r} is {_kind(found)}, expected a finite number. "
+            f"Set Source.score of {source.name!r}, or repair or remove the line."
+        )
+    return float(found)
 
 
 def _kind(value: Any) -> str:
@@ -240,7 +258,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null" if value is None else f"the number {value}"[:60])
 
 
-def _split_glob(pattern: str) -> tuple[str, str, str]:
+def split_glob(pattern: str) -> tuple[str, str, str]:
     """Directory without wildcards, "/", rest."""
     parts = pattern.split("/")
     wild = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
@@ -252,7 +270,7 @@ def _suffix(source: Source) -> str:
     return "jsonl" if source.kind == "jsonl" else "txt"
 
 
-def _neighbours(path: Any) -> list[str]:
+def neighbours(path: Any) -> list[str]:
     try:
         return [p.name for p in path.parent.iterdir()]
     except OSError:

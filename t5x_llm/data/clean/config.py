@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import re
 from typing import Any
@@ -31,6 +32,8 @@ class Input:
       keep: further fields of a record, kept in ``Document.meta``.
       unit: what is one document in a text file: ``file``, ``line`` or ``paragraph`` (blank lines
         between).
+      encoding: of text and jsonl: ``utf-8``, ``gb18030``, ``big5``; what does not fit is
+        quarantined.
       html: whether texts of jsonl and parquet are HTML, to be extracted.
       language: of all its documents if known, in ``meta`` for the steps: ``en``, ``zh``.
       license: of the text, in the manifest.
@@ -42,6 +45,7 @@ class Input:
     field: str = "text"
     keep: tuple[str, ...] = ()
     unit: str = "file"
+    encoding: str = "utf-8"
     html: bool = False
     language: str = ""
     license: str = ""
@@ -59,8 +63,22 @@ class Input:
         object.__setattr__(self, "keep", keep)
         check_choice("Input.format", self.format, FORMATS)
         check_choice("Input.unit", self.unit, UNITS)
+        _check_encoding(self.encoding)
         if not self.field:
             raise ConfigError("Input.field", self.field, "the name of the field with the text")
+
+
+def _check_encoding(encoding: str) -> None:
+    """One in which a line ends with the byte of a line feed, as lines are cut before decoding."""
+    try:
+        known = codecs.lookup(encoding)
+        fits = "a\n".encode(encoding) == b"a\n" and isinstance(b"a".decode(encoding), str)
+    except (LookupError, TypeError):
+        known, fits = None, False
+    if known is None or not fits:
+        raise ConfigError(
+            "Input.encoding", encoding, "an encoding that holds ASCII, such as 'utf-8', 'gb18030'"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

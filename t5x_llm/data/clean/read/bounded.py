@@ -1,0 +1,135 @@
+"""Bytes of untrusted files, never more of them in memory than a limit."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from t5x_llm.core.paths import as_path
+
+# Below this a ratio says nothing: a small file of one repeated line is no bomb.
+_RATIO_FROM = 64 << 20
+_SKIP = 1 << 20
+
+
+class QuarantineError(Exception):
+    """An input, or the rest of it, that is set aside.
+
+    Args:
+      reason: a few words, counted.
+      detail: the figure behind it.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class Counted(io.RawIOBase):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: Any, progress: Callable[[int], Any] = int):
+        self._file, self._progress, self.count = file, progress, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        self.count += len(data)
+        self._progress(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Expanded(io.RawIOBase):
+    """What a compressed file holds, as far as the limits go.
+
+    Raises:
+      QuarantineError: from ``read``: an archive that is damaged, or that expands beyond the limits.
+    """
+
+    def __init__(self, opened: Any, compressed: Counted, most: int, ratio: float):
+        self._opened, self._compressed = opened, compressed
+        self._most, self._ratio, self._count = most, ratio, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        try:
+            data = self._opened.read(len(buffer))
+        except (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError) as e:
+            raise QuarantineError("damaged archive", str(e)) from e
+        except OSError as e:
+            if e.errno is not None:
+                raise
+            raise QuarantineError("damaged archive", str(e)) from e  # bz2's
+        buffer[: len(data)] = data
+        self._count += len(data)
+        if self._count > self._most:
+            raise QuarantineError("archive expands too far", f"beyond {self._most:,} bytes")
+        most = max(self._ratio * self._compressed.count, _RATIO_FROM)
+        if self._count > most:
+            ratio = self._count / max(self._compressed.count, 1)
+            raise QuarantineError("archive expands too far", f"{ratio:,.0f} bytes of one")
+        return len(data)
+
+
+@contextlib.contextmanager
+def open_bounded(
+    path: str, compression: str, most: int, ratio: float, progress: Callable[[int], Any] = int
+) -> Iterator[BinaryIO]:
+    """A buffered file of the content of ``path``.
+
+    Args:
+      path: local or remote.
+      compression: ``gz``, ``zst``, ``bz2`` or nothing.
+      most: decompressed bytes.
+      ratio: decompressed bytes of one compressed byte, at most.
+      progress: called with the bytes read of the file itself.
+    """
+    with as_path(path).open("rb") as file:
+        counted = Counted(file, progress)
+        if not compression:
+            yield io.BufferedReader(counted, 1 << 18)
+            return
+        opened: Any
+        if compression == "gz":
+            opened = gzip.GzipFile(fileobj=counted)
+        elif compression == "bz2":
+            opened = bz2.BZ2File(counted)
+        else:
+            import zstandard
+
+            source: Any = counted
+            opened = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+        yield io.BufferedReader(Expanded(opened, counted, most, ratio), 1 << 18)
+
+
+def lines(file: BinaryIO, most: int) -> Iterator[tuple[bytes, int]]:
+    """Each line and its length; of a line longer than ``most`` only its first bytes.
+
+    Yields:
+      (line with its end, bytes of the line).
+    """
+    while raw := file.readline(most + 1):
+        size = len(raw)
+        if size > most and not raw.endswith(b"\n"):
+            while more := file.readline(_SKIP):
+                size += len(more)
+                if more.endswith(b"\n"):
+                    break
+            raw = raw[:256]
+        yield raw, size

@@ -1,0 +1,96 @@
+"""The files of an input: names for ids, links that run in circles left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from t5x_llm.core.errors import DataError, nearest
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.clean.config import Input
+from t5x_llm.data.clean.read.records import Bad
+from t5x_llm.data.reading import neighbours, split_glob
+
+
+class File(NamedTuple):
+    """``path``; ``name`` of it in ids; ``size`` in bytes; ``changed``, its modification time."""
+
+    path: str
+    name: str
+    size: int
+    changed: int
+
+
+def find_files(source: Input) -> tuple[list[File], list[Bad]]:
+    """The input's files by path, each once, and those that are no files.
+
+    Raises:
+      DataError: a path that is not there, a glob or a directory without files.
+    """
+    found: dict[str, str] = {}  # path to what is wrong with it
+    for pattern in source.files:
+        matches = dict(_match(source, pattern))
+        if not matches:
+            raise DataError(
+                f"Input {source.name!r}: no file at {pattern!r} (Input.files). "
+                "Check the pattern; paths are relative to the directory you started in."
+            )
+        found.update(matches)
+    paths = sorted(found)
+    base = os.path.dirname(os.path.commonprefix([f"{p}\0" for p in paths])) if paths else ""
+    files, bad = [], []
+    for path in paths:
+        name = path[len(base) :].lstrip("/") or path
+        wrong = found[path]
+        try:
+            stat = as_path(path).stat()
+        except OSError as e:
+            wrong = wrong or f"cannot be read: {e.strerror or e}"
+        if wrong:
+            reason, _, detail = wrong.partition(": ")
+            bad.append(Bad(f"{source.name}/{name}", reason, detail))
+        else:
+            files.append(File(path, name, stat.length, int(stat.mtime)))
+    return files, bad
+
+
+def _match(source: Input, pattern: str) -> Iterator[tuple[str, str]]:
+    """Paths, and what is wrong with each."""
+    path = as_path(pattern)
+    if any(c in pattern for c in "*?["):
+        fixed, _, rest = split_glob(pattern)
+        for match in as_path(fixed or ".").glob(rest):
+            if not match.is_dir():
+                yield str(match), ""
+    elif path.is_dir():
+        yield from _walk(str(path))
+    elif not path.exists() and not os.path.islink(str(path)):
+        near = nearest(path.name, neighbours(path))
+        raise DataError(
+            f"Input {source.name!r}: there is no file {pattern!r} (Input.files)."
+            + (f" Did you mean {str(path.parent / near)!r}?" if near else "")
+        )
+    else:
+        yield str(path), ""
+
+
+def _walk(root: str) -> Iterator[tuple[str, str]]:
+    """All files below a directory, links followed but for those that lead back up."""
+    if "://" in root:
+        yield from ((str(p), "") for p in as_path(root).glob("**/*") if not p.is_dir())
+        return
+    above: dict[str, frozenset[str]] = {root: frozenset()}
+    for place, folders, names in os.walk(root, followlinks=True):
+        way = above.pop(place) | {os.path.realpath(place)}
+        for folder in sorted(folders):
+            inner = os.path.join(place, folder)
+            if os.path.realpath(inner) in way:
+                folders.remove(folder)
+                yield inner, f"link in a circle: to {os.path.realpath(inner)}"
+            else:
+                above[inner] = way
+        for name in names:
+            inner = os.path.join(place, name)
+            plain = os.path.isfile(inner) or os.path.islink(inner)
+            yield inner, "" if plain else "not a file: a device, a pipe or a socket"
