@@ -1,0 +1,161 @@
+"""The tasks of reading and cleaning: pure functions of their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.clean.config import Clean
+from t5x_llm.data.clean.document import Drop
+from t5x_llm.data.clean.parts import LineWriter, PartWriter
+from t5x_llm.data.clean.read.bounded import QuarantineError
+from t5x_llm.data.clean.read.files import File
+from t5x_llm.data.clean.read.formats import (
+    Format,
+    check_head,
+    format_of,
+    is_cut,
+    open_parquet,
+    row_groups,
+)
+from t5x_llm.data.clean.read.records import Bad, read
+from t5x_llm.data.clean.tally import FAILED, Chain, Tally
+from t5x_llm.data.reading import Stretch, scan
+
+QUARANTINE, REMOVED = ".quarantine.jsonl", ".removed.jsonl"
+_HEAD = 4096
+# A part holds this many shards' worth of text at most: an archive may expand to many parts.
+_SHARDS_A_PART = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all tasks of a run know.
+
+    Attributes:
+      clean: the configuration.
+      folder: where parts go that this phase writes.
+    """
+
+    clean: Clean
+    folder: str
+
+    @property
+    def part_bytes(self) -> int:
+        """Of text in a part, about."""
+        return _SHARDS_A_PART * self.clean.shard_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What one task cleans: of files of one input, by its number, stretches."""
+
+    source: int
+    stretches: tuple[Stretch, ...]
+    names: tuple[str, ...]
+    kinds: tuple[Format, ...]
+
+
+def scan_files(context: Context, argument: tuple[int, tuple[File, ...]], base: str) -> Any:
+    """Looks at files: what they are, their hash, and where they can be cut.
+
+    Returns:
+      For each file its format, sha256 and cuts; or why it is quarantined.
+    """
+    source = context.clean.inputs[argument[0]]
+    found: list[dict[str, Any]] = []
+    for file in argument[1]:
+        try:
+            kind = format_of(source, file.path)
+            with as_path(file.path).open("rb") as opened:
+                check_head(opened.read(_HEAD), kind)
+            seen = scan(
+                file.path, is_cut(source, kind), most=context.clean.shard_bytes
+            )  # a DataError is a file that cannot be read
+            cuts = seen.cuts
+            if kind.name == "parquet":
+                cuts = _row_cuts(file.path, context.clean.shard_bytes)
+            found.append(
+                {"kind": list(kind), "sha256": seen.sha256, "size": seen.size, "cuts": cuts}
+            )
+        except QuarantineError as e:
+            found.append({"reason": e.reason, "detail": e.detail})
+        except (OSError, DataError) as e:
+            found.append(
+                {"reason": "cannot be read", "detail": getattr(e, "strerror", None) or str(e)}
+            )
+    return found
+
+
+def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
+    """As those of ``scan``, between row groups."""
+    with as_path(path).open("rb") as raw:
+        cuts = [(0, 1)]
+        for group in row_groups(open_parquet(raw)):
+            if group.offset - cuts[-1][0] >= most:
+                cuts.append((group.offset, group.first))
+    return cuts
+
+
+# The chain of the last run whose tasks this process performed; models load once in a worker.
+_opened: dict[str, tuple[Chain, Any]] = {}
+
+
+def _open(clean: Clean) -> tuple[Chain, Any]:
+    key = repr((clean.steps, clean.decontaminate))
+    if key not in _opened:
+        _opened.clear()
+        search = clean.decontaminate.open() if clean.decontaminate else None
+        _opened[key] = Chain(clean.steps, Tally()), search
+    return _opened[key]
+
+
+def clean_shard(context: Context, shard: Shard, base: str) -> Any:
+    """Reads and cleans a shard.
+
+    Returns:
+      ``parts`` written, ``tally``, how many were ``quarantined`` and ``contaminated``.
+    """
+    clean = context.clean
+    source = clean.inputs[shard.source]
+    chain, search = _open(clean)
+    tally = chain.tally = Tally()
+    name = base.rsplit("/", 1)[-1]
+    writer = PartWriter(context.folder, name, clean.compression, context.part_bytes)
+    bad = removed = 0
+    with LineWriter(base + QUARANTINE) as quarantine, LineWriter(base + REMOVED) as listed:
+        for stretch, file, kind in zip(shard.stretches, shard.names, shard.kinds, strict=True):
+            for found in read(source, clean.limits, stretch, file, kind):
+                if isinstance(found, Bad):
+                    tally.quarantined(found.reason, found.id, found.detail)
+                    quarantine.write(id=found.id, reason=found.reason, detail=found.detail)
+                    bad += 1
+                    continue
+                tally.read(found)
+                answer = chain(found)
+                if isinstance(answer, Drop):
+                    if answer.reason == FAILED:
+                        quarantine.write(id=found.id, reason=FAILED, detail=answer.detail)
+                        bad += 1
+                    continue
+                if search is not None:
+                    verdict = search(answer)
+                    tally.answered("decontaminate", answer, verdict)
+                    if isinstance(verdict, Drop):
+                        listed.write(
+                            id=found.id, step="decontaminate", reason=verdict.reason,
+                            detail=verdict.detail,
+                        )  # fmt: skip
+                        removed += 1
+                        continue
+                writer.write(answer)
+                if clean.dedup is None:
+                    tally.kept(answer)
+    return {
+        "parts": [dataclasses.astuple(part) for part in writer.close()],
+        "tally": tally.to_json(),
+        "quarantined": bad,
+        "removed": removed,
+    }
