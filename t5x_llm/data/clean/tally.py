@@ -164,7 +164,7 @@ def _sum(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _keep_smallest(samples: list[dict[str, str]], more: Sequence[Mapping[str, str]]) -> None:
     samples.extend(dict(each) for each in more)
-    samples.sort(key=lambda each: sorted(each.items(), key=lambda item: item[0] != "rank"))
+    samples.sort(key=lambda each: (each["rank"], sorted(each.items())))
     del samples[SAMPLES:]
 
 

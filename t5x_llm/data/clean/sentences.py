@@ -1,0 +1,71 @@
+"""Sentences of English and Chinese text, by rule."""
+
+from __future__ import annotations
+
+import re
+
+from t5x_llm.data.clean.characters import CLOSING, HAN
+
+# After these a full stop ends no sentence. Titles, months, and what stands before a number or name.
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof rev hon gen col capt lt sgt maj sen rep gov pres st mt ft "
+    "jan feb mar apr jun jul aug sep sept oct nov dec "
+    "no nos vol vols fig figs eq eqs sec ch art pp ed eds cf vs viz al e.g i.e u.s "
+    "inc ltd co corp dept univ assn bros est approx".split()
+)
+_CLOSING = re.escape(CLOSING)
+# A break: Chinese marks wherever they stand; others before blank space; an empty line.
+_END = re.compile(
+    rf"[。！？…]+[{_CLOSING}]*|[.!?]+[{_CLOSING}]*(?=\s|$|[{HAN}])|(?<=[{HAN}”」』])[;；]|\n\s*\n"
+)
+_LAST_WORD = re.compile(r"[^\W\d_][\w.]*$")
+_NEXT = re.compile(r"\s*[\"'“‘「『（(\[]*(\w)?")
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each sentence; together they cover the text, blank space at their ends.
+
+    A full stop ends no sentence after an abbreviation or an initial, nor where a small letter
+    follows. Chinese full stops, question and exclamation marks, ellipses and semicolons do, with
+    the quotes and brackets that close after them; so does an empty line.
+    """
+    spans, start = [], 0
+    for match in _END.finditer(text):
+        if not _ends(text, start, match):
+            continue
+        end = match.end()
+        while end < len(text) and text[end].isspace():
+            end += 1
+        if end > start and text[start:end].strip():
+            spans.append((start, end))
+            start = end
+    if start < len(text):
+        if text[start:].strip() or not spans:
+            spans.append((start, len(text)))
+        else:
+            spans[-1] = (spans[-1][0], len(text))
+    return spans
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, stripped; see ``sentence_spans``."""
+    found = (text[start:end].strip() for start, end in sentence_spans(text))
+    return [sentence for sentence in found if sentence]
+
+
+def _ends(text: str, start: int, match: re.Match[str]) -> bool:
+    mark = match.group()[0]
+    if mark in "!?。！？;；\n":
+        return True
+    follows = _NEXT.match(text, match.end())
+    letter = follows.group(1) if follows else None
+    if letter is not None and letter.islower():
+        return False
+    if mark == "…" or match.group().startswith(".."):
+        return True
+    word = _LAST_WORD.search(text, max(start, match.start() - 24), match.start())
+    if word is None:
+        return True
+    last = word.group()
+    initial = len(last) == 1 and last.isupper() and last != "I"
+    return not (initial or last.lower() in _ABBREVIATIONS)

@@ -1,0 +1,46 @@
+"""Words and sentences for datatrove's filters, without models that would have to be downloaded."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from t5x_llm.core.errors import check_choice
+from t5x_llm.data.clean.characters import HAN
+from t5x_llm.data.clean.sentences import sentence_spans
+
+LANGUAGES = ("en", "zh")
+# English: a word keeps what an apostrophe or full stop joins (it's, U.S.A); each sign is a word.
+_ENGLISH = re.compile(r"\w+(?:['’.]\w+)*|[^\w\s]")
+# Chinese: a character is a word, as are runs of other letters and digits.
+_CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
+
+
+def words(text: str, language: str) -> list[str]:
+    """The words of a text: English words, or Chinese characters; signs are words of their own."""
+    return (_CHINESE if language == "zh" else _ENGLISH).findall(text)
+
+
+@functools.cache
+def splitter(language: str) -> Any:
+    """What datatrove's filters take as their ``language``: the same object for every filter, since
+    datatrove then splits a document once for all of them.
+
+    Raises:
+      ConfigError: for a language other than ``en`` and ``zh``.
+    """
+    check_choice("language", language, LANGUAGES)
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class Splitter(WordTokenizer):
+        def word_tokenize(self, text: str) -> list[str]:
+            return words(text, language)
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return sentence_spans(text)
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text[start:end].strip() for start, end in sentence_spans(text)]
+
+    return Splitter(language)
