@@ -221,12 +221,13 @@ def make_recovery(
     journal: Journal,
 ) -> Recovery:
     """What finds the beginning of the run, and takes it back after a spike."""
+    made = model, tx, mesh, rules
 
     def load(step: int | None) -> tuple[TrainState, DataState, dict[str, Any]]:
         if step is None:
             fresh = DataState(skips=merge_ranges(run.loop.skips))
             if run.start_from is not None:
-                return state_from_params(imported(run), model, tx, mesh, rules), fresh, {}
+                return state_from_params(imported(run, *made), *made), fresh, {}
             key = named_key(run.loop.seed, "params")
             return init_state(model, tx, key, mesh, rules), fresh, {}
         wanted = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
@@ -257,13 +258,23 @@ def told_beginning(run: Run, step: int | None) -> str:
     return f"Continuing {run.directory} from step {step}."
 
 
-def imported(run: Run) -> Any:
-    """Parameters of ``Run.start_from``, checked against the run's model."""
+def imported(run: Run, model: Model, tx: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Parameters of ``Run.start_from``, checked against the run's model.
+
+    Each goes to its devices as soon as it is read: the host never holds the model.
+    """
     from t5x_llm.hf.import_ import import_hf
+    from t5x_llm.models.weight_map import flatten
 
     check_start_from(run)
     assert run.start_from is not None
-    return import_hf(run.start_from)[1]
+    shardings = flatten(state_shardings(model, tx, mesh, rules).params)
+    dtypes = {path: leaf.dtype for path, leaf in flatten(model.abstract_params()).items()}
+
+    def place(path: str, array: Any) -> jax.Array:
+        return jax.device_put(array.astype(dtypes[path]), shardings[path])
+
+    return import_hf(run.start_from, place=place)[1]
 
 
 def check_start_from(run: Run) -> None:

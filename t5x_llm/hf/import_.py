@@ -48,9 +48,12 @@ class Imported(NamedTuple):
     report: parity.ParityReport | None
 
 
-def import_hf(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any], Tokenizer | None]:
+def import_hf(
+    path: str | os.PathLike[str],
+    place: Callable[[str, np.ndarray], Any] = lambda name, array: array,
+) -> tuple[Any, dict[str, Any], Tokenizer | None]:
     """``import_model`` with its check, without the report: (family, params, tokenizer)."""
-    return import_model(path)[:3]
+    return import_model(path, place=place)[:3]
 
 
 def import_model(
@@ -76,18 +79,18 @@ def import_model(
     family = family_in(source)
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
-    abstract = Model(family.decoder()).abstract_params()
-    params = from_hf(family.weight_map(), abstract, weights.read, place)
     report = None
     if check:
         report = parity.check_parity(
-            parity.our_logits(family, params),
+            parity.streamed_logits(family, weights.read),
             reference(source.path, source.config, weights.read, parity.count(family)),
             vocab_size=family.vocab_size,
             max_length=parity.max_length(family),
             dtype=weights.stored,
         )
         report.raise_if_failed(f"Import of {path}")
+    abstract = Model(family.decoder()).abstract_params()
+    params = from_hf(family.weight_map(), abstract, weights.read, place)
     return Imported(family, params, tokenizer, report)
 
 
