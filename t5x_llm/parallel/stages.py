@@ -1,0 +1,225 @@
+"""What moves between the stages of a pipeline, each over the mesh axis ``stage`` alone.
+
+Arrays of all stages have a leading axis P that lies on ``stage``. Collectives are written out, so
+that the partitioner has nothing to guess: the transpose of each is the one going the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from t5x_llm.parallel.pipeline import Layout
+from t5x_llm.parallel.rules import LogicalAxes, current, resolve
+
+STAGE = "stage"
+
+
+def stage_count(mesh: Mesh | None = None) -> int:
+    """p: the size of ``stage`` on a mesh, the current one if None; 1 outside ``use``."""
+    if mesh is None:
+        context = current()
+        if context is None:
+            return 1
+        mesh = context.mesh
+    return mesh.shape.get(STAGE, 1)
+
+
+def _local(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    context = current()
+    assert context is not None
+    return jax.shard_map(function, mesh=context.mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def _compute(axes: LogicalAxes, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    context = current()
+    assert context is not None
+    return tuple(resolve(context.rules.compute, axes, context.mesh, shape))
+
+
+def spread(x: jax.Array, order: np.ndarray, axes: LogicalAxes) -> jax.Array:
+    """x [m, ...], whole on every stage, to what the first stage reads: [len(order), P, ...].
+
+    Each stage has its own copy, so that what flows back is added up over stages once, at the end.
+
+    Args:
+      x: [m, ...].
+      order: indices into m.
+      axes: logical names of the compute table for the dimensions behind m.
+    """
+    rest = _compute(axes, x.shape[1:])
+
+    def local(x: jax.Array) -> jax.Array:
+        return jax.lax.pcast(x, (STAGE,), to="varying")[order][:, None]
+
+    return _local(local, PartitionSpec(None, *rest), PartitionSpec(None, STAGE, *rest))(x)
+
+
+def rotate(x: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """x [P, ...] with each stage's part at the next stage, the last one's at the first."""
+    spec = PartitionSpec(STAGE, *_compute(axes, x.shape[1:]))
+    p = stage_count()
+    pairs = [(s, (s + 1) % p) for s in range(p)]
+    return _local(lambda x: jax.lax.ppermute(x, STAGE, pairs), spec, spec)(x)
+
+
+def finished(x: jax.Array, ticks: np.ndarray, axes: LogicalAxes) -> jax.Array:
+    """What the last stage made at some ticks, told to all stages: [T, P, ...] to [m, ...].
+
+    Args:
+      x: [ticks, P, ...].
+      ticks: int [m].
+      axes: logical names of the dimensions behind P.
+    """
+    rest = _compute(axes, x.shape[2:])
+
+    def local(x: jax.Array) -> jax.Array:
+        last = jax.lax.axis_index(STAGE) == stage_count() - 1
+        return jax.lax.psum(jnp.where(last, x[ticks, 0], 0), STAGE)
+
+    return _local(local, PartitionSpec(None, STAGE, *rest), PartitionSpec(None, *rest))(x)
+
+
+def collected(x: jax.Array, where: np.ndarray) -> jax.Array:
+    """Scalars that stages made, told to all.
+
+    Args:
+      x: [ticks, P, slots].
+      where: int [..., 3], a tick, stage and slot for each.
+
+    Returns:
+      [...].
+    """
+    ticks, stages, slots = np.moveaxis(where, -1, 0)
+
+    def local(x: jax.Array) -> jax.Array:
+        mine = jax.lax.axis_index(STAGE) == stages
+        return jax.lax.psum(jnp.where(mine, x[ticks, 0, slots], 0), STAGE)
+
+    return _local(local, PartitionSpec(None, STAGE), PartitionSpec())(x)
+
+
+def taken(x: jax.Array, index: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """Each stage's own row of what all have: x [m, ...] and index [P] to [P, ...]."""
+    rest = _compute(axes, x.shape[1:])
+    return _local(
+        lambda x, i: x[i], (PartitionSpec(None, *rest), PartitionSpec(STAGE)),
+        PartitionSpec(STAGE, *rest),
+    )(x, index)  # fmt: skip
+
+
+def chosen(w: jax.Array, repeat: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """The group of units each stage works with: w [P, v, slots, ...], repeat [P] to [P, slots, ...].
+
+    Args:
+      w: of ``to_stages``.
+      repeat: int [P].
+      axes: as given to it.
+    """
+    rest = _unit_spec(w.shape[3:], axes)
+    return _local(
+        lambda w, r: w[0][r],
+        (PartitionSpec(STAGE, None, None, *rest), PartitionSpec(STAGE)),
+        PartitionSpec(STAGE, None, *rest),
+    )(w, repeat)
+
+
+def to_stages(w: jax.Array, layout: Layout, axes: LogicalAxes) -> jax.Array:
+    """A stack of parameters [units, ...] as the stages need it: [P, v, slots, ...].
+
+    Where the stack is stored over ``stage`` along its units, those that lie with another stage go
+    there by collective permutations: none for equal stages without repeats. Where p does not divide
+    the units, it is stored over ``stage`` along another dimension, and an all-to-all brings it. Its
+    parts over other mesh axes stay as they are. No device holds more than its stage's units.
+
+    Args:
+      w: the stack.
+      layout: of its units.
+      axes: logical names of its dimensions, ``layers`` first.
+    """
+    context = current()
+    assert context is not None
+    stored = tuple(resolve(context.rules.params, axes, context.mesh, w.shape))
+    rest = _unit_spec(w.shape[1:], axes)
+    p, v, slots = layout.stages, layout.repeats, layout.slots
+    units = layout.units.reshape(p, v * slots)
+    whole = [i for i, entry in enumerate(stored) if STAGE in _names(entry)]
+
+    def local(w: jax.Array) -> jax.Array:
+        if not whole:
+            w = jax.lax.pcast(w, (STAGE,), to="varying")
+            out = w[jnp.asarray(units)[jax.lax.axis_index(STAGE)]]
+        elif whole[0] == 0:
+            out = _exchanged(w, layout)
+        else:
+            i = whole[0]
+            out = jax.lax.all_to_all(w[units], STAGE, 0, i + 1, tiled=True)[0]
+        return out.reshape(1, v, slots, *out.shape[1:])
+
+    out_spec = PartitionSpec(STAGE, None, None, *rest)
+    return _local(local, PartitionSpec(*stored), out_spec)(w)
+
+
+def _unit_spec(shape: tuple[int, ...], axes: LogicalAxes) -> tuple[Any, ...]:
+    """Where one unit's dimensions lie, ``stage`` left out."""
+    context = current()
+    assert context is not None
+    sizes = {axis: n for axis, n in context.mesh.shape.items() if axis != STAGE}
+    return tuple(resolve(context.rules.params, axes[1:], _Sizes(sizes), shape))
+
+
+class _Sizes:
+    """A mesh of which only the sizes are asked."""
+
+    def __init__(self, shape: dict[str, int]):
+        self.shape = shape
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _exchanged(w: jax.Array, layout: Layout) -> jax.Array:
+    """This stage's units [v * slots, ...] of a stack of which each device has its p-th part."""
+    p, v, slots = layout.stages, layout.repeats, layout.slots
+    each = layout.n_units // p
+    if v == 1 and slots == each:
+        return w
+    places = layout.places
+    me = jax.lax.axis_index(STAGE)
+    out = jax.lax.pcast(jnp.zeros((v * slots, *w.shape[1:]), w.dtype), (STAGE,), to="varying")
+    for shift in range(p):
+        # Units that go from a device to the one ``shift`` further on: where they are, where they go.
+        moves: list[list[tuple[int, int]]] = [[] for _ in range(p)]
+        for unit, (stage, repeat, slot) in enumerate(places):
+            if (stage - unit // each) % p == shift:
+                moves[unit // each].append((unit % each, repeat * slots + slot))
+        most = max(map(len, moves))
+        if not most:
+            continue
+        send, receive = np.zeros((p, most), int), np.full((p, most), v * slots)
+        for device, pairs in enumerate(moves):
+            for i, (source, target) in enumerate(pairs):
+                send[device, i] = source
+                receive[(device + shift) % p, i] = target
+        part = w[jnp.asarray(send)[me]]
+        if shift:
+            part = jax.lax.ppermute(part, STAGE, [(d, (d + shift) % p) for d in range(p)])
+        out = out.at[jnp.asarray(receive)[me]].set(part, mode="drop")
+    if not layout.held.all():  # a value for slots that no unit fills: computed with, never used
+        fill = np.array([_filled(row) for row in layout.held])
+        out = out[jnp.asarray(fill)[me]]
+    return out
+
+
+def _filled(held: np.ndarray) -> np.ndarray:
+    """For each place of a stage [v, slots], itself or the last held place of its group."""
+    repeats, slots = held.shape
+    last = held.sum(axis=1, keepdims=True) - 1
+    within = np.minimum(np.arange(slots), last)
+    return (within + slots * np.arange(repeats)[:, None]).reshape(-1)
