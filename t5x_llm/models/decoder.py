@@ -11,7 +11,8 @@ from flax import nnx
 
 from t5x_llm.core.errors import check_number
 from t5x_llm.models.head import Head, head_logits
-from t5x_llm.nn.block import RESIDUAL, Group, GroupConfig, join_aux
+from t5x_llm.models.pipelined import planned, run_pipeline
+from t5x_llm.nn.block import INPUT, RESIDUAL, Group, GroupConfig, join_aux
 from t5x_llm.nn.dense import Dense, Embedding
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -48,6 +49,7 @@ class DecoderConfig:
     """
 
     kind: ClassVar[str] = "decoder"
+    stageable: ClassVar[bool] = True  # its layers may be a pipeline
 
     vocab_size: int
     d_model: int
@@ -191,6 +193,9 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
         """What the first layer reads to what ``__call__`` returns."""
         if cache is None:
+            if (staged := planned(self.config)) is not None:
+                x, aux = run_pipeline(self.group_0, x, context, remat, *staged)
+                return self.normed(x), None, aux
             x, _, aux = run_groups(self, self.config.groups, x, context, None, remat)
             return self.normed(x), None, aux
         context, new = extend(context, cache)
@@ -220,6 +225,7 @@ class Decoder(nnx.Module):
         """The last layer's output [B, T, D] as the head takes it."""
         if self.config.final_norm is not None:
             x = self.final_norm(x)
+        x = constrain(x, INPUT)
         if self.config.embed_dim not in (None, self.config.d_model):
             x = self.embed_out(x)
         return x

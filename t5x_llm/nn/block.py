@@ -16,7 +16,8 @@ from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.remat import keep_stream, remat_policy
 from t5x_llm.parallel import constrain
 
-RESIDUAL = ("batch", "length", "embed")
+RESIDUAL = ("batch", "stream", "embed")
+INPUT = ("batch", "length", "embed")
 PARALLEL = ("no", "one_norm", "two_norms")
 
 
@@ -144,7 +145,8 @@ class Block(nnx.Module):
             # Parallel layers read the block's input, the others what came before them.
             source = x if config.parallel == "no" else skip_in
             inner = source if config.residual.pre is None else getattr(self, f"{norm}_norm")(source)
-            y, state, aux = getattr(self, part)(inner, context, cache and cache[part])
+            whole = constrain(inner, INPUT)
+            y, state, aux = getattr(self, part)(whole, context, cache and cache[part])
             x = self._join(part, inner if config.residual.skip_normed else x, y)
             new[part] = state
             for name, value in aux.items():
@@ -153,6 +155,7 @@ class Block(nnx.Module):
 
     def _join(self, part: str, skip: jax.Array, y: jax.Array) -> jax.Array:
         residual = self.config.residual
+        y = constrain(y, RESIDUAL)
         if residual.out is not None:
             y = getattr(self, f"{part}_out_norm")(y)
         if residual.skip_scale != 1.0:
@@ -191,26 +194,55 @@ class Group(nnx.Module):
         self, x: jax.Array, context: Context, cache: Cache | None, remat: str
     ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
         """Returns x, the cache, and every layer's scalars: [layers that have it] a name."""
+        x, new, auxes = run_units(*self.parts(), x, context, cache, remat)
+        return x, new, join_aux(auxes.values())
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """By name of the block, its structure and its stacked parameters."""
         names = [f"block_{i}" for i in range(len(self.config.blocks))]
         split = {name: nnx.split(getattr(self, name)) for name in names}
-        graphdefs = {name: graphdef for name, (graphdef, _) in split.items()}
-        params = {name: state for name, (_, state) in split.items()}
+        return {n: graphdef for n, (graphdef, _) in split.items()}, {
+            n: state for n, (_, state) in split.items()
+        }
 
-        again = remat != "none" and cache is None
 
-        def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
-            layer, states = xs
-            x = keep_stream(x) if again else x
-            new, auxes = {}, {}
-            for name in names:
-                block = nnx.merge(graphdefs[name], layer[name])
-                x, new[name], auxes[name] = block(x, context, states and states[name])
-            return x, (None if states is None else new, auxes)
+def run_units(
+    graphdefs: dict[str, Any],
+    params: dict[str, Any],
+    x: jax.Array,
+    context: Context,
+    cache: Cache | None,
+    remat: str,
+    held: jax.Array | None = None,
+) -> tuple[jax.Array, Cache | None, dict[str, Aux]]:
+    """Scans over the units of a group: x, the caches, and each block's scalars [units].
 
-        if again:
-            body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
-        x, (new, auxes) = jax.lax.scan(body, x, (params, cache))
-        return x, new, join_aux(auxes.values())
+    Args:
+      graphdefs: of ``Group.parts``.
+      params: of ``Group.parts``, or stacks of some of its units.
+      x: [B, T, D].
+      context: as for every layer.
+      cache: stacked over units.
+      remat: as ``Group`` has it.
+      held: bool [units]; a unit where it is False leaves x as it is. None for all True.
+    """
+    again = remat != "none" and cache is None
+
+    def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+        layer, states, mine = xs
+        x = before = keep_stream(x) if again else x
+        new, auxes = {}, {}
+        for name, graphdef in graphdefs.items():
+            block = nnx.merge(graphdef, layer[name])
+            x, new[name], auxes[name] = block(x, context, states and states[name])
+        if mine is not None:
+            x = jnp.where(mine, x, before)
+        return x, (None if states is None else new, auxes)
+
+    if again:
+        body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
+    x, (new, auxes) = jax.lax.scan(body, x, (params, cache, held))
+    return x, new, auxes
 
 
 def join_aux(parts: Any) -> dict[str, jax.Array]:

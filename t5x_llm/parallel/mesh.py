@@ -13,6 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_llm.core.errors import ConfigError, check_number
+from t5x_llm.parallel.pipeline import Pipeline, check_pipelined
 from t5x_llm.parallel.rules import AXES, Rules, resolve, strategy_rules
 
 
@@ -26,12 +27,18 @@ class MeshConfig:
       replica: copies connected by the data-centre network; with several TPU slices, a multiple of
         their number.
       data: data parallelism within a slice, parameters whole.
-      fsdp: data parallelism with parameters stored in pieces (under strategy ``fsdp``).
+      fsdp: data parallelism with what ``strategy`` says stored in pieces.
       stage: pipeline stages.
-      expert: expert parallelism.
+      expert: data parallelism with experts apart, to which tokens travel.
       context: sequence parallelism.
       tensor: tensor parallelism.
-      strategy: ``fsdp`` or ``data``: the rule tables, see ``rules.py``.
+      strategy: what lies in pieces over ``fsdp``, ``context`` and ``expert``: nothing (``data``),
+        the optimizer's state (``zero1``), gradients too (``zero2``), parameters too (``fsdp``).
+      sequence_sharded: between layers, activations lie in pieces along the sequence over
+        ``tensor`` too (arXiv 2205.05198, section 4.2.2).
+      context_attention: over ``context``, keys and values go round (``ring``, arXiv 2310.01889),
+        or heads are exchanged for the sequence (``ulysses``, arXiv 2309.14509).
+      pipeline: what goes through ``stage``, such as ``@Pipeline()``, or None without stages.
       overrides: single rules replaced, e.g. ``(('params.vocab', None),)``.
       replication_tolerance: parameters that the mesh does not divide, and that devices therefore
         hold whole, are named at the start when they take more than this share of a device's
@@ -46,6 +53,9 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
     strategy: str = "fsdp"
+    sequence_sharded: bool = False
+    context_attention: str = "ring"
+    pipeline: Pipeline | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
     replication_tolerance: float = 0.02
 
@@ -61,11 +71,19 @@ class MeshConfig:
             raise ConfigError(
                 f"MeshConfig.{rest[1]}", -1, f"at most one axis of -1 ({rest[0]} is -1 already)"
             )
+        if self.stage > 1:
+            check_pipelined(self.stage, self.pipeline).schedule(self.stage)
         self.rules()
 
     def rules(self) -> Rules:
         """The rule tables of this mesh."""
-        return strategy_rules(self.strategy, self.overrides)
+        rules = strategy_rules(
+            self.strategy,
+            self.overrides,
+            sequence_sharded=self.sequence_sharded,
+            context_attention=self.context_attention,
+        )
+        return dataclasses.replace(rules, pipeline=self.pipeline)
 
     def shape(self, device_count: int) -> dict[str, int]:
         """Axis sizes for so many devices.
@@ -140,8 +158,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def param_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> Any:
-    """A tree of NamedSharding for parameters.
+def param_shardings(
+    logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules, table: str = "params"
+) -> Any:
+    """A tree of NamedSharding for parameters, or for what has their shapes.
 
     A dimension that its mesh axis does not divide is not sharded (``dump_shardings`` shows it).
 
@@ -150,9 +170,10 @@ def param_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) ->
       shapes: tree of arrays or ``jax.ShapeDtypeStruct``.
       mesh: the mesh.
       rules: the rules.
+      table: ``params``, ``grads`` or ``optimizer``.
     """
     return jax.tree.map(
-        lambda x, axes: NamedSharding(mesh, resolve(rules.params, axes, mesh, x.shape)),
+        lambda x, axes: NamedSharding(mesh, resolve(getattr(rules, table), axes, mesh, x.shape)),
         shapes,
         logical_axes,
     )

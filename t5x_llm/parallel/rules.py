@@ -1,7 +1,8 @@
 """Logical axis names -> mesh axes. Layers speak logical names; these tables alone know the mesh.
 
-A strategy is two tables: where parameters live, and how activations are laid out while computing.
-Their difference is FSDP: a kernel stored in pieces over ``fsdp`` is used whole.
+A strategy is tables: where parameters, gradients and optimizer state live, and how activations are
+laid out while computing. The difference of the first and the last is FSDP: a kernel stored in
+pieces over ``fsdp`` is used whole.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5x_llm.core.errors import ConfigError, check_choice
+from t5x_llm.parallel.pipeline import Pipeline
 
 AXES = ("replica", "data", "fsdp", "stage", "expert", "context", "tensor")
 MeshAxes = str | tuple[str, ...] | None
 LogicalAxes = Sequence[str | None]
 
 _TENSOR_PARAMS: dict[str, MeshAxes] = {
-    "layers": None,
-    "vocab": "tensor",
+    "layers": "stage",
+    "layers.embed": "stage",
+    "vocab": ("tensor", "stage"),
     "positions": None,
     "embed": None,
     "heads": "tensor",
@@ -39,62 +42,90 @@ _TENSOR_PARAMS: dict[str, MeshAxes] = {
     "conv": None,
     "rank": None,
 }
+_PIECES = {**_TENSOR_PARAMS, "embed": ("fsdp", "context", "expert")}
 _COMPUTE: dict[str, MeshAxes] = {
-    "batch": ("replica", "data", "fsdp"),
+    "batch": ("replica", "data", "fsdp", "expert"),
+    "rows": ("replica", "data", "fsdp"),
     "length": "context",
+    "stream": "context",
     "embed": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head": None,
     "mlp": "tensor",
-    "vocab": "tensor",
+    "vocab": ("tensor", "stage"),
     "positions": None,
     "experts": "expert",
     "inner": "tensor",
     "state": None,
     "conv": None,
     "rank": None,
+    "scan_inner": ("tensor", "context"),
+    "scan_heads": ("tensor", "context"),
 }
-STRATEGIES: dict[str, dict[str, MeshAxes]] = {
-    "data": _TENSOR_PARAMS,
-    "fsdp": {**_TENSOR_PARAMS, "embed": "fsdp"},
+# Tables of parameters, of gradients, of optimizer state (arXiv 1910.02054, section 5).
+STRATEGIES: dict[str, tuple[dict[str, MeshAxes], ...]] = {
+    "data": (_TENSOR_PARAMS, _TENSOR_PARAMS, _TENSOR_PARAMS),
+    "zero1": (_TENSOR_PARAMS, _TENSOR_PARAMS, _PIECES),
+    "zero2": (_TENSOR_PARAMS, _PIECES, _PIECES),
+    "fsdp": (_PIECES, _PIECES, _PIECES),
 }
+CONTEXT_ATTENTION = ("ring", "ulysses")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Two tables from logical axis name to mesh axis, tuple of mesh axes, or None (not sharded).
+    """Tables from logical axis name to mesh axis, tuple of mesh axes, or None (not sharded).
 
     Attributes:
-      params: how parameters (and optimizer state) are stored.
+      params: how parameters are stored.
+      grads: how gradients are added up.
+      optimizer: how optimizer state is stored.
       compute: how activations are laid out.
+      context_attention: see ``MeshConfig``.
+      pipeline: what goes through ``stage``, or None.
     """
 
     params: Mapping[str, MeshAxes]
+    grads: Mapping[str, MeshAxes]
+    optimizer: Mapping[str, MeshAxes]
     compute: Mapping[str, MeshAxes]
+    context_attention: str = "ring"
+    pipeline: Pipeline | None = None
 
     def __post_init__(self) -> None:
-        for table in ("params", "compute"):
+        for table in ("params", "grads", "optimizer", "compute"):
             for name, target in getattr(self, table).items():
                 for axis in _as_tuple(target):
                     check_choice(f"Rules.{table}.{name}", axis, AXES)
 
 
-def strategy_rules(strategy: str, overrides: Sequence[tuple[str, Any]] = ()) -> Rules:
+def strategy_rules(
+    strategy: str,
+    overrides: Sequence[tuple[str, Any]] = (),
+    *,
+    sequence_sharded: bool = False,
+    context_attention: str = "ring",
+) -> Rules:
     """The tables of a named strategy, with single rules replaced.
 
     Args:
-      strategy: ``data`` (parameters whole on every device but for tensor) or ``fsdp``.
-      overrides: pairs such as ``('params.vocab', None)`` or ``('compute.length', 'tensor')``.
+      strategy: one of ``STRATEGIES``.
+      overrides: pairs such as ``('params.vocab', None)``, which holds for gradients and optimizer
+        state too, or ``('compute.length', 'tensor')``.
+      sequence_sharded: see ``MeshConfig``.
+      context_attention: likewise.
 
     Raises:
       ConfigError: for an unknown strategy, table or mesh axis, or a pair of another form.
     """
     check_choice("MeshConfig.strategy", strategy, STRATEGIES)
-    tables: dict[str, dict[str, MeshAxes]] = {
-        "params": dict(STRATEGIES[strategy]),
-        "compute": dict(_COMPUTE),
-    }
+    check_choice("MeshConfig.context_attention", context_attention, CONTEXT_ATTENTION)
+    params, grads, optimizer = (dict(table) for table in STRATEGIES[strategy])
+    compute = dict(_COMPUTE)
+    if sequence_sharded:
+        compute["stream"] = ("context", "tensor")
+    tables = {"params": (params, grads, optimizer), "compute": (compute,)}
     for rule in overrides:
         pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
         if not pair or rule[0].count(".") != 1 or rule[0].split(".")[0] not in tables:
@@ -109,8 +140,9 @@ def strategy_rules(strategy: str, overrides: Sequence[tuple[str, Any]] = ()) -> 
         if target is not None:
             for axis in _as_tuple(target):
                 check_choice(f"MeshConfig.overrides[{rule[0]}]", axis, AXES)
-        tables[table][name] = target
-    return Rules(params=tables["params"], compute=tables["compute"])
+        for each in tables[table]:
+            each[name] = target
+    return Rules(params, grads, optimizer, compute, context_attention)
 
 
 def _as_tuple(target: MeshAxes) -> tuple[str, ...]:
@@ -129,6 +161,7 @@ def resolve(
 
     A mesh axis is used by the first dimension that asks for it. An axis of size one is left out.
     With ``shape``, an axis that does not divide its dimension is left out too (kv_heads under MQA).
+    In a stack of layers, what the table has for ``layers.NAME`` is added to what it has for NAME.
 
     Args:
       table: one of the tables of ``Rules``.
@@ -150,7 +183,10 @@ def resolve(
             raise ValueError(f"no sharding rule for the logical axis {name!r}{hint}")
         kept: list[str] = []
         size = 1
-        for axis in _as_tuple(table[name]) if name is not None else ():
+        targets = _as_tuple(table[name]) if name is not None else ()
+        if "layers" in logical_axes:
+            targets += _as_tuple(table.get(f"layers.{name}"))
+        for axis in targets:
             ways = mesh.shape.get(axis, 1)
             divides = shape is None or shape[i] % (size * ways) == 0
             if ways > 1 and axis not in used and divides:

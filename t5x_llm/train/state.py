@@ -46,11 +46,13 @@ def abstract_state(model: Model, tx: optax.GradientTransformation) -> TrainState
 def state_shardings(
     model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules
 ) -> TrainState:
-    """A NamedSharding for every leaf: optimizer moments lie where their parameter lies."""
+    """A NamedSharding for every leaf: moments lie as the rules for optimizer state say."""
     whole = replicated(mesh)
-    params = model.abstract_params()
-    placed = param_shardings(model.logical_axes(), params, mesh, rules)
-    return TrainState(whole, placed, opt_state_shardings(tx, placed, params, whole))
+    params, axes = model.abstract_params(), model.logical_axes()
+    placed, moments = (
+        param_shardings(axes, params, mesh, rules, table) for table in ("params", "optimizer")
+    )
+    return TrainState(whole, placed, opt_state_shardings(tx, moments, params, whole))
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
 from t5x_llm.models.model import Model, Training
-from t5x_llm.parallel import Rules, batch_sharding, replicated, use
+from t5x_llm.parallel import Rules, batch_sharding, param_shardings, replicated, use
 from t5x_llm.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -82,11 +82,12 @@ def accumulate(
     z_loss: float,
     n_sources: int,
     training: Training | None = None,
+    place: Callable[[Any], Any] = lambda grads: grads,
 ) -> tuple[Any, Metrics]:
     """Gradients of the mean loss over the whole batch, and its sums.
 
     The mean is over predicted tokens of all microbatches together, so the result does not depend
-    on how many there are (but for rounding).
+    on how many there are (but for rounding). ``place`` lays gradients out.
 
     Returns:
       (float32 gradients, metrics: loss, z_loss, tokens, source_nll [sources], source_tokens, and
@@ -107,7 +108,10 @@ def accumulate(
         }
         return value / total, sums
 
-    gradient = jax.grad(loss, has_aux=True)
+    def gradient(params: Any, part: Batch, index: Any = 0) -> tuple[Any, Metrics]:
+        grads, sums = jax.grad(loss, has_aux=True)(params, part, index)
+        return place(grads), sums
+
     if microbatches == 1:
         return gradient(params, batch)
 
@@ -116,10 +120,10 @@ def accumulate(
 
     parts = split_microbatches(batch, microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(
+    grads, sums = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first)
     )
-    return jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))[0]
+    return jax.lax.scan(add, (place(grads), sums), (parts, jnp.arange(microbatches)))[0]
 
 
 def make_train_step(
@@ -161,6 +165,11 @@ def make_train_step(
     """
 
     noisy = getattr(model.config, "neftune", None) is not None
+    axes, shapes = model.logical_axes(), model.abstract_params()
+    added, kept = (
+        param_shardings(axes, shapes, mesh, rules, table) for table in ("grads", "optimizer")
+    )
+    lay = jax.lax.with_sharding_constraint
 
     def train_step(
         state: TrainState, batch: Batch, control: Control | None = None
@@ -171,10 +180,13 @@ def make_train_step(
             training = Training(named_key(noise_seed, "noise", state.step), share)
         with use(mesh, rules):
             grads, metrics = accumulate(
-                model, state.params, batch, microbatches, z_loss, n_sources, training
+                *(model, state.params, batch, microbatches, z_loss, n_sources, training),
+                place=lambda grads: lay(grads, added),
             )
-            grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            # A device updates what it has the optimizer's state of.
+            grads = lay(grads, kept)
+            updates, opt_state = tx.update(grads, state.opt_state, lay(state.params, kept))
+            updates = lay(updates, kept)
             if control is not None:
                 updates = jax.tree.map(lambda u: u * control.update_scale, updates)
             params = optax.apply_updates(state.params, updates)
