@@ -23,6 +23,7 @@ from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
 from t5x_llm.data.reading import find_files
+from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
 from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
@@ -61,6 +62,7 @@ def describe(run: Run, resolved: Any) -> str:
         ("Config", resolved.operative_config_text()),
         ("Parameters", _parameters(run, model)),
         ("Mesh", _mesh(mesh, note)),
+        *_pipeline(run, model, mesh),
         ("Parameter shardings", table),
         ("Mixture", _mixture(run, opened, why)),
         ("Memory of a device", _memory(estimate(run, model, tx, mesh, rules))),
@@ -136,6 +138,23 @@ def _mesh(mesh: Mesh | AbstractMesh, note: str) -> str:
     kind = "" if note else f", {jax.devices()[0].device_kind}"
     count = f"{mesh.size} device{'s'[: mesh.size != 1]}"
     return "\n".join([f"{axes or 'one device'} ({count}{kind})", *([note] if note else [])])
+
+
+def _pipeline(run: Run, model: Any, mesh: Any) -> list[tuple[str, str]]:
+    if (planned := plan_pipeline(model.config, mesh, run.mesh.rules())) is None:
+        return []
+    schedule, layout = planned
+    lines = [layout.text(len(model.config.groups[0].blocks)), "", schedule.table(), ""]
+    lines.append(
+        f"idle for {schedule.bubble:.1%} of {schedule.ticks} ticks, forward and again backward: "
+        "(p - 1) / (v m + p - 1)"
+    )
+    if layout.waste:
+        lines.append(
+            f"unequal stages: all take the time of the largest, {layout.waste:.1%} more than the "
+            "layers' own work"
+        )
+    return [("Pipeline", "\n".join(lines))]
 
 
 def _mixture(run: Run, opened: Opened | None, why: str) -> str:

@@ -16,6 +16,7 @@ from t5x_llm.data.objective import ENCODER
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.model import Model
+from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
 from t5x_llm.parallel import Rules, ways
 from t5x_llm.train.state import abstract_state, state_shardings
@@ -84,11 +85,15 @@ def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: 
 
     rows = -(-run.loop.batch_size // run.loop.microbatches // ways(any_mesh, rules, "batch"))
     length = run.loop.sequence_length // ways(any_mesh, rules, "length")
-    local = Model(_local(model.config, any_mesh, rules), model.policy, model.remat)
+    staged = plan_pipeline(model.config, any_mesh, rules)
+    local = Model(_local(model.config, any_mesh, rules, staged), model.policy, model.remat)
     traced = _unmistakable(length, local)
     one, two = (_kept(local, n, traced) for n in (1, 2))
     per_row, scores = two[0] - one[0], two[1] - one[1]
     casts = max(one[0] - per_row, 0) * ways(any_mesh, rules, "heads")
+    if staged is not None:  # idle ticks are kept as well
+        busy = staged[0].repeats * staged[0].microbatches
+        per_row = per_row * staged[0].ticks // busy
     buffers = 1 + (run.loop.microbatches > 1)
     chunk = rows * min(length, _LOGIT_ROWS) * local.vocab_size
     return Estimate(
@@ -114,7 +119,7 @@ def _held(tree: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def _local(config: DecoderConfig, mesh: Any, rules: Rules) -> DecoderConfig:
+def _local(config: DecoderConfig, mesh: Any, rules: Rules, staged: Any = None) -> DecoderConfig:
     """The decoder that one device computes: its share of what the mesh cuts."""
 
     def share(axis: str, count: int) -> int:
@@ -146,7 +151,11 @@ def _local(config: DecoderConfig, mesh: Any, rules: Rules) -> DecoderConfig:
 
     def stack(groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:
         return tuple(
-            dataclasses.replace(group, blocks=tuple(block(b) for b in group.blocks))
+            dataclasses.replace(
+                group,
+                blocks=tuple(block(b) for b in group.blocks),
+                repeat=group.repeat if staged is None else staged[1].repeats * staged[1].slots,
+            )
             for group in groups
         )
 

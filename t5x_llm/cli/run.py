@@ -18,11 +18,12 @@ from t5x_llm.infer.sampler import Sampling
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
+from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.models.stability import Stability
 from t5x_llm.nn.positions import RotaryScaling
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
-from t5x_llm.parallel import MeshConfig, check_divisible
+from t5x_llm.parallel import MeshConfig, Pipeline, check_divisible, ways
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
 from t5x_llm.train.spike import SpikeConfig
@@ -207,6 +208,7 @@ register(
         Loop,
         BatchRamp,
         MeshConfig,
+        Pipeline,
         Optimizer,
     ),
     *(Schedule, Policy, CheckpointConfig, SpikeConfig, LifeConfig, Evaluation, Samples),
@@ -264,6 +266,7 @@ def check_fits(run: Run, mesh: Any) -> None:
         check_divisible(mesh, rules, "batch", rows, size // parts)
     check_divisible(mesh, rules, "batch", "Evaluation.batch_size", run.evaluation.batch_size)
     check_divisible(mesh, rules, "length", "Loop.sequence_length", run.loop.sequence_length)
+    check_pipeline(run, mesh)
     for group in run.decoder().groups:
         for block in group.blocks:
             for layer in block.layers:
@@ -271,6 +274,26 @@ def check_fits(run: Run, mesh: Any) -> None:
                     if hasattr(layer, name):
                         field = f"{model}.{name}"
                         check_divisible(mesh, rules, axis, field, getattr(layer, name))
+
+
+def check_pipeline(run: Run, mesh: Any) -> None:
+    """Raises ConfigError unless the layers go into the stages, and batches into microbatches."""
+    rules = run.mesh.rules()
+    if (planned := plan_pipeline(run.decoder(), mesh, rules)) is None:
+        return
+    m, pieces = planned[0].microbatches, ways(mesh, rules, "batch")
+    parts = run.loop.microbatches
+    rows = "Loop.batch_size" if parts == 1 else "Loop.batch_size / Loop.microbatches"
+    sizes = [(rows, size // parts) for size in run.loop.sizes]
+    for field, size in [*sizes, ("Evaluation.batch_size", run.evaluation.batch_size)]:
+        if size % (m * pieces):
+            raise ConfigError(
+                field,
+                size,
+                f"a multiple of Pipeline.microbatches = {m} x the {pieces} ways in which the mesh "
+                f"cuts 'batch' = {m * pieces}",
+                f"Set {field.split(' /')[0]} to a multiple, or Pipeline.microbatches to fewer.",
+            )
 
 
 def check_tokenizer_size(run: Run, tokenizer: Any) -> None:

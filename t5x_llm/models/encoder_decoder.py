@@ -36,6 +36,7 @@ class EncoderDecoderConfig(DecoderConfig):
     """
 
     kind: ClassVar[str] = "encoder_decoder"
+    stageable: ClassVar[bool] = False
 
     encoder: tuple[GroupConfig, ...]
     start: int

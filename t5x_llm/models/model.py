@@ -12,6 +12,7 @@ from flax import nnx
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
+from t5x_llm.models.pipelined import microbatch_means
 from t5x_llm.nn.linear import one_cpu
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.objectives.lm import cross_entropy
@@ -183,6 +184,7 @@ class Model:
         if not layers:
             return value, aux
         tokens = jnp.sum(batch.loss_mask)
+        layers = microbatch_means(layers, batch.loss_mask)
         sums = {name: jnp.mean(x) for name, x in layers.items() if name != "loss"}
         if "loss" in layers:
             sums["layer_loss"] = jnp.sum(layers["loss"])

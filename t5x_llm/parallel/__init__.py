@@ -12,6 +12,7 @@ from t5x_llm.parallel.mesh import (
     param_shardings,
     replicated,
 )
+from t5x_llm.parallel.pipeline import Pipeline
 from t5x_llm.parallel.rules import (
     AXES,
     STRATEGIES,
@@ -33,6 +34,7 @@ __all__ = [
     "STRATEGIES",
     "Context",
     "MeshConfig",
+    "Pipeline",
     "Replicated",
     "Rules",
     "batch_sharding",

@@ -4,8 +4,8 @@ Everything here is arithmetic; ``stages.py`` moves arrays, ``models/pipelined.py
 
 A batch goes through the stages in m microbatches (GPipe, arXiv 1811.06965). With v > 1 repeats a
 stage holds v groups of layers, p groups apart, and a microbatch goes round v times (interleaved
-stages, arXiv 2104.04473, section 2.2). Microbatches go round p at a time: what leaves the last stage
-is just what the first one takes next, so nothing waits in a buffer. The backward pass is the
+stages, arXiv 2104.04473, section 2.2). Microbatches go round p at a time: what leaves the last
+stage is just what the first one takes next, so nothing waits in a buffer. The backward pass is the
 transpose of the forward one: the same table from its end.
 """
 

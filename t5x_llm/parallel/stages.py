@@ -114,7 +114,7 @@ def taken(x: jax.Array, index: jax.Array, axes: LogicalAxes) -> jax.Array:
 
 
 def chosen(w: jax.Array, repeat: jax.Array, axes: LogicalAxes) -> jax.Array:
-    """The group of units each stage works with: w [P, v, slots, ...], repeat [P] to [P, slots, ...].
+    """The units each stage works with: w [P, v, slots, ...] and repeat [P] to [P, slots, ...].
 
     Args:
       w: of ``to_stages``.
@@ -194,7 +194,7 @@ def _exchanged(w: jax.Array, layout: Layout) -> jax.Array:
     me = jax.lax.axis_index(STAGE)
     out = jax.lax.pcast(jnp.zeros((v * slots, *w.shape[1:]), w.dtype), (STAGE,), to="varying")
     for shift in range(p):
-        # Units that go from a device to the one ``shift`` further on: where they are, where they go.
+        # Units that go to the device ``shift`` further on: where they are, where they go.
         moves: list[list[tuple[int, int]]] = [[] for _ in range(p)]
         for unit, (stage, repeat, slot) in enumerate(places):
             if (stage - unit // each) % p == shift:
