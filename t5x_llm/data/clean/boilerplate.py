@@ -1,0 +1,189 @@
+"""Lines of a page that are about the page, and lines that a source repeats on every page."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.clean.document import Answer, Document, Drop
+
+# Each is searched for in a line in lower case, its blanks single. ``^`` and ``$`` are of the line.
+_ENGLISH = (
+    r"^(click|tap) (here|to|on)\b",
+    r"\bclick here\b[^.]{0,40}[.!]?$",
+    r"^(skip|jump) to (main |the )?(content|navigation|search)",
+    r"^(read|show|see|learn|load) more\b[^.]{0,20}(\.{3}|…|»|>>|→)?$",
+    r"^(home|menu|search|login|log in|sign in|sign up|register|subscribe|share|print|back to top|"
+    r"next|previous|prev|next page|previous page|about us|contact us|site map|sitemap|faq)$",
+    r"^((home|about|about us|contact|contact us|blog|news|products|services|login|sign in|sitemap|"
+    r"privacy|privacy policy|terms|terms of use|help|faq|search|careers|shop|cart)"
+    r"\s*[|>»·•/]\s*){2,}",
+    r"\b(this|our) (web ?site|site|page) uses cookies\b|\bwe use cookies\b",
+    r"\baccept (all )?cookies\b",
+    r"\b(cookie|privacy) (policy|settings|preferences|notice)\b.{0,40}$",
+    r"^(copyright )?(©|\(c\)|&copy;) ?(copyright )?\d{4}\b|^copyright \d{4}\b",
+    r"\ball rights reserved\b",
+    r"^(share|follow us|like us|tweet|pin it|email this)( this)?( (on|via) )?"
+    r"(facebook|twitter|linkedin|pinterest|instagram|whatsapp|email|reddit)?[ ,|]*$",
+    r"^(share|follow us|find us|like us) (this )?(on|via) ",
+    r"^(posted|filed|tagged) (by|in|on|under)\b.{0,80}$",
+    r"^(sign up|subscribe) (for|to) (our|the) .{0,60}$",
+    r"^(powered by|proudly powered by|designed by|hosted by) .{0,40}$",
+    r"^(leave a (reply|comment)|post a comment|\d+ comments?|no comments( yet)?)\b.{0,20}$",
+    r"^you (must|need to) (be logged in|log in|enable javascript)",
+    r"\bplease enable (javascript|cookies)\b",
+    r"\bjavascript (is|must be) (disabled|enabled|required)\b",
+    r"^(related|recent|popular|you may also like|recommended) (posts?|articles?|stories|links)?:?$",
+    r"^advertisement$|^sponsored( content| links?)?$",
+    r"^page \d+ of \d+$",
+)
+_CHINESE = (
+    r"^[【\[]?(上一篇|下一篇|上一页|下一页|上一頁|下一頁|上一章|下一章|返回目录|返回目錄|返回首页|"
+    r"返回首頁|返回顶部|回到顶部|回到頂部|返回列表|加入书签|首页|首頁|尾页|末页)[】\]]?\s*[:：|]?.{0,40}$",
+    r"(点击|點擊|单击|请点|點选|猛戳)(这里|此处|這裡|此處|查看|进入|下载|下載|阅读|閱讀|链接|連結|以下).{0,20}$",
+    r"^(阅读|查看|閱讀|了解)(全文|更多|原文|详情|詳情)",
+    r"(版权所有|版權所有|保留所有权利|保留所有權利|all rights reserved|copyright ?©?)",
+    r"^[©(（]?(c|©)[)）]? ?\d{4}",
+    r"[a-z\u4e00-\u9fff]{0,6}icp[备備证證]\d+号?|公网安备|网安备",
+    r"(未经|未經)(许可|授权|許可|授權|书面授权|允许).{0,30}(转载|轉載|复制|使用)",
+    r"(转载|轉載)(请|請)?(注明|註明|保留)",
+    r"^(责任编辑|责编|编辑|責任編輯|作者|来源|來源|发布时间|发表时间|更新时间|浏览次数|阅读次数|点击数?|"
+    r"阅读量|评论数?|分享到|标签|關鍵字|关键词)\s*[:：].{0,40}$",
+    r"(本网站|本站|我们)使用(了)?\s*cookies?|(同意|接受)(所有)?\s*cookies?",
+    r"^(登录|登入|注册|註冊|搜索|搜尋|收藏|分享|打印|举报|关注|评论|回复|点赞|顶部|展开|收起|更多)"
+    r"([\s|/·>»]+(登录|登入|注册|註冊|搜索|搜尋|收藏|分享|打印|举报|关注|评论|回复|点赞|更多))*$",
+    r"^((首页|关于我们|联系我们|新闻中心|产品中心|网站地图|隐私政策|用户协议|帮助中心|服务条款|加入我们|"
+    r"免责声明|友情链接|招贤纳士|意见反馈|首頁|關於我們|聯絡我們)[\s|/·>»]*){2,}$",
+    r"^(相关|相關|热门|熱門|推荐|推薦|猜你喜欢|最新)(阅读|文章|推荐|新闻|閱讀|链接|内容|资讯|评论)?[:：]?$",
+    r"(关注|扫描|扫码|长按|微信搜索).{0,12}(公众号|公眾號|二维码|二維碼|微信号)",
+    r"^(你|您)(当前的?|现在的?)?位置\s*[:：]|^当前位置\s*[:：]",
+    r"^(暂无|没有|还没有)(评论|相关|内容|数据).{0,10}$|^(发表|我要)(评论|回复|留言)",
+    r"^第?\s*\d+\s*[页頁]\s*[/,，共]?.{0,12}$",
+    r"^广告$|^廣告$",
+)  # fmt: skip
+_PATTERNS = {"en": _ENGLISH, "zh": _CHINESE}
+_LONGEST = 200  # characters of a line that may be boilerplate
+_BLANKS = re.compile(r"\s+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Boilerplate:
+    """Cuts out lines of navigation, cookie notices, copyright, sharing and the like.
+
+    Only short lines are looked at, so that a sentence of prose that speaks of cookies stays.
+
+    Attributes:
+      languages: whose phrases are looked for, in every document.
+      patterns: further regular expressions, searched for in lower-cased lines.
+      max_share: of the characters that may be cut; a document with more is dropped.
+    """
+
+    languages: tuple[str, ...] = ("en", "zh")
+    patterns: tuple[str, ...] = ()
+    max_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in ("languages", "patterns"):
+            value = getattr(self, field)
+            value = (value,) if isinstance(value, str) else tuple(value)
+            object.__setattr__(self, field, value)
+        for language in self.languages:
+            check_choice("Boilerplate.languages", language, _PATTERNS)
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise ConfigError(
+                    "Boilerplate.patterns", pattern, f"a regular expression ({e})"
+                ) from e
+        check_number("Boilerplate.max_share", self.max_share, low=0, high=1)
+
+    @property
+    def name(self) -> str:
+        return "boilerplate"
+
+    def open(self) -> Callable[[Document], Answer]:
+        patterns = [p for language in self.languages for p in _PATTERNS[language]]
+        found = re.compile("|".join(f"(?:{p})" for p in (*patterns, *self.patterns)))
+
+        def unwanted(line: str) -> bool:
+            return found.search(_BLANKS.sub(" ", line.lower())) is not None
+
+        return lambda document: _without(document, unwanted, self.max_share)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplateLines:
+    """Cuts out the lines of a list: those that ``find_template_lines`` saw on many pages.
+
+    Attributes:
+      file: one line of text a line, UTF-8.
+      max_share: of the characters that may be cut; a document with more is dropped.
+    """
+
+    file: str
+    max_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.file or not as_path(self.file).exists():
+            raise ConfigError("TemplateLines.file", self.file, "a file with one line a line")
+        check_number("TemplateLines.max_share", self.max_share, low=0, high=1)
+
+    @property
+    def name(self) -> str:
+        return "template"
+
+    def open(self) -> Callable[[Document], Answer]:
+        try:
+            text = as_path(self.file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise DataError(f"{self.file} is not UTF-8: {e}") from e
+        lines = frozenset(filter(None, map(_key, text.splitlines())))
+        return lambda document: _without(
+            document, lambda line: _key(line) in lines, self.max_share, longest=1 << 20
+        )
+
+
+def find_template_lines(texts: Iterable[str], min_share: float = 0.2, least: int = 5) -> list[str]:
+    """Lines on at least ``min_share`` of the pages of one source, and on ``least``; most first.
+
+    Digits count as equal, so that dates and page numbers do not hide a template.
+    """
+    counts: Counter[str] = Counter()
+    pages = 0
+    for text in texts:
+        pages += 1
+        counts.update({key for line in text.splitlines() if (key := _key(line))})
+    found = [(n, line) for line, n in counts.items() if n >= max(least, min_share * pages)]
+    return [line for _, line in sorted(found, key=lambda pair: (-pair[0], pair[1]))]
+
+
+def _key(line: str) -> str:
+    return re.sub(r"\d+", "0", _BLANKS.sub(" ", line).strip())
+
+
+def _without(
+    document: Document, unwanted: Callable[[str], bool], most: float, longest: int = _LONGEST
+) -> Answer:
+    """The document without the lines that are unwanted; counts them."""
+    lines = document.text.split("\n")
+    kept, cut = [], 0
+    for line in lines:
+        stripped = line.strip()
+        if stripped and len(stripped) <= longest and unwanted(stripped):
+            cut += len(stripped)
+        else:
+            kept.append(line)
+    if not cut:
+        return document
+    share = cut / max(1, len(document.text.strip()))
+    if share > most:
+        return Drop("mostly boilerplate", f"{share:.1%}")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n")
+    if not text.strip():
+        return Drop("nothing but boilerplate")
+    return document.with_text(text).with_meta(lines={"cut": len(lines) - len(kept)})

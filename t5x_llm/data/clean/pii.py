@@ -1,0 +1,189 @@
+"""Personal data: addresses, telephone numbers, numbers of identity and of cards, masked."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from t5x_llm.core.errors import ConfigError, check_choice
+from t5x_llm.data.clean.document import Answer, Document
+
+STYLES = ("placeholder", "constant")
+
+
+class Kind(NamedTuple):
+    """A kind of personal data.
+
+    Attributes:
+      pattern: what it looks like; each begins where no longer run of its letters can.
+      constant: a harmless value of that form: reserved domains, numbers and networks.
+      check: whether a match is one.
+    """
+
+    pattern: re.Pattern[str]
+    constant: str
+    check: Callable[[str], bool] = lambda text: True
+
+
+def is_chinese_id(text: str) -> bool:
+    """Whether 18 characters end with the check digit of GB 11643-1999 (ISO 7064 MOD 11-2)."""
+    if len(text) != 18 or not (text[:17].isascii() and text[:17].isdecimal()):
+        return False
+    total = sum(int(digit) * pow(2, 17 - at, 11) for at, digit in enumerate(text[:17]))
+    return "10X98765432"[total % 11] == text[17].upper()
+
+
+def is_card(text: str) -> bool:
+    """Whether digits are 13 to 19, begin as cards do, and pass Luhn's check (ISO/IEC 7812-1)."""
+    digits = [int(c) for c in text if c.isdigit()]
+    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+        return False
+    doubled = [d if at % 2 == 0 else 2 * d - 9 * (d > 4) for at, d in enumerate(reversed(digits))]
+    return sum(doubled) % 10 == 0
+
+
+def is_public_ip(text: str) -> bool:
+    """Whether an address of IPv4 or IPv6 is of the public Internet."""
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+def _is_international(text: str) -> bool:
+    return 8 <= sum(c.isdigit() for c in text) <= 15
+
+
+# In the order in which they are looked for: a number of identity also looks like a telephone's.
+KINDS = {
+    "email": Kind(
+        re.compile(
+            r"(?<![\w.%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}[@＠]"
+            r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])",
+            re.ASCII,
+        ),
+        "email@example.com",
+    ),
+    "chinese_id": Kind(
+        re.compile(
+            r"(?<![\d.])[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}"
+            r"[\dXx](?![\dA-Za-z])",
+            re.ASCII,
+        ),
+        "000000190001010000",
+        is_chinese_id,
+    ),
+    "card": Kind(
+        # Visa, Mastercard, American Express, Discover, UnionPay, JCB.
+        re.compile(
+            r"(?<![\d.+-])(?:4\d{3}|5[1-5]\d{2}|2[2-7]\d{2}|3[47]\d{2}|35\d{2}|6\d{3})"
+            r"(?:[ -]?\d){9,15}(?![\d-])",
+            re.ASCII,
+        ),
+        "0000 0000 0000 0000",
+        is_card,
+    ),
+    "ssn": Kind(
+        re.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])", re.ASCII),
+        "000-00-0000",
+    ),
+    "phone": Kind(
+        re.compile(
+            # China: mobiles, land lines, 400 and 800.
+            r"(?<![\d.])(?:(?:\+|00)?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?!\d)"
+            r"|(?<![\d.-])(?:\(0\d{2,3}\) ?|（0\d{2,3}） ?|0\d{2,3}[- ])[2-9]\d{6,7}(?![\d-])"
+            r"|(?<![\d.-])[48]00[- ]\d{3}[- ]?\d{4}(?![\d-])"
+            # North America.
+            r"|(?<![\d.-])(?:\+?1[-. ])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-. ])"
+            r"[2-9]\d{2}[-. ]\d{4}(?![\d-])"
+            # Any country, with its code.
+            r"|(?<![\w+])\+[1-9]\d{0,2}(?:[-. ]?\(?\d{1,5}\)?){2,6}(?!\d)",
+            re.ASCII,
+        ),
+        "555-0100",
+        lambda text: not text.startswith("+") or _is_international(text),
+    ),
+    "ip": Kind(
+        re.compile(
+            # Not a number of a version.
+            r"(?<![\w.])(?<!版本)(?<!ersion )"
+            r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\d)"
+            r"|(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{1,4}(?![\w:])",
+            re.ASCII,
+        ),
+        "192.0.2.1",
+        is_public_ip,
+    ),
+}
+_MANY_DIGITS = re.compile(r"\d[\d\s().+-]{5}|\d+\.\d+\.\d|[0-9a-fA-F]:[0-9a-fA-F:]*:", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPii:
+    """Masks personal data, and counts it by kind. Nothing is dropped.
+
+    Numbers that have a check digit are masked only where it is right; addresses of IP only if they
+    are public. Names and postal addresses are not looked for.
+
+    Attributes:
+      kinds: ``email``, ``chinese_id``, ``card``, ``ssn`` (of the United States), ``phone``, ``ip``.
+      style: ``placeholder`` writes ``<email>``; ``constant`` a value of the same form that is
+        nobody's, such as ``email@example.com``.
+    """
+
+    kinds: tuple[str, ...] = tuple(KINDS)
+    style: str = "placeholder"
+
+    def __post_init__(self) -> None:
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+        object.__setattr__(self, "kinds", kinds)
+        for kind in kinds:
+            check_choice("MaskPii.kinds", kind, KINDS)
+        if not kinds:
+            raise ConfigError("MaskPii.kinds", kinds, "at least one kind", choices=KINDS)
+        check_choice("MaskPii.style", self.style, STYLES)
+
+    @property
+    def name(self) -> str:
+        return "pii"
+
+    def open(self) -> Callable[[Document], Answer]:
+        placeholder = self.style == "placeholder"
+        kinds = [
+            (name, kind.pattern, kind.check, f"<{name}>" if placeholder else kind.constant)
+            for name, kind in KINDS.items()
+            if name in self.kinds
+        ]
+
+        def step(document: Document) -> Answer:
+            text, counts = document.text, {}
+            address = "@" in text or "＠" in text
+            numbers = _MANY_DIGITS.search(text) is not None
+            for name, pattern, check, mask in kinds:
+                if not (address if name == "email" else numbers):
+                    continue
+                text, n = _masked(text, pattern, check, mask)
+                if n:
+                    counts[name] = n
+            return document.with_text(text).with_meta(masked=counts) if counts else document
+
+        return step
+
+
+def _masked(
+    text: str, pattern: re.Pattern[str], check: Callable[[str], bool], mask: str
+) -> tuple[str, int]:
+    found = 0
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal found
+        value = match.group()
+        if value == mask or not check(value):
+            return value
+        found += 1
+        return mask
+
+    return pattern.sub(replace, text), found
