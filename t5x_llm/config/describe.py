@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from t5x_llm.core.fields import unset
+
 
 def to_dict(value: Any) -> Any:
     """``value`` as JSON-able data: dataclasses become dicts that keep their ``class`` name.
@@ -15,7 +17,11 @@ def to_dict(value: Any) -> Any:
     its ``repr``.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: to_dict(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not unset(f, getattr(value, f.name))
+        }
         return {"class": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
+from t5x_llm.core.units import count
+from t5x_llm.data.bins import Order
+from t5x_llm.data.blending import Blend, stages
 from t5x_llm.data.objective import Objective, objective
-from t5x_llm.data.sources import Data
+from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.data.store import FORMAT, TokenStore
 from t5x_llm.data.stream import Stream
 from t5x_llm.text import Tokenizer, load_tokenizer
 
+# What decides only how prepared text is read.
+_READING = {
+    "Data": ("store_dir", "workers", "packing", "denoising", "bins"),
+    "Mixture": ("stages", "replay", "max_epochs"),
+    "Source": ("tokens", "epochs", "exhausted", "curriculum"),
+}
 _PREPARE = "Run `t5x-llm prepare` with this configuration first."
 
 
@@ -44,8 +54,14 @@ class Opened:
 def described(data: Data) -> dict[str, Any]:
     """The part of the configuration that decides what is built, as JSON."""
     value = json.loads(json.dumps(dataclasses.asdict(data)))
-    for name in ("store_dir", "workers", "packing", "denoising"):
+    for name in _READING["Data"]:
         del value[name]
+    if value["mixture"]:
+        for name in _READING["Mixture"]:
+            del value["mixture"][name]
+        for source in value["mixture"]["sources"]:
+            for name in (*_READING["Source"], *([] if source["score"] else ["score"])):
+                del source[name]
     if isinstance(value["tokenizer"], dict) and not value["tokenizer"]["extra_ids"]:
         del value["tokenizer"]["extra_ids"]  # as before there was this field
     return value
@@ -112,15 +128,67 @@ def open_stores(data: Data) -> Opened:
     )
 
 
-def open_stream(data: Data, opened: Opened, length: int, seed: int = 0) -> Stream:
+def open_stream(
+    data: Data,
+    opened: Opened,
+    length: int,
+    seed: int = 0,
+    examples_after: Callable[[int], int] | None = None,
+) -> Stream:
     """The training stream over opened stores; ``Stream.at(state)`` for a resumed run.
 
+    Args:
+      data: the configuration.
+      opened: its stores.
+      length: T.
+      seed: of the shuffles.
+      examples_after: steps -> examples that they consume, for ``Mixture.stages`` by steps.
+
     Raises:
-      ConfigError: the tokenizer lacks what ``Data.denoising`` needs.
+      ConfigError: the tokenizer lacks what ``Data.denoising`` needs; a blend that cannot be.
       DataError: a source that cannot be streamed.
     """
     made = open_objective(data, opened, length)
-    return Stream(opened.stores, opened.weights, length, seed, data.packing, objective=made)
+    orders = dict.fromkeys(opened.stores, Order(data.bins))
+    for source in data.mixture.sources if data.mixture else ():
+        again = source.exhausted == "repeat"
+        orders[source.name] = Order(
+            data.bins,
+            source.curriculum,
+            count("Source.tokens", source.tokens) if again and source.tokens is not None else None,
+            source.epochs if again else None,
+        )
+    stream = Stream(
+        *(opened.stores, opened.weights, length, seed, data.packing), objective=made, orders=orders
+    )
+    blend = data.mixture and _blend(data, data.mixture, stream, examples_after)
+    return stream.planned(blend) if blend else stream
+
+
+def _blend(
+    data: Data, mixture: Mixture, stream: Stream, examples_after: Callable[[int], int] | None
+) -> Blend | None:
+    """Budgets, stages and replay of a mixture; None if it has but its rates."""
+    rows = {s.name: _budget(s, stream) for s in mixture.sources if s.budgeted}
+    limits = {s.name: rows[s.name] for s in mixture.sources if s.budgeted and s.exhausted == "stop"}
+    rates = stream.weights
+    if mixture.rates == "budgets":
+        rates = {name: float(number) for name, number in rows.items()}
+    elif mixture.rates == "proportional" and data.bins > 1:
+        # An epoch takes all sources the same time, so their bins go together.
+        rates = {name: float(number) for name, number in stream.rows.items()}
+    elif not limits and not mixture.stages and not mixture.replay:
+        return None
+    found = stages(mixture, rates, stream.length, examples_after)
+    return Blend(stream.sources, found, limits)
+
+
+def _budget(source: Source, stream: Stream) -> int:
+    """Rows that a source's budget buys, at least 1."""
+    reader = stream.readers[source.name]
+    if source.epochs is not None:
+        return max(round(source.epochs * reader.whole), 1)
+    return max(round(count("Source.tokens", source.tokens) / reader.tokens), 1)
 
 
 def open_objective(data: Data, opened: Opened, length: int) -> Objective | None:

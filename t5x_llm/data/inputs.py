@@ -83,6 +83,7 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> Plan:
         field=source.field,
         unit=source.unit,
         files=[[s.path, s.sha256] for s in scans],
+        **({"score": source.score} if source.score else {}),
     )
     return Plan(source.name, digest, jobs, tuple(s.path for s in scans))
 

@@ -32,12 +32,14 @@ class Record:
       content: its text, or token ids [n] made elsewhere.
       file, line: where it came from.
       mask: [n] uint8 for token ids, 1 where a token is to be predicted; None for all.
+      score: to order documents by, if the source has any.
     """
 
     content: str | np.ndarray
     file: int
     line: int
     mask: np.ndarray | None = None
+    score: float | None = None
 
     def digest(self) -> bytes:
         """SHA-256 of the content: decides split and order."""
@@ -71,6 +73,11 @@ class Job:
     shards: int = 1
 
     @property
+    def scored(self) -> bool:
+        """Whether its documents have scores."""
+        return self.text is not None and bool(self.text.score)
+
+    @property
     def size(self) -> int:
         """Bytes of input; 0 if not known."""
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
@@ -79,7 +86,7 @@ class Job:
         """Its documents, in the order of the input."""
         if self.text is not None:
             for document in read(self.text, self.stretches, progress):
-                yield Record(document.text, document.file, document.line)
+                yield Record(document.text, document.file, document.line, score=document.score)
         else:
             from t5x_llm.data import tasks
 
@@ -132,7 +139,7 @@ def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
       progress: called with the bytes read.
     """
     columns: dict[str, dict[str, list[Any]]] = {
-        split: {c: [] for c in ("digest", "ids", "bytes", "file", "line", "mask")}
+        split: {c: [] for c in ("digest", "ids", "bytes", "file", "line", "mask", "score")}
         for split in SPLITS
     }
     dtype = token_dtype(tokenizer)
@@ -155,6 +162,7 @@ def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
             column["file"].append(record.file)
             column["line"].append(record.line)
             column["mask"].append(mask)
+            column["score"].append(record.score)
     masked = any(m is not None for column in columns.values() for m in column["mask"])
     arrays: dict[str, np.ndarray] = {}
     made = Made(f"{out}.npz", masked, {}, {}, {})
@@ -165,7 +173,8 @@ def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
         lengths = np.array([len(x) for x in ids], np.int64)
         arrays[f"{split}/tokens"] = np.concatenate(ids) if ids else np.empty(0, dtype)
         arrays[f"{split}/lengths"] = lengths
-        for name, kind in (("bytes", np.int64), ("file", np.int32), ("line", np.int64)):
+        kinds = [("bytes", np.int64), ("file", np.int32), ("line", np.int64)]
+        for name, kind in [*kinds, ("score", np.float32)] if job.scored else kinds:
             arrays[f"{split}/{name}"] = np.array([column[name][i] for i in order], kind)
         if masked:
             masks = [column["mask"][i] for i in order]

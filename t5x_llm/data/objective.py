@@ -14,10 +14,11 @@ import numpy as np
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
+from t5x_llm.data.bins import PLAIN, Order, make_plan
 from t5x_llm.data.denoise import Arrays, Draw, noise_counts
 from t5x_llm.data.denoisers import Denoiser, SpanCorruption, make_denoisers
 from t5x_llm.data.denoising import Denoising, special_ids
-from t5x_llm.data.packing import Packing, Reading, Spans, make_packing, read_spans
+from t5x_llm.data.packing import Packing, Reading, Spans, read_spans
 from t5x_llm.data.store import Split
 from t5x_llm.text import Tokenizer
 
@@ -58,13 +59,25 @@ class Objective:
         row[0] = 0
         return row[: int(np.searchsorted(row, self.length, side="right"))]
 
-    def plan(self, denoiser: Denoiser, packing: str, split: Split) -> Packing:
-        """How one denoiser reads a split."""
+    def plan(self, denoiser: Denoiser, packing: str, split: Split, order: Order = PLAIN) -> Packing:
+        """How one denoiser reads a split.
+
+        Raises:
+          ConfigError: documents joined in the store, but read in another order.
+        """
         places = self.table(denoiser)
-        if not denoiser.whole_documents:
-            frame = self.frame if packing == "whole" else (0, 0)
-            return make_packing(packing, split, self.length, Reading(*frame, places))
-        return make_packing(packing, split, self.length, Reading(0, int(denoiser.ahead), places))
+        if denoiser.whole_documents:
+            reading = Reading(0, int(denoiser.ahead), places)
+        elif packing != "concat":
+            reading = Reading(*self.frame, places)
+        elif not order.curriculum:
+            reading = Reading(0, 0, places)
+        else:
+            raise ConfigError(
+                "Data.packing", packing, f"'whole' or 'similar', as {self.name} joins documents "
+                "that follow each other in the store, and a curriculum reads them in another order",
+            )  # fmt: skip
+        return make_plan(packing, split, self.length, reading, order)
 
     def rows(
         self,

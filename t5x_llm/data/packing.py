@@ -12,7 +12,11 @@ fullest row that takes it (Krell et al. 2021, "Efficient sequence packing withou
 cross-contamination", arXiv:2107.02027, best fit): the plan costs one sort of the lengths plus about
 T steps, whatever the number of documents.
 
-Both find a row in O(log n). Row contents never depend on anything but lengths and T.
+``similar``: pieces as ``whole`` has them, sorted by length and spliced, so that a row holds pieces
+of nearly one length (Colossal-LLaMA-2). A row takes the longest piece that is left and fits, again
+and again: runs of one length first, then what fills the rest.
+
+All find a row in O(log n). Row contents never depend on anything but lengths and T.
 
 Objectives that read a document otherwise (``denoisers``) say so by a ``Reading``.
 """
@@ -29,7 +33,7 @@ import numpy as np
 from t5x_llm.core.errors import check_choice, check_number
 from t5x_llm.data.store import Split
 
-PACKINGS = ("concat", "whole")
+PACKINGS = ("concat", "whole", "similar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +96,17 @@ def make_packing(name: str, split: Split, length: int, reading: Reading = NEXT_T
     Raises:
       ConfigError: unknown name, or a length below 2.
     """
+    return pack(name, split.offsets, length, reading)
+
+
+def pack(name: str, offsets: np.ndarray, length: int, reading: Reading = NEXT_TOKEN) -> Packing:
+    """``make_packing`` for documents that lie between these ``offsets`` [documents + 1]."""
     check_choice("Data.packing", name, PACKINGS)
     check_number("sequence_length", length, low=2, integer=True)
     if name == "concat":
         longest = length if reading.places is None else len(reading.places) - 1
-        return Concat(split.offsets, longest, reading.trail)
-    return Whole(split.offsets, length, reading)
+        return Concat(offsets, longest, reading.trail)
+    return Whole(offsets, length, reading, _match if name == "whole" else _splice)
 
 
 class Concat:
@@ -140,6 +149,9 @@ class Concat:
         return _without_empty(Spans(row, start, np.minimum(stop, end[row]) - start, stop))
 
 
+Groups = list[tuple[int, tuple[tuple[int, int], ...]]]
+
+
 class Whole:
     """See the module's first lines.
 
@@ -147,10 +159,16 @@ class Whole:
       offsets: [documents + 1] of the split.
       length: T.
       reading: of a document.
+      match: pieces to rows, by the histogram of their sizes; best fit for ``whole``.
     """
 
-    def __init__(self, offsets: np.ndarray, length: int, reading: Reading = NEXT_TOKEN):
-        self._offsets = offsets
+    def __init__(
+        self,
+        offsets: np.ndarray,
+        length: int,
+        reading: Reading = NEXT_TOKEN,
+        match: Callable[[np.ndarray, int], Groups] | None = None,
+    ):
         places = np.arange(length + 1) if reading.places is None else reading.places
         longest = len(places) - 1
         tokens = np.maximum(np.diff(offsets) - reading.lead - reading.trail, 0)
@@ -166,7 +184,7 @@ class Whole:
         histogram = np.bincount(size, minlength=length + 1)
         # Pieces of size s stand at [first[s], first[s] + histogram[s]) of the sorted pieces.
         first = np.cumsum(histogram[::-1])[::-1] - histogram
-        self._groups = _match(histogram, length)
+        self._groups = (match or _match)(histogram, length)
         self._group_rows = np.cumsum([0] + [rows for rows, _ in self._groups])
         self._pieces = [
             np.array([first[s] + r for s, r in entries], np.int64) for _, entries in self._groups
@@ -198,14 +216,14 @@ class Whole:
         return Spans(row, self._start[piece], self._tokens[piece], self._stop[piece])
 
 
-def _match(histogram: np.ndarray, length: int) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
+def _match(histogram: np.ndarray, length: int) -> Groups:
     """Groups of rows alike: (rows, ((size, rank of its first piece among that size), ...)).
 
     The k-th row of a group takes, for each entry, the piece of that size with rank first + k.
     """
     open_groups: dict[int, list[tuple[int, tuple[tuple[int, int], ...]]]] = {}
     spaces: list[int] = []  # sorted, the free places for which a group is open
-    done: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+    done: Groups = []
 
     def keep(space: int, rows: int, entries: tuple[tuple[int, int], ...]) -> None:
         if space == 0:
@@ -234,6 +252,37 @@ def _match(histogram: np.ndarray, length: int) -> list[tuple[int, tuple[tuple[in
             left, rank = left - take, rank + take
     for space in spaces:
         done.extend(open_groups[space])
+    return done
+
+
+def _splice(histogram: np.ndarray, length: int) -> Groups:
+    """The same for ``similar``: each row takes the longest piece left that fits, until none does.
+
+    Rows alike are made at once, as many as the pieces allow.
+    """
+    left = histogram.copy()
+    left[0] = 0
+    sizes = np.flatnonzero(left).tolist()  # ascending, those that are left
+    taken = np.zeros_like(left)
+    done: Groups = []
+    while sizes:
+        row: list[tuple[int, int]] = []  # (size, how many of it)
+        space, at = length, len(sizes)
+        while space and (at := bisect.bisect_right(sizes, space, 0, at)):
+            at -= 1
+            size = sizes[at]
+            count = min(int(left[size]), space // size)
+            row.append((size, count))
+            space -= size * count
+        rows = min(int(left[size]) // count for size, count in row)
+        entries = []
+        for size, count in row:
+            entries += [(size, int(taken[size]) + rows * k) for k in range(count)]
+            taken[size] += rows * count
+            left[size] -= rows * count
+            if not left[size]:
+                del sizes[bisect.bisect_left(sizes, size)]
+        done.append((rows, tuple(entries)))
     return done
 
 

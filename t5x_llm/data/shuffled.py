@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Mapping
 
 import grain
 import numpy as np
 
 from t5x_llm.core.errors import DataError
+from t5x_llm.data.bins import PLAIN, Order, make_plan
 from t5x_llm.data.mixing import proportions
 from t5x_llm.data.objective import Objective, check_unmasked
-from t5x_llm.data.packing import Packing, Spans, assemble, make_packing
+from t5x_llm.data.packing import Packing, Spans, assemble
 from t5x_llm.data.store import Split
 
 _MAX_ROWS = 1 << 32  # of Grain's index shuffle
@@ -26,29 +28,70 @@ def _epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(rows), kind="stable")
 
 
+class Shuffle:
+    """The numbers below ``rows`` in shuffled order, each epoch in an order of its own.
+
+    Args:
+      rows: how many, below 2^32.
+      what: names the order; equal names and seeds give equal orders.
+      seed: of the shuffle.
+    """
+
+    def __init__(self, rows: int, what: str, seed: int):
+        self.rows = rows
+        digest = hashlib.sha256(f"{seed}/{what}".encode()).digest()
+        self._seed = int.from_bytes(digest[:4], "little")
+        self.noise_seed = int.from_bytes(digest[8:16], "little")
+        if 0 < rows < _MAX_ROWS:
+            self._order = grain.MapDataset.range(rows).seed(self._seed).shuffle().repeat()
+
+    def __call__(self, ordinal: int) -> int:
+        """The number that comes as the ``ordinal``-th."""
+        if self.rows < FEW_ROWS:
+            epoch, index = divmod(ordinal, self.rows)
+            return int(_epoch_order(self._seed, epoch, self.rows)[index])
+        return int(self._order[ordinal])
+
+
 class Rows:
-    """The rows of one plan in shuffled order.
+    """The rows of one plan, bin after bin, in shuffled order inside each.
 
     Args:
       packing: the plan.
       what: names the order; equal names and seeds give equal orders.
       seed: of the shuffle.
+      part: share of the rows that is read, again and again; 1 or more for all.
+
+    Attributes:
+      rows: in one round, an epoch of what is read.
+      noise_seed: for what is drawn from the rows.
     """
 
-    def __init__(self, packing: Packing, what: str, seed: int):
-        self.packing, self.rows = packing, len(packing)
-        digest = hashlib.sha256(f"{seed}/{what}".encode()).digest()
-        self._seed = int.from_bytes(digest[:4], "little")
-        self.noise_seed = int.from_bytes(digest[8:16], "little")
-        if 0 < self.rows < _MAX_ROWS:
-            self._order = grain.MapDataset.range(self.rows).seed(self._seed).shuffle().repeat()
+    def __init__(self, packing: Packing, what: str, seed: int, part: float = 1.0):
+        self.packing, count = packing, len(packing)
+        starts = getattr(packing, "starts", (0, count))
+        self.rows = count
+        if part < 1:
+            self.rows = max(round(count * part), min(count, 1))
+        self._starts = np.array(starts, np.int64)
+        self._shuffles: list[Shuffle] = []
+        self._kept: list[Shuffle | None] = []  # of bins read in part: which of the part
+        for b, (start, stop) in enumerate(itertools.pairwise(map(int, starts))):
+            name = what if len(starts) == 2 else f"{what}/{b}"
+            self._shuffles.append(Shuffle(stop - start, name, seed))
+            kept = self.rows - start if start < self.rows < stop else 0
+            self._kept.append(Shuffle(kept, f"{name}/again", seed) if kept else None)
+        whole = self._shuffles[0] if len(starts) == 2 else Shuffle(count, what, seed)
+        self.noise_seed = whole.noise_seed
 
     def row(self, ordinal: int) -> int:
         """Row of the plan that comes as the ``ordinal``-th."""
-        if self.rows < FEW_ROWS:
-            epoch, index = divmod(ordinal, self.rows)
-            return int(_epoch_order(self._seed, epoch, self.rows)[index])
-        return int(self._order[ordinal])
+        epoch, index = divmod(ordinal, self.rows)
+        b = int(np.searchsorted(self._starts, index, side="right")) - 1
+        start, shuffle, kept = int(self._starts[b]), self._shuffles[b], self._kept[b]
+        if kept is not None:
+            return start + shuffle(kept(epoch * kept.rows + index - start))
+        return start + shuffle(epoch * shuffle.rows + index - start)
 
     def spans(self, ordinals: np.ndarray) -> Spans:
         """The pieces in the rows that come as these."""
@@ -61,14 +104,17 @@ class ShuffledSource:
     Args:
       name: of the source.
       split: what is read.
-      packing: ``concat`` or ``whole``.
+      packing: one of ``packing.PACKINGS``.
       length: T, or what ``objective`` makes of it.
       seed: of the shuffles and of what the objective draws.
       objective: None for next-token prediction. The rows of its denoisers are interleaved in the
         proportions of their rates, and each reads the whole source.
+      order: bins, curriculum, and what of it is read.
 
     Attributes:
-      rows: in one epoch, in which every token is read once; rounded if there are several denoisers.
+      rows: in one epoch, in which every token that ``order`` leaves is read once; rounded if there
+        are several denoisers.
+      whole: the same of all of it.
       tokens: read by a row on average.
       efficiency: share of places that hold a token.
 
@@ -85,18 +131,23 @@ class ShuffledSource:
         length: int,
         seed: int,
         objective: Objective | None = None,
+        order: Order = PLAIN,
     ):
+        self.order = order
         self.name, self.split, self._packing, self._length = name, split, packing, length
         self._objective = objective
         rates: Mapping[str, float] = {"": 1.0}
         if objective is None:
-            self._rows = {"": Rows(make_packing(packing, split, length), name, seed)}
+            plan = make_plan(packing, split, length, order=order)
+            self._rows = {"": Rows(plan, name, seed, order.part(plan))}
         else:
             check_unmasked(name, split, objective)
             rates = {n: rate for n, rate in objective.rates.items() if rate > 0}
+            plans = {
+                n: objective.plan(objective.denoisers[n], packing, split, order) for n in rates
+            }
             self._rows = {
-                n: Rows(objective.plan(objective.denoisers[n], packing, split), f"{name}/{n}", seed)
-                for n in rates
+                n: Rows(plan, f"{name}/{n}", seed, order.part(plan)) for n, plan in plans.items()
             }
         for rows in self._rows.values():
             if not 0 < rows.rows < _MAX_ROWS:
@@ -109,7 +160,8 @@ class ShuffledSource:
         shares = {n: rates[n] / sum(rates.values()) for n in rates}
         self._means = [(share, self._rows[n]) for n, share in shares.items()]
         self.rows = round(1 / self.epochs(1))
-        self.tokens = sum(share * r.packing.tokens / r.rows for share, r in self._means)
+        self.whole = round(1 / sum(share / len(r.packing) for share, r in self._means))
+        self.tokens = sum(share * r.packing.tokens / len(r.packing) for share, r in self._means)
         self.efficiency = sum(share * r.packing.efficiency for share, r in self._means)
 
     def epochs(self, rows: int) -> float:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.fields import later
+from t5x_llm.core.units import count
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.packing import PACKINGS
 from t5x_llm.text import TokenizerTraining
 
 KINDS = ("jsonl", "text", "tfds")
 UNITS = ("file", "line")
-RATES = ("proportional", "temperature")
+RATES = ("proportional", "temperature", "budgets")
+EXHAUSTED = ("stop", "repeat")
+CURRICULA = ("", "shortest", "longest", "lowest", "highest")
+Stages = tuple[tuple[int | str, dict[str, float]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,13 @@ class Source:
       license: licence of the text, for the report.
       validation_fraction: share of documents held out, by hash of their text; the ``Data``'s if
         None.
+      tokens: budget: how many of its tokens are read, such as ``'2B'``; rounded to rows.
+      epochs: the same as a multiple of its training tokens, such as 1.5; one of the two at most.
+      exhausted: behind its budget a source leaves the mixture (``stop``), or reads the part of it
+        that the budget bought again and again (``repeat``).
+      curriculum: which documents come first: ``shortest`` or ``longest`` by tokens, ``lowest`` or
+        ``highest`` by ``score``; between the bins of ``Data.bins``, shuffled inside each.
+      score: of a jsonl object the field with a number to order by; dots lead into objects.
     """
 
     name: str
@@ -46,6 +59,11 @@ class Source:
     language: str = ""
     license: str = ""
     validation_fraction: float | None = None
+    tokens: int | str | None = later(None)
+    epochs: float | None = later(None)
+    exhausted: str = later("stop")
+    curriculum: str = later("")
+    score: str = later("")
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w+", self.name, re.ASCII):
@@ -68,6 +86,35 @@ class Source:
             raise ConfigError("Source.field", self.field, "the name of the field with the text")
         if self.validation_fraction is not None:
             _check_fraction("Source.validation_fraction", self.validation_fraction)
+        self._check_blending()
+
+    def _check_blending(self) -> None:
+        if self.tokens is not None:
+            count("Source.tokens", self.tokens)
+        if self.epochs is not None:
+            check_number("Source.epochs", self.epochs, above=0)
+            if not math.isfinite(self.epochs):
+                raise ConfigError("Source.epochs", self.epochs, "a finite number, or None")
+        if self.tokens is not None and self.epochs is not None:
+            expected = f"None, as Source.tokens = {self.tokens!r} is the budget of {self.name!r}"
+            raise ConfigError("Source.epochs", self.epochs, expected, "Give one of the two.")
+        check_choice("Source.exhausted", self.exhausted, EXHAUSTED)
+        check_choice("Source.curriculum", self.curriculum, CURRICULA)
+        if self.score and self.kind != "jsonl":
+            raise ConfigError(
+                "Source.score", self.score, f"'', as {self.name!r} is of kind {self.kind!r}",
+                "Scores are fields of jsonl objects.",
+            )  # fmt: skip
+        if self.curriculum in ("lowest", "highest") and not self.score:
+            raise ConfigError(
+                "Source.score", self.score, f"the field of jsonl objects that {self.name!r} "
+                f"is ordered by, as Source.curriculum = {self.curriculum!r}",
+            )  # fmt: skip
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether it has a budget."""
+        return self.tokens is not None or self.epochs is not None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -81,14 +128,23 @@ class Mixture:
 
     Attributes:
       sources: in the order that ``Batch.source`` counts.
-      rates: one number a source (any scale; 0 leaves it out), ``proportional`` to the tokens, or
-        ``temperature``: tokens ** (1 / temperature).
+      rates: one number a source (any scale; 0 leaves it out), ``proportional`` to the tokens,
+        ``temperature``: tokens ** (1 / temperature), or ``budgets``: every source has one, and all
+        are used up together.
       temperature: 1 is proportional, large is equal.
+      stages: other weights from some point of the run on: ((start, {source: weight}), ...), start
+        a step (1000) or tokens of the run (``'20B'``), ascending; ``rates`` hold before the first.
+      replay: share of the rows, in every stage, of a source or of all sources of a language, such
+        as ``{'en': 0.1}``; the others share the rest.
+      max_epochs: no source may be read more often by the end of the run; None for no limit.
     """
 
     sources: tuple[Source, ...]
     rates: str | tuple[float, ...] = "proportional"
     temperature: float = 1.0
+    stages: Stages = later(())
+    replay: dict[str, float] | None = later(None)
+    max_epochs: float | None = later(None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -104,8 +160,18 @@ class Mixture:
                     "Mixture.sources", name, "names that differ", "Rename one of the two sources."
                 )
         check_number("Mixture.temperature", self.temperature, above=0)
+        self._check_stages()
+        self._check_replay()
+        if self.max_epochs is not None:
+            check_number("Mixture.max_epochs", self.max_epochs, above=0)
         if isinstance(self.rates, str):
             check_choice("Mixture.rates", self.rates, RATES)
+            without = [s.name for s in self.sources if not s.budgeted]
+            if self.rates == "budgets" and without:
+                raise ConfigError(
+                    "Mixture.rates", self.rates, f"budgets of {', '.join(without)} as well",
+                    "Set Source.tokens or Source.epochs of each, or give numbers as rates.",
+                )  # fmt: skip
             return
         object.__setattr__(self, "rates", tuple(self.rates))
         if len(self.rates) != len(names):
@@ -121,6 +187,56 @@ class Mixture:
                 "Mixture.rates", self.rates, "finite numbers, at least one of them above 0"
             )
 
+    def _check_stages(self) -> None:
+        field, kinds = "Mixture.stages", set()
+        object.__setattr__(self, "stages", tuple(tuple(stage) for stage in self.stages))
+        starts = []
+        for stage in self.stages:
+            if len(stage) != 2 or not isinstance(stage[1], Mapping):
+                raise ConfigError(field, stage, "(start, {source: weight})")
+            start, weights = stage
+            if start != 0:
+                kinds.add(type(start))
+                starts.append(count(field, start))
+            else:
+                starts.append(0)
+            for name, weight in weights.items():
+                check_choice(field, name, [source.name for source in self.sources])
+                check_number(field, weight, low=0)
+            if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
+                raise ConfigError(field, stage, "finite weights, at least one of them above 0")
+        if len(kinds) > 1 or starts != sorted(set(starts)):
+            raise ConfigError(
+                field, [start for start, _ in self.stages],
+                "starts that ascend, all of them steps (1000) or all tokens ('20B')",
+            )  # fmt: skip
+
+    def _check_replay(self) -> None:
+        if self.replay is None:
+            return
+        languages = {source.language for source in self.sources if source.language}
+        taken: dict[str, str] = {}
+        for key, share in self.replay.items():
+            check_choice(
+                "Mixture.replay", key, [*(source.name for source in self.sources), *languages]
+            )
+            check_number("Mixture.replay", share, above=0)
+            for name in self.group(key):
+                if name in taken:
+                    expected = f"one share for {name!r}, which {taken[name]!r} gives already"
+                    raise ConfigError("Mixture.replay", key, expected)
+                taken[name] = key
+        if math.fsum(self.replay.values()) >= 1 or len(taken) == len(self.sources):
+            raise ConfigError(
+                "Mixture.replay", self.replay,
+                "shares that leave something to the other sources, together below 1",
+            )  # fmt: skip
+
+    def group(self, key: str) -> list[str]:
+        """The source called ``key``, else the sources of the language ``key``."""
+        named = [source.name for source in self.sources if source.name == key]
+        return named or [source.name for source in self.sources if source.language == key]
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -134,7 +250,10 @@ class Data:
       tokenizer: path of a tokenizer, ``bytes``, or how to train one on the documents trained on.
       store_dir: where tokenizer and token stores are built, local or gs://.
       name: of the mixture; several may share a ``store_dir``.
-      packing: how documents fill rows, ``concat`` or ``whole`` (see ``packing``).
+      packing: how documents fill rows, ``concat``, ``whole`` or ``similar`` (see ``packing``).
+      bins: parts of equal numbers of documents into which each source is cut; it is read part after
+        part, shuffled inside each. With ``proportional`` rates every tenth of an epoch takes one of
+        10 bins of each source.
       validation_fraction: share of each source's documents held out, by hash of their text.
       denoising: what the rows are made into; next-token prediction by default. It decides nothing
         of what is prepared.
@@ -151,6 +270,7 @@ class Data:
     validation_fraction: float = 0.02
     workers: int = 0
     denoising: Denoising = dataclasses.field(default_factory=Denoising)
+    bins: int = later(1)
 
     def __post_init__(self) -> None:
         modules = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
@@ -170,6 +290,14 @@ class Data:
             )
         if not isinstance(self.denoising, Denoising):
             raise ConfigError("Data.denoising", self.denoising, "a Denoising")
+        check_number("Data.bins", self.bins, low=1, high=10_000, integer=True)
+        for source in self.mixture.sources if self.mixture else ():
+            if source.curriculum and self.bins < 2:
+                raise ConfigError(
+                    "Data.bins", self.bins, f"at least 2, as Source.curriculum of {source.name!r} "
+                    f"is {source.curriculum!r}",
+                    "Documents are ordered between bins and shuffled inside; 10 to 100 are usual.",
+                )  # fmt: skip
         if bool(self.mixture) == bool(self.seqio_mixture):
             raise ConfigError(
                 "Data.mixture",

@@ -9,6 +9,7 @@ A store is a directory, on local disk or gs://:
       bytes      [documents] int64      its size as UTF-8 text
       file, line [documents] int32/64   where it was read (index into the manifest's files; from 1)
       mask       [n] uint8              optional: 1 where a token is to be predicted
+      score      [documents] float32    optional: what a curriculum orders documents by
 
 Arrays are cut into shards (one file each, 16 Mi elements) of small chunks (16 Ki elements) that are
 read on their own, each with a checksum: a damaged byte or a lost file is an error, never a zero.
@@ -173,6 +174,11 @@ class Split:
         return self._read_all("bytes", np.int64, self._documents)
 
     @functools.cached_property
+    def scores(self) -> np.ndarray:
+        """[documents] float32, where ``scored``."""
+        return self._read_all("score", np.float32, self._documents)
+
+    @functools.cached_property
     def _token_array(self) -> Any:
         return _open(f"{self.store.path}/{self.name}/tokens")
 
@@ -189,6 +195,11 @@ class Split:
     def masked(self) -> bool:
         """Whether the store carries a loss mask."""
         return bool(self.store.manifest["masked"])
+
+    @property
+    def scored(self) -> bool:
+        """Whether the store carries a score of each document."""
+        return bool(self.store.manifest.get("scored", False))
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """The tokens of the ranges [starts, stops), joined; int32."""

@@ -13,12 +13,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from t5x_llm.core.errors import ConfigError, DataError, nearest
 from t5x_llm.data.batch import Batch
+from t5x_llm.data.bins import PLAIN, Order
+from t5x_llm.data.blending import Blend
+from t5x_llm.data.diet import Diet, diet
 from t5x_llm.data.mixing import Proportions, check_weights, proportions
 from t5x_llm.data.objective import Objective
 from t5x_llm.data.positions import DataState, History, Skips
@@ -72,15 +74,17 @@ class Stream:
       weights: share of rows of each source, any scale; unused if ``history`` is given.
       length: T, tokens in a row.
       seed: of the shuffles.
-      packing: ``concat`` or ``whole``.
+      packing: one of ``packing.PACKINGS``.
       history: (stream position, weights) from which each set of weights holds, the first at 0. A
         source goes on where it was when weights change.
       skips: [start, stop) ranges of stream positions to jump over.
       objective: what the rows are made into, as ``objective.objective`` gives it for ``length``;
         None for next-token prediction.
+      orders: bins and curriculum of each source, by name; none for those that are not there.
 
     Attributes:
       sources: names, as ``Batch.source`` indexes them.
+      blend: what the history was planned by, see ``planned``.
 
     Raises:
       ConfigError: weights that are negative, all zero, or of unknown sources; T below 2.
@@ -98,14 +102,19 @@ class Stream:
         history: History = (),
         skips: Iterable[Sequence[int]] = (),
         objective: Objective | None = None,
+        orders: Mapping[str, Order] | None = None,
     ):
         self.sources = tuple(stores)
         self.length, self.seed, self.packing, self.objective = length, seed, packing, objective
+        orders = orders or {}
         self._sources = {
-            name: ShuffledSource(name, store.train, packing, length, seed, objective)
+            name: ShuffledSource(
+                *(name, store.train, packing, length, seed, objective, orders.get(name, PLAIN))
+            )
             for name, store in stores.items()
         }
         self._follow(tuple(history) or ((0, dict(weights)),), Skips(skips))
+        self.blend = Blend(self.sources, ((0, self.weights),))
 
     def _follow(self, history: History, skips: Skips) -> None:
         starts = [start for start, _ in history]
@@ -147,6 +156,11 @@ class Stream:
         return {name: last.get(name, 0.0) / total for name in self.sources}
 
     @property
+    def readers(self) -> Mapping[str, ShuffledSource]:
+        """What reads each source."""
+        return self._sources
+
+    @property
     def rows(self) -> dict[str, int]:
         """Rows in one epoch of each source."""
         return {name: source.rows for name, source in self._sources.items()}
@@ -167,6 +181,9 @@ class Stream:
         }
         if self.objective is not None:
             identity["objective"] = self.objective.identity
+        orders = {n: s.order for n, s in sorted(self._sources.items()) if s.order != PLAIN}
+        if orders:
+            identity["orders"] = {n: dataclasses.asdict(order) for n, order in orders.items()}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self, position: int = 0) -> DataState:
@@ -189,6 +206,12 @@ class Stream:
         start = self._skips.stream_position(position)
         kept = tuple(entry for entry in self.history if entry[0] < start)
         return self._changed((*kept, (start, dict(weights))), self._skips)
+
+    def planned(self, blend: Blend) -> Stream:
+        """The stream with the mixtures of a blend from its beginning."""
+        stream = self._changed(blend.history(), self._skips)
+        stream.blend = blend
+        return stream
 
     def _changed(self, history: History, skips: Skips) -> Stream:
         stream = object.__new__(Stream)
@@ -285,27 +308,10 @@ class Stream:
             for name, source in self._sources.items()
         }
 
+    def diet(self, examples: int) -> Diet:
+        """What a run of so many examples reads of each source, and whether it can."""
+        return diet(self, examples)
+
     def tree(self, examples: int | None = None) -> str:
-        """The mixture as a printable table; with ``examples``, also the epochs they amount to."""
-        head = ["source", "share", "documents", "tokens", "bytes", "rows", "filled"]
-        table = [head + (["epochs"] if examples is not None else [])]
-        eaten: Mapping[str, Any] = self.consumed(examples) if examples is not None else {}
-        for name, share in self.weights.items():
-            source = self._sources[name]
-            split = source.split
-            line = [name, f"{share:.2%}", f"{len(split):,}", f"{split.tokens:,}"]
-            line += [f"{split.total_bytes:,}", f"{source.rows:,}"]
-            line += [f"{source.efficiency:.1%}"]
-            table.append(line + ([f"{eaten[name].epochs:.2f}"] if eaten else []))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        ]
-        title = f"mixture: {len(self.sources)} sources, rows of {self.length} tokens"
-        if examples is not None:
-            title += f", {examples:,} examples"
-        return "\n".join([title + f", {self.packing}", *lines])
+        """The mixture as a printable tree; with ``examples``, also what a run of them reads."""
+        return str(diet(self, examples))

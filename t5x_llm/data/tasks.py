@@ -197,7 +197,7 @@ def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Any:
     if not isinstance(mixture.rates, str):
         return float(mixture.rates[index])
     name = mixture.sources[index].name
-    power = 1.0 if mixture.rates == "proportional" else 1.0 / mixture.temperature
+    power = 1.0 / mixture.temperature if mixture.rates == "temperature" else 1.0
     return lambda task: float(sizes[name]) ** power
 
 

@@ -1,0 +1,145 @@
+"""A source cut into bins of documents, each packed on its own and read one after another.
+
+Colossal-LLaMA-2 cuts every category into 10 bins and trains on buckets of one bin of each. Here a
+source's epoch goes through its bins in order, rows shuffled inside each (``shuffled.Rows``), and
+the mixture deals the sources out exactly: where all sources take the same time for an epoch, as
+with ``proportional`` rates, the k-th tenth of the stream is the k-th bin of every source.
+
+A bin is a stretch of documents in the order of the store, which is that of the input's files; a
+curriculum first orders the documents by their length or score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from t5x_llm.core.errors import DataError
+from t5x_llm.data.packing import NEXT_TOKEN, Packing, Reading, Spans, make_packing, pack
+from t5x_llm.data.store import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """In which order a source is read.
+
+    Attributes:
+      bins: into which its documents are cut.
+      curriculum: one of ``sources.CURRICULA``.
+      tokens: how many are read, again and again; None for all.
+      epochs: the same as a share of all.
+    """
+
+    bins: int = 1
+    curriculum: str = ""
+    tokens: int | None = None
+    epochs: float | None = None
+
+    def part(self, plan: Packing) -> float:
+        """The share of a plan's rows that is read; 1 or more for all."""
+        if self.tokens is not None:
+            return self.tokens / max(plan.tokens, 1)
+        return 1.0 if self.epochs is None else self.epochs
+
+
+PLAIN = Order()
+
+
+def make_plan(
+    packing: str, split: Split, length: int, reading: Reading = NEXT_TOKEN, order: Order = PLAIN
+) -> Packing:
+    """How documents of a split fill rows, as ``packing.make_packing``, bin after bin.
+
+    Raises:
+      DataError: a curriculum by score of a store that has none.
+    """
+    if order.bins == 1:
+        return make_packing(packing, split, length, reading)
+    return Binned(packing, split, length, reading, order)
+
+
+def sort_key(split: Split, curriculum: str) -> np.ndarray:
+    """[documents] what a curriculum sorts by, small first.
+
+    Raises:
+      DataError: the store has no scores.
+    """
+    if curriculum in ("shortest", "longest"):
+        key = np.diff(split.offsets)
+    elif split.scored:
+        key = split.scores
+    else:
+        raise DataError(
+            f"Token store {split.store.path} has no scores, which Source.curriculum = "
+            f"{curriculum!r} asks for. Set Source.score and run `t5x-llm prepare`."
+        )
+    return -key if curriculum in ("longest", "highest") else key
+
+
+class Binned:
+    """The plans of the bins as one.
+
+    Attributes:
+      starts: [bins + 1] first row of each bin, and the number of rows.
+    """
+
+    def __init__(self, packing: str, split: Split, length: int, reading: Reading, order: Order):
+        offsets, count = split.offsets, len(split)
+        cuts = [count * k // order.bins for k in range(order.bins + 1)]
+        self._offsets, self._cuts = offsets, cuts
+        self._documents: np.ndarray | None = None
+        if order.curriculum:
+            self._documents = np.argsort(sort_key(split, order.curriculum), kind="stable")
+        # Each bin is packed as if its documents, in their order, were all there is.
+        self._bins = [
+            (o, pack(packing, o, length, reading)) for o in map(self._lie, cuts, cuts[1:])
+        ]
+        self.starts = np.cumsum([0] + [len(plan) for _, plan in self._bins])
+
+    def _lie(self, first: int, stop: int) -> np.ndarray:
+        """[documents + 1] offsets of those of one bin, from 0."""
+        if self._documents is None:
+            return self._offsets[first : stop + 1] - self._offsets[first]
+        chosen = self._documents[first:stop]
+        return np.cumsum(np.concatenate([[0], self._offsets[chosen + 1] - self._offsets[chosen]]))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read in one epoch."""
+        return sum(plan.tokens for _, plan in self._bins)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def efficiency(self) -> float:
+        """Share of places that hold a token."""
+        used = sum(plan.efficiency * len(plan) for _, plan in self._bins)
+        return used / len(self) if len(self) else 0.0
+
+    def spans(self, rows: np.ndarray) -> Spans:
+        """The pieces in these rows."""
+        rows = np.asarray(rows, np.int64)
+        bins = np.searchsorted(self.starts, rows, side="right") - 1
+        found = []
+        for b in np.unique(bins).tolist():
+            here = np.flatnonzero(bins == b)
+            lying, plan = self._bins[b]
+            spans = plan.spans(rows[here] - self.starts[b])
+            local = np.searchsorted(lying, spans.start, side="right") - 1
+            document = self._cuts[b] + local
+            if self._documents is not None:
+                document = self._documents[document]
+            start = self._offsets[document] + spans.start - lying[local]
+            stop = self._offsets[document + 1]
+            found.append(Spans(here[spans.row], start, spans.length, stop))
+        if len(found) == 1:
+            return found[0]
+        parts = [np.concatenate(part) for part in zip(*map(_columns, found), strict=True)]
+        by_row = np.argsort(parts[0], kind="stable")
+        return Spans(*(part[by_row] for part in parts))
+
+
+def _columns(spans: Spans) -> tuple[np.ndarray, ...]:
+    return spans.row, spans.start, spans.length, spans.stop
