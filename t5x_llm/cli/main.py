@@ -26,6 +26,7 @@ COMMANDS = {
     "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
     "delta": ("delta", "make or apply the difference of a tuned model from its base"),
     "merge": ("merge", "average models, or checkpoints of a run"),
+    "grow": ("grow", "give a tokenizer pieces of another language"),
     "resize": ("resize", "give a model another vocabulary size"),
     "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
     "report": ("report", "rebuild report.html and loss.png of a run"),

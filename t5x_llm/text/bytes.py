@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 from t5x_llm.text.hf_json import HFTokenizer
@@ -10,7 +11,8 @@ BYTES = "bytes"  # its name, where the path of a tokenizer is asked for
 END = "<|endoftext|>"
 
 
-def _letters() -> dict[str, int]:
+@functools.cache
+def letters() -> dict[str, int]:
     """The letters that tokenizer.json's byte-level parts write bytes as, to the bytes.
 
     Printable bytes stand for themselves; the others follow from U+0100 on, in order (Radford et
@@ -36,7 +38,7 @@ def byte_tokenizer() -> HFTokenizer:
         ],
         "pre_tokenizer": {"type": "ByteLevel", **plain},
         "decoder": {"type": "ByteLevel", **plain},
-        "model": {"type": "BPE", "vocab": _letters(), "merges": []},
+        "model": {"type": "BPE", "vocab": letters(), "merges": []},
     }
     names = json.dumps({"eos_token": END, "pad_token": END}).encode()
     return HFTokenizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tokenizers
@@ -78,6 +79,28 @@ class HFTokenizer(Tokenizer):
 
     def id_of(self, piece: str) -> int | None:
         return self._tokenizer.token_to_id(piece)
+
+    @property
+    def data(self) -> bytes:
+        """The file."""
+        return self._data
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        """The files of its directory that are saved with it, by name."""
+        return dict(self._companions)
+
+    def piece(self, id: int) -> str:
+        return self._tokenizer.id_to_token(id) or ""
+
+    def spell(self, piece: str) -> list[int]:
+        return [token.id for token in self._tokenizer.model.tokenize(piece)]
+
+    def encode_words(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int | None]]]:
+        """For each text its ids, and the number of the word that each is a part of."""
+        for text in texts:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            yield encoding.ids, encoding.word_ids
 
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)

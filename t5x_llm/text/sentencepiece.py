@@ -100,6 +100,21 @@ class SentencePieceTokenizer(Tokenizer):
         found = self._processor.piece_to_id(piece)
         return found if self._proto.pieces[found].piece == piece else None
 
+    @property
+    def proto(self) -> Any:
+        """The ModelProto, as its file has it."""
+        return parse(self._data, "the model")
+
+    def piece(self, id: int) -> str:
+        return self._proto.pieces[id].piece
+
+    def spell(self, piece: str) -> list[int]:
+        if not self._strip or self._prefix:
+            return self._processor.encode(piece)
+        # SentencePiece itself puts a space in front: only the start of a text gets it.
+        marked = self._processor.encode("." + piece)
+        return marked[len(self._processor.encode(".")) :]
+
     def encode_batch(self, texts, threads: int = 1) -> list[list[int]]:
         return super().encode_batch([" " + t if self._prefix and t else t for t in texts], threads)
 

@@ -44,6 +44,14 @@ class Tokenizer(abc.ABC):
         """Id of the piece written so, special ones included; None if there is none."""
 
     @abc.abstractmethod
+    def piece(self, id: int) -> str:
+        """How the model's file writes a token; a space may stand for another sign there."""
+
+    @abc.abstractmethod
+    def spell(self, piece: str) -> list[int]:
+        """Ids that ``piece``, written so, gets in the middle of a text."""
+
+    @abc.abstractmethod
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         """Ids of short texts; a stretch after the first is not at the start of a text."""
 

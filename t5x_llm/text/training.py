@@ -24,6 +24,8 @@ SENTENCE_CHARS = 1000
 # Unigram scores are rounded to this fraction: sums over a text are then exact in float32, and
 # SentencePiece and Hugging Face, which adds in float64, choose the same path.
 SCORE_STEPS = 256
+# What SentencePiece says where a text does not support a vocabulary.
+_MOST = re.compile(r"set it to a value <= (\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,7 @@ def train_tokenizer(
       DataError: there is no text.
     """
     check_writable("TokenizerTraining.out", out)
-    sample = _sample(config, tqdm(texts, "tokenizer: reading", unit=" docs", disable=not progress))
+    sample = draw(config, tqdm(texts, "tokenizer: reading", unit=" docs", disable=not progress))
     if not sample:
         raise DataError("No text to train a tokenizer on: every document is empty.")
     size = sum(len(s.encode()) for s in sample)
@@ -109,7 +111,7 @@ def train_tokenizer(
             f"tokenizer: fitting {config.vocab_size:,} {config.kind} pieces to "
             f"{size / 1e6:.1f} MB of text"
         )
-    data = _fit(config, sample)
+    data = fit(config, sample)
     tokenizer = SentencePieceTokenizer(data)
     tokenizer.save(out)
     if progress:
@@ -117,7 +119,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def _sample(config: TokenizerTraining, texts: Iterable[str]) -> list[str]:
+def draw(config: TokenizerTraining, texts: Iterable[str]) -> list[str]:
     """Stretches of text with the smallest keyed hashes, ``sample_bytes`` of them.
 
     Independent of the order of the documents and of how many there are.
@@ -144,7 +146,14 @@ def _sample(config: TokenizerTraining, texts: Iterable[str]) -> list[str]:
     return [item[1] for item in sorted(heap, reverse=True)]
 
 
-def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
+def fit(config: TokenizerTraining, sample: list[str], fewer: bool = False) -> bytes:
+    """The model file of a tokenizer trained on ``sample``.
+
+    Args:
+      config: what to train.
+      sample: texts of at most ``SENTENCE_CHARS`` characters.
+      fewer: take fewer pieces where the text does not support as many as asked for.
+    """
     written = io.BytesIO()
     required = "<>/0123456789ABCDEFxsunkpad" + ("_etrai" if config.extra_ids else "")
     options: dict[str, Any] = dict(
@@ -175,6 +184,9 @@ def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
             sentence_iterator=iter(sample), model_writer=written, **options
         )
     except RuntimeError as e:
+        found = _MOST.search(str(e))
+        if fewer and found and int(found[1]) < config.vocab_size:
+            return fit(dataclasses.replace(config, vocab_size=int(found[1])), sample)
         raise _explain(config, str(e)) from e
     proto = parse(written.getvalue(), "the trained model")
     if config.kind == "unigram":
@@ -190,7 +202,7 @@ def _fit(config: TokenizerTraining, sample: list[str]) -> bytes:
 def _explain(config: TokenizerTraining, message: str) -> Exception:
     """SentencePiece's complaint as something the user can act on."""
     field = "TokenizerTraining.vocab_size"
-    if found := re.search(r"set it to a value <= (\d+)", message):
+    if found := _MOST.search(message):
         return ConfigError(
             field, config.vocab_size, f"at most {found[1]} for this text",
             "Lower it, or train on more text.",

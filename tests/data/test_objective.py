@@ -41,7 +41,7 @@ class Pieces(Tokenizer):
     def _encode(self, texts, threads):
         raise NotImplementedError
 
-    _decode = save = _encode
+    _decode = save = piece = spell = _encode
 
 
 CASES = {
