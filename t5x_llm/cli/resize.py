@@ -42,7 +42,12 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--multiple", type=int, default=1, help="pad rows to a multiple of this")
     parser.add_argument("--how", choices=HOW, default="mean", help="how new rows begin")
     parser.add_argument("--noise", type=float, default=0.1, help="of --how noise, in deviations")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of --how noise and random")
+    parser.add_argument(
+        "--leading_space",
+        action="store_true",
+        help="of --how subpieces: pieces as at the start of a text, with a space in front",
+    )
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
     add_unproved(parser)
     args = parser.parse_args(argv)
@@ -53,7 +58,7 @@ def _main(argv: Sequence[str]) -> None:
         tokenizer=load_tokenizer(args.tokenizer) if args.tokenizer else None,
         vocab_size=args.vocab_size,
         multiple=args.multiple,
-        growth=Growth(args.how, args.noise, args.seed),
+        growth=Growth(args.how, args.noise, args.seed, args.leading_space),
         max_shard_bytes=args.max_shard_bytes,
         unproved=args.unproved,
     )

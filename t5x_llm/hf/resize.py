@@ -74,10 +74,10 @@ def resize(
     if tokenizer is not None and before is not None:
         check_old_ids(before, tokenizer)
         if growth.how == "subpieces":
-            pieces = subpieces(before, tokenizer)
+            pieces = subpieces(before, tokenizer, growth.leading_space)
     elif growth.how == "subpieces":
         raise ConfigError(
-            "how", growth.how, "mean or noise unless there is an old and a new tokenizer"
+            "how", growth.how, "mean, noise or random unless there is an old and a new tokenizer"
         )
     wider = dataclasses.replace(family, vocab_size=size)
     abstract = Model(wider.decoder()).abstract_params()
@@ -142,9 +142,20 @@ def check_old_ids(before: Tokenizer, after: Tokenizer) -> None:
             )
 
 
-def subpieces(before: Tokenizer, after: Tokenizer) -> dict[int, list[int]]:
-    """New id to the old ids that its text is written with; none where it is no text."""
+def subpieces(
+    before: Tokenizer, after: Tokenizer, leading_space: bool = False
+) -> dict[int, list[int]]:
+    """New id to the old ids that it is written with in the middle of a text.
+
+    Args:
+      before: the old tokenizer.
+      after: the new one; if it is of another kind, ids without text have none.
+      leading_space: as at the start of a text instead.
+    """
     new = range(before.vocab_size, after.vocab_size)
+    if type(before) is type(after) and not leading_space:
+        spelled = {i: before.spell(after.piece(i)) for i in new if after.piece(i)}
+        return {i: ids for i, ids in spelled.items() if ids}
     texts: Sequence[str] = [after.decode([i]) for i in new]
     encoded: list[list[int]] = before.encode_batch(texts)
     return {

@@ -2,8 +2,8 @@
 
 New rows start at the mean of the old ones, which is where a model that knows nothing of them loses
 least (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html); at the mean of the rows
-of the pieces that a token used to be written as (Colossal-LLaMA-2); or at the mean with noise, so
-that they differ.
+of the pieces that a token used to be written as (Colossal-LLaMA-2); at the mean with noise, so that
+they differ; or at random, to compare with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x_llm.core.errors import check_choice, check_number
 
-HOW = ("mean", "subpieces", "noise")
+HOW = ("mean", "subpieces", "noise", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,18 @@ class Growth:
     """How new rows begin.
 
     Attributes:
-      how: 'mean' of the old rows; of the 'subpieces' where they are given; 'noise' about the mean.
-      noise: of the last, in standard deviations of the old rows.
-      seed: of the last.
+      how: 'mean' of the old rows; of the 'subpieces' where they are given; 'noise' about the mean;
+        'random', normal about 0 with the standard deviation of all old numbers.
+      noise: of 'noise' about the mean, in standard deviations of the old rows.
+      seed: of the random numbers.
+      leading_space: whether 'subpieces' are those at the start of a text, where many tokenizers put
+        a space in front: its row is then a part of every mean, and pulls all new rows together.
     """
 
     how: str = "mean"
     noise: float = 0.1
     seed: int = 0
+    leading_space: bool = False
 
     def __post_init__(self) -> None:
         check_choice("Growth.how", self.how, HOW)
@@ -62,9 +66,13 @@ def resized(
         return out
     old = table[:known]
     mean = np.mean(old, axis=0, dtype=np.float64)
-    if growth.how == "noise":
-        spread = growth.noise * np.sqrt(_variance(old, mean))
+    if growth.how in ("noise", "random"):
         rng = np.random.default_rng(growth.seed)
+        variance = _variance(old, mean)
+        spread = growth.noise * np.sqrt(variance)
+        if growth.how == "random":
+            spread = np.full_like(mean, np.sqrt(np.mean(variance + mean**2)))
+            mean = np.zeros_like(mean)
         for row in range(known, size):
             out[row] = mean + rng.normal(size=mean.shape) * spread
         return out

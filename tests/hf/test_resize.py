@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import ml_dtypes
 import models
 import numpy as np
 import pytest
+import sentencepiece
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf import reference
@@ -17,6 +19,7 @@ from t5x_llm.hf.resize import check_old_ids, resize, subpieces
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.models.vocabulary import Growth, resized, rounded_up
 from t5x_llm.text import load_tokenizer
+from t5x_llm.text.sentencepiece import SentencePieceTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +107,7 @@ def test_old_ids_must_mean_what_they_meant(model, tmp_path):
         resize(model, tmp_path / "x", tokenizer=other)
     with pytest.raises(ConfigError, match="80 tokens.*at least the old one's 82"):
         check_old_ids(load_tokenizer(model), byte_pairs(tmp_path / "less", []))
-    with pytest.raises(ConfigError, match="mean or noise"):
+    with pytest.raises(ConfigError, match="mean, noise or random"):
         resize(model, tmp_path / "x", vocab_size=200, growth=Growth("subpieces"))
 
 
@@ -112,6 +115,38 @@ def test_subpieces_are_what_a_token_was_written_as(tmp_path):
     old = byte_pairs(tmp_path / "old", [])
     new = byte_pairs(tmp_path / "new", [("Q", "R"), ("c", "a")])
     assert subpieces(old, new) == {80: [34, 35], 81: [52, 50]}
+
+
+@pytest.mark.parametrize("leading_space", [False, True])
+def test_the_space_in_front_of_a_text_is_no_part_of_a_piece(tmp_path, leading_space):
+    """SentencePiece puts one before a text unless told otherwise, as LLaMA's does."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ab ab abc 中 文 中文"] * 9),
+        model_writer=written,
+        vocab_size=270,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    old = SentencePieceTokenizer(written.getvalue())
+    proto = old.proto
+    for piece in ("国", "中国", "▁国"):
+        proto.pieces.add(piece=piece, score=-1e6, type=proto.pieces[-1].NORMAL)
+    new = SentencePieceTokenizer(proto.SerializeToString())
+    space, middle = (old.id_of(piece) for piece in (" ", "中"))
+    guo = [old.id_of(f"<0x{byte:02X}>") for byte in "国".encode()]
+    first = old.vocab_size
+    assert subpieces(old, new, leading_space) == (
+        # Written out as texts, pieces with and without a space are the same.
+        {first: [space, *guo], first + 1: old.encode("中国"), first + 2: [space, *guo]}
+        if leading_space
+        else {first: guo, first + 1: [middle, *guo], first + 2: [space, *guo]}
+    )
 
 
 def test_the_arithmetic_alone():
@@ -124,6 +159,9 @@ def test_the_arithmetic_alone():
     )
     again = [resized(table, 60, Growth("noise", seed=s)) for s in (0, 0, 1)]
     assert again[0].tobytes() == again[1].tobytes() != again[2].tobytes()
+    shifted = np.random.default_rng(1).normal(3, 2, size=(400, 8))
+    drawn = resized(shifted, 4000, Growth("random"))[400:]
+    assert abs(drawn.mean()) < 0.1 and 0.95 < drawn.std() / np.sqrt(np.mean(shifted**2)) < 1.05
     assert [rounded_up(n, 64) for n in (1, 64, 65)] == [64, 64, 128]
     for change in ({"how": "best"}, {"noise": -1}, {"seed": 1.5}):
         with pytest.raises(ConfigError, match="Growth"):
