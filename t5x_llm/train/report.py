@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_llm.core import page
 from t5x_llm.core.errors import DataError
+from t5x_llm.core.page import escape as _e
 from t5x_llm.core.paths import as_path, write_atomic
 from t5x_llm.train.goodput import PARTS, STARVED, duration, goodput, starved
 from t5x_llm.train.journal import JOURNAL, Decision, decisions, read_journal
@@ -39,50 +40,6 @@ _TIMES = {
 }
 _MANY = 20  # events shown without being unfolded
 
-_CSS = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7;
-  --paper: #ffffff; --card: #f6f8fb; --accent: #3b82d6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ef; --soft: #98a2b3; --line: #303845;
-  --paper: #12161d; --card: #1a2029; --accent: #6aa5ec; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
-  "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; }
-.soft { color: var(--soft); } a { color: var(--accent); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
-  gap: .7rem; margin: 1.3rem 0; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: .65rem .85rem; }
-.card b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
-.card span { color: var(--soft); font-size: .82rem; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .85rem; }
-svg { width: 100%; height: auto; color: var(--ink); }
-.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: .3rem 0 0; font-size: .88rem; }
-.legend i { display: inline-block; width: 1.5rem; vertical-align: middle; margin-right: .4rem;
-  border-top: 3px solid; } .legend i.o { border-top-style: dotted; }
-.legend i.lost { border-top-style: dashed; opacity: .45; }
-.legend i.box { border: 0; width: .8rem; height: .8rem; border-radius: .2rem; }
-.stack { display: flex; height: 1.5rem; border-radius: .4rem; overflow: hidden;
-  background: var(--line); } .stack i { display: block; height: 100%; }
-.events { margin-top: .8rem; } .events td:first-child { white-space: nowrap; }
-.events th:last-child, .events td:last-child { text-align: left; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; font-size: .85rem; }
-th:first-child, td:first-child { text-align: left; }
-.bar { background: var(--line); border-radius: .3rem; height: .55rem; min-width: 8rem; }
-.bar i { display: block; height: 100%; border-radius: .3rem; background: var(--accent); }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: .9rem 1.1rem; overflow-x: auto; font: .85rem/1.55 ui-monospace, "SF Mono", Menlo,
-  Consolas, "Noto Sans Mono CJK SC", monospace; }
-pre.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: inherit;
-  font-size: .95rem; }
-details > summary { cursor: pointer; color: var(--accent); }
-"""
-
 
 def write_report(directory: str | os.PathLike[str]) -> str:
     """Writes ``report.html`` and ``loss.png`` of a run, from the files in its directory.
@@ -101,12 +58,12 @@ def write_report(directory: str | os.PathLike[str]) -> str:
     if not any(line.get("kind") == "train" for line in lines):
         raise DataError(f"{run / 'metrics.jsonl'} holds no step of training: nothing to report.")
     name = run.absolute().name if "://" not in str(run) else run.name
-    page = run / "report.html"
+    target = run / "report.html"
     journal = read_journal(run / JOURNAL)
     config = _read(run, "operative_config.gin")
-    write_atomic(page, render(name, lines, config, _samples(run), journal))
+    write_atomic(target, render(name, lines, config, _samples(run), journal))
     loss_png(lines, run / "loss.png", name, _rewinds(journal))
-    return os.fspath(page)
+    return os.fspath(target)
 
 
 def _read(run: Any, name: str) -> str:
@@ -169,17 +126,7 @@ def render(
             f"this run</summary><pre>{_e(config.strip())}</pre></details>"
         )
     body.append(_environment(start))
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{_e(name)}</title><style>{_CSS}</style></head><body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
-    )
-
-
-def _e(value: Any) -> str:
-    return html.escape(str(value))
+    return page.page(name, body)
 
 
 def _figure(caption: str, svg: str) -> str:
@@ -214,8 +161,7 @@ def _cards(train: Sequence[Line], evals: Sequence[Line]) -> str:
     speeds = sorted(line["tokens_per_second"] for line in train if line.get("tokens_per_second"))
     if speeds:
         cards.append((f"{speeds[len(speeds) // 2]:,.0f}", "tokens per second, median"))
-    inner = "".join(f"<div class=card><b>{_e(v)}</b><span>{_e(k)}</span></div>" for v, k in cards)
-    return f"<div class=cards>{inner}</div>"
+    return page.cards(cards)
 
 
 def _legend(lines: Sequence[Line], rewinds: Sequence[Decision]) -> str:
@@ -256,7 +202,7 @@ def _recovery(journal: Sequence[Line]) -> str:
         head = f"Goodput {account.share('productive'):.1%} of {duration(account.total)}: {head}"
     told = entries(journal)
     rows = [[_e(t.time), f"{t.step:,}", _e(t.text)] for t in told]
-    table = f"<div class=events>{_table(('time (UTC)', 'step', 'event'), rows)}</div>"
+    table = f"<div class=events>{page.table(('time (UTC)', 'step', 'event'), rows)}</div>"
     if len(told) > _MANY:
         table = f"<details><summary>{len(told)} events</summary>{table}</details>"
     return (
@@ -285,13 +231,6 @@ def _speed(start: Line, train: Sequence[Line]) -> str:
     return text + (f"<p>{_e(starved(share))}</p>" if share > STARVED else "")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    inner = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-    return f"<div class=wide><table><tr>{top}</tr>{inner}</table></div>"
-
-
 def _evaluation(evals: Sequence[Line]) -> str:
     if not evals:
         return ""
@@ -307,7 +246,7 @@ def _evaluation(evals: Sequence[Line]) -> str:
     head = ("source", "bits per byte", "loss", "perplexity", "tokens", "bytes", "documents")
     return (
         f"<h2>Held-out text at step {evals[-1]['step']:,}</h2>"
-        + _table(head, rows)
+        + page.table(head, rows)
         + "<p class=soft>Every token but the first of a document is predicted once, in windows of "
         "the sequence length, end of text included; context does not reach across windows. Bits "
         "per byte: nats / ln 2 / UTF-8 bytes.</p>"
@@ -328,7 +267,7 @@ def _mixture(start: Line, train: Sequence[Line]) -> str:
         bar = f"<div class=bar><i style='width:{share:.2%}'></i></div>"
         rows.append([_e(name), bar, f"{share:.2%}", plan, f"{tokens:,.0f}"])
     head = ("source", "", "of tokens eaten", "of rows planned", "tokens eaten")
-    return "<h2>Mixture</h2>" + _table(head, rows)
+    return "<h2>Mixture</h2>" + page.table(head, rows)
 
 
 def _texts(samples: str) -> str:

@@ -7,8 +7,11 @@ Neither is ever unpickled.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -73,8 +76,6 @@ class Classifier:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the model, the description last."""
-        import io
-
         buffer = io.BytesIO()
         np.savez_compressed(buffer, weights=self.weights, bias=self.bias)
         path = as_path(directory)
@@ -104,7 +105,13 @@ def load_classifier(field: str, directory: str | os.PathLike[str]) -> Classifier
             raise ValueError("it is of another format")
         if 4 * features * len(labels) > _MOST_BYTES:
             raise ValueError("its size is absurd")
-        with (path / _NPZ).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        raw = io.BytesIO((path / _NPZ).read_bytes())
+        with zipfile.ZipFile(raw) as packed:
+            if sum(part.file_size for part in packed.infolist()) > 4 * (features + 1000) * len(
+                labels
+            ):
+                raise ValueError("its weights are larger than it says")
+        with np.load(raw, allow_pickle=False) as arrays:
             weights, bias = arrays["weights"], arrays["bias"]
         if (
             weights.shape != (features, len(labels)) or bias.shape != (len(labels),)
@@ -162,7 +169,7 @@ def train_classifier(
     if len(labels) == 2:  # scikit-learn holds the second label's alone
         weights = np.concatenate([np.zeros_like(weights), weights], 1)
         bias = np.concatenate([np.zeros_like(bias), bias])
-    found = Classifier(
+    trained = Classifier(
         labels, weights.astype(np.float32), bias.astype(np.float32), config.characters
     )
     measured: dict[str, float] = {}
@@ -171,12 +178,10 @@ def train_classifier(
         measured["accuracy"] = float(accuracy_score(goal[held], odds.argmax(1)))
         if len(labels) == 2:
             measured["auc"] = float(roc_auc_score(goal[held], odds[:, 1]))
-    return found, measured
+    return trained, measured
 
 
 def _hash(text: str) -> float:
-    import hashlib
-
     raw = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(raw) / 2**64
 
