@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from t5x_llm.core.errors import ConfigError, check_number
+import numpy as np
+
+from t5x_llm.core.errors import ConfigError, DataError, check_number
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.clean.document import Answer, Document, Drop
+from t5x_llm.data.clean.hashing import ngrams, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,3 +74,106 @@ class Decontaminate:
     @property
     def name(self) -> str:
         return "decontaminate"
+
+    def open(self) -> Callable[[Document], Answer]:
+        """Reads the sets.
+
+        Raises:
+          DataError: a file that is not there, or is not what it should be; a set of which no item
+            is long enough to be looked for.
+        """
+        return _Search(self)
+
+
+class _Search:
+    """The n-grams of all items, sorted, and which item each is of."""
+
+    def __init__(self, config: Decontaminate):
+        self._hits = config.hits
+        self._names: list[str] = []
+        grams: dict[int, list[np.ndarray]] = {}
+        owners: dict[int, list[np.ndarray]] = {}
+        for each in config.sets:
+            looked_for = 0
+            for name, text in _items(each):
+                hashes = words(text)[0]
+                size = min(config.ngram, len(hashes))
+                if size < min(config.shortest, config.ngram):
+                    continue
+                looked_for += 1
+                found = np.unique(ngrams(hashes, size))
+                grams.setdefault(size, []).append(found)
+                owners.setdefault(size, []).append(np.full(len(found), len(self._names)))
+                self._names.append(name)
+            if not looked_for:
+                raise DataError(
+                    f"EvalSet {each.name!r}: no item has {config.shortest} words (characters of "
+                    "Chinese) or more. Lower Decontaminate.shortest, or check EvalSet.fields."
+                )
+        self._tables = {size: _sorted(grams[size], owners[size]) for size in sorted(grams)}
+
+    def __call__(self, document: Document) -> Answer:
+        hashes, starts, ends = words(document.text)
+        for size, (table, owners) in self._tables.items():
+            if len(hashes) < size:
+                continue
+            found = ngrams(hashes, size)
+            at = np.searchsorted(table, found)
+            hit = np.flatnonzero(table[np.minimum(at, len(table) - 1)] == found)
+            if not len(hit):
+                continue
+            # Of the items that share an n-gram the one that shares most, then the first.
+            distinct, first = np.unique(at[hit], return_index=True)
+            items, counts = np.unique(owners[distinct], return_counts=True)
+            best = int(np.argmax(counts))
+            # An item shorter than an n-gram is looked for whole.
+            if counts[best] < min(self._hits, int((owners == items[best]).sum())):
+                continue
+            begin = int(hit[first[owners[distinct] == items[best]].min()])
+            shared = document.text.lower()[starts[begin] : ends[begin + size - 1]]
+            name = self._names[items[best]]
+            return Drop(f"in {name.split('#')[0]}", f"{name}: {shared[:200]}")
+        return document
+
+
+def _sorted(grams: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct n-grams in order, and the first item that has each."""
+    every, of = np.concatenate(grams), np.concatenate(owners)
+    table, first = np.unique(every, return_index=True)
+    return table, of[first]
+
+
+def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
+    """``set#line`` and text of each field of each item."""
+    for path in each.files:
+        try:
+            raw = as_path(path).read_bytes()
+            lines = raw.decode().splitlines() if not path.endswith(".jsonl") else _lines(raw)
+        except (OSError, UnicodeDecodeError) as e:
+            raise DataError(
+                f"EvalSet {each.name!r}: {path!r} cannot be read ({e}). Check EvalSet.files."
+            ) from e
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if not path.endswith(".jsonl"):
+                yield f"{each.name}#{number}", line
+                continue
+            for field in each.fields:
+                yield f"{each.name}#{number}", _field(each, path, number, field, line)
+
+
+def _lines(raw: bytes) -> list[str]:
+    """Those of jsonl, which line separators of Unicode do not end."""
+    return raw.decode().split("\n")
+
+
+def _field(each: EvalSet, path: str, number: int, field: str, line: str) -> str:
+    try:
+        value: Any = json.loads(line)[field]
+    except (ValueError, TypeError, KeyError) as e:
+        raise DataError(
+            f"EvalSet {each.name!r}: {path}:{number} has no field {field!r} ({e}). "
+            "Set EvalSet.fields, or repair the line."
+        ) from e
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

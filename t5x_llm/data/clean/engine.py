@@ -125,7 +125,7 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
         raise DataError(f"No input can be read ({reasons}). Check Input.files and Input.format.")
     how = [clean.described()[name] for name in ("steps", "decontaminate", "limits", "compression")]
     how = [FORMAT, how, _content_of(how), clean.shard_bytes, clean.dedup is None]
-    shards = []
+    shards: list[Task] = []
     for number, source in enumerate(clean.inputs):
         shards += _shards(clean, number, scans[source.name], how)
     described = {
@@ -208,7 +208,7 @@ def _run(clean: Clean, out: str, plan: Plan, phases: Phases) -> dict[str, Any]:
     if not last:
         from t5x_llm.data.clean.dedup.stages import deduplicate
 
-        parts, more = deduplicate(clean, work, data, plan.fingerprint, parts, phases, tally)
+        parts, more = deduplicate(clean, out, plan.fingerprint, parts, phases, tally)
         listed += more
     with LineWriter(f"{out}/quarantine.jsonl") as file:
         for bad in plan.bad:

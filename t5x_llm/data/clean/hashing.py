@@ -11,6 +11,8 @@ import numpy as np
 
 _SEPARATOR, _WORD, _ALONE = 0, 1, 2
 _LAST = 0x110000
+# Characters hashed at once; of a longer word than _LONGEST the rest does not count.
+_BLOCK, _LONGEST = 1 << 16, 256
 # Odd, so that multiplication modulo 2**64 can be undone.
 _BASE = 0x9E3779B97F4A7C15
 _ORDER = 0xD1342543DE82EF95
@@ -46,13 +48,19 @@ def mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-@functools.lru_cache(maxsize=2)
-def _powers(size: int, base: int) -> tuple[np.ndarray, np.ndarray]:
-    """[size + 1] powers of ``base`` modulo 2**64 and of its inverse."""
-    up = np.full(size + 1, base, np.uint64)
-    down = np.full(size + 1, pow(base, -1, 1 << 64), np.uint64)
+@functools.cache
+def _powers() -> tuple[np.ndarray, np.ndarray]:
+    """Powers of the base modulo 2**64, and of its inverse, as many as a block has characters."""
+    up = np.full(_BLOCK + _LONGEST, _BASE, np.uint64)
+    down = np.full(_BLOCK + _LONGEST, pow(_BASE, -1, 1 << 64), np.uint64)
     up[0] = down[0] = 1
     return np.cumprod(up, dtype=np.uint64), np.cumprod(down, dtype=np.uint64)
+
+
+@functools.cache
+def _mixed() -> np.ndarray:
+    """[code points] uint64: a hash of each."""
+    return mix(np.arange(_LAST, dtype=np.uint64))
 
 
 def words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,11 +85,17 @@ def words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     stops = (classes == _ALONE) | ((classes == _WORD) & (after != _WORD))
     ends = np.flatnonzero(stops) + 1
     # Polynomial of the characters' hashes: that of a word is a difference of prefixes, shifted.
-    size = 1 << max(12, len(points).bit_length())
-    up, down = _powers(size, _BASE)
-    prefix = np.zeros(len(points) + 1, np.uint64)
-    np.cumsum(mix(points.astype(np.uint64)) * up[: len(points)], out=prefix[1:])
-    return mix((prefix[ends] - prefix[starts]) * down[starts]), starts, ends
+    up, down = _powers()
+    hashes = np.empty(len(starts), np.uint64)
+    for begin in range(0, len(points), _BLOCK):
+        some = slice(*np.searchsorted(starts, (begin, begin + _BLOCK)))
+        first = starts[some] - begin
+        last = np.minimum(ends[some] - begin, first + _LONGEST)
+        block = _mixed()[points[begin : begin + _BLOCK + _LONGEST]]
+        prefix = np.zeros(len(block) + 1, np.uint64)
+        np.cumsum(block * up[: len(block)], out=prefix[1:])
+        hashes[some] = (prefix[last] - prefix[first]) * down[first]
+    return mix(hashes), starts, ends
 
 
 def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:

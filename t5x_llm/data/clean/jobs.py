@@ -74,7 +74,7 @@ def scan_files(context: Context, argument: tuple[int, tuple[File, ...]], base: s
             seen = scan(
                 file.path, is_cut(source, kind), most=context.clean.shard_bytes
             )  # a DataError is a file that cannot be read
-            cuts = seen.cuts
+            cuts = list(seen.cuts)
             if kind.name == "parquet":
                 cuts = _row_cuts(file.path, context.clean.shard_bytes)
             found.append(

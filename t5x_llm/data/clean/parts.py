@@ -34,6 +34,11 @@ class Part:
     sha256: str
 
 
+def dump_parts(parts: list[Part]) -> str:
+    """As JSON: lists of the fields."""
+    return json.dumps([dataclasses.astuple(part) for part in parts])
+
+
 class _Hashed:
     """A file that hashes what is written."""
 
@@ -50,16 +55,16 @@ class _Hashed:
 
 
 class PartWriter:
-    """Writes documents into ``<name>-000<suffix>``, ``<name>-001<suffix>`` and so on.
+    """Writes documents into ``<name>-000.jsonl.zst``, ``<name>-001.jsonl.zst`` and so on.
 
     Args:
       folder: where.
       name: of the files.
       compression: ``zst`` or ``none``.
-      most: bytes of text in a part, about.
+      most: bytes of text in a part, about; None makes one part, ``<name>.jsonl.zst``.
     """
 
-    def __init__(self, folder: str, name: str, compression: str, most: int):
+    def __init__(self, folder: str, name: str, compression: str, most: int | None):
         self._folder, self._name, self._zst, self._most = folder, name, compression == "zst", most
         self._parts: list[Part] = []
         self._file: Any = None
@@ -77,7 +82,8 @@ class PartWriter:
         self._out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._documents += 1
         self._bytes += len(document.text.encode())
-        if self._bytes >= self._most or self._documents >= DOCUMENTS:
+        most = self._most
+        if most is not None and (self._bytes >= most or self._documents >= DOCUMENTS):
             self._end()
 
     def close(self) -> list[Part]:
@@ -88,7 +94,8 @@ class PartWriter:
 
     def _begin(self) -> None:
         self._documents = self._bytes = 0
-        name = f"{self._name}-{len(self._parts):03d}.jsonl{'.zst' if self._zst else ''}"
+        number = "" if self._most is None else f"-{len(self._parts):03d}"
+        name = f"{self._name}{number}.jsonl{'.zst' if self._zst else ''}"
         self._target = as_path(self._folder) / name
         self._temporary = self._target.parent / f".{name}.tmp"
         self._target.parent.mkdir(parents=True, exist_ok=True)

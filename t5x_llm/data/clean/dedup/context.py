@@ -1,0 +1,81 @@
+"""What all tasks of deduplication know, and where their files are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.clean.config import Clean
+from t5x_llm.data.clean.dedup.config import Dedup, MinHash
+from t5x_llm.data.clean.parts import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Handed to every task.
+
+    Attributes:
+      clean: the configuration, its ``dedup`` not None.
+      work: directory of the phases.
+      folder: where a phase that writes parts puts them.
+      source: directory of the parts that are read.
+      listing: file that lists them.
+      partitions: how many a phase has.
+    """
+
+    clean: Clean
+    work: str
+    folder: str
+    source: str
+    listing: str
+    partitions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dedup(self) -> Dedup:
+        """What is looked for."""
+        assert self.clean.dedup is not None
+        return self.clean.dedup
+
+    @property
+    def minhash(self) -> MinHash:
+        """How near copies are found."""
+        assert self.dedup.minhash is not None
+        return self.dedup.minhash
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """In the order of the inputs."""
+        return _listed(self.listing)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """[parts + 1] int64: number of the first document of each part."""
+        return np.cumsum([0, *(part.documents for part in self.parts)], dtype=np.int64)
+
+    def path(self, number: int) -> str:
+        """A part."""
+        return f"{self.source}/{self.parts[number].file}"
+
+    def by_part(self, phase: str, suffix: str) -> list[str]:
+        """Files that a phase wrote, one a part."""
+        return [f"{self.work}/{phase}/{stem(part)}{suffix}" for part in self.parts]
+
+    def by_partition(self, phase: str, suffix: str) -> list[str]:
+        """Files that a phase wrote, one a partition."""
+        return [f"{self.work}/{phase}/{i:04d}{suffix}" for i in range(self.partitions[phase])]
+
+
+def stem(part: Part) -> str:
+    """Name of a part's files."""
+    return part.file.split(".")[0]
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(listing: str) -> tuple[Part, ...]:
+    found = json.loads(as_path(listing).read_text(encoding="utf-8"))
+    return tuple(Part(*each) for each in found)

@@ -1,0 +1,97 @@
+"""Equal documents, lines and paragraphs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.clean.dedup import keys
+from t5x_llm.data.clean.dedup.config import Repeats
+from t5x_llm.data.clean.dedup.context import Context
+
+KEYS, LOCAL, UNITS = ".keys", ".local", ".units"
+_BREAK = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n[^\S\n]*\n\s*)")}
+
+
+def write_keys(digests: bytes | bytearray, units: np.ndarray, copies: int, base: str) -> int:
+    """Writes a part's keys, and apart the units that repeat within the part.
+
+    Args:
+      digests: 16 bytes a unit.
+      units: [n] their numbers.
+      copies: that stay.
+      base: path without suffix.
+
+    Returns:
+      How many keys are left to be looked at.
+    """
+    found = keys.sort(keys.from_digests(digests, units))
+    repeats = keys.beyond(found, copies)
+    keys.write(base + KEYS, found[~repeats])
+    local = np.sort(found["unit"][repeats]).astype("<u4")
+    as_path(base + LOCAL).write_bytes(local.tobytes())
+    return int((~repeats).sum())
+
+
+def find_repeats(context: Context, argument: tuple[str, int, int], base: str) -> Any:
+    """Writes the units of all parts that have, in one partition, a key of earlier ones.
+
+    Args:
+      context: of the run.
+      argument: phase that wrote the keys, partition, copies that stay.
+      base: path without suffix.
+    """
+    phase, partition, copies = argument
+    here = base.rsplit("/", 2)[-2]
+    paths = context.by_part(phase, KEYS)
+    found = keys.load(paths, partition, context.partitions[here])
+    keys.write_units(base + UNITS, found[keys.beyond(found, copies)], len(paths))
+
+
+def repeated(context: Context, number: int, keyed: str, phase: str) -> np.ndarray:
+    """[n] uint32: the units of a part that repeat, here or elsewhere.
+
+    Args:
+      context: of the run.
+      number: of the part.
+      keyed: phase that wrote the keys.
+      phase: that looked for repeats.
+    """
+    local = np.frombuffer(as_path(context.by_part(keyed, LOCAL)[number]).read_bytes(), "<u4")
+    count = len(context.parts)
+    elsewhere = [
+        keys.read_units(path, number, count) for path in context.by_partition(phase, UNITS)
+    ]
+    return np.concatenate([local, *elsewhere])
+
+
+def pieces(text: str, repeats: Repeats) -> Iterator[tuple[str, bool]]:
+    """Lines or paragraphs with what follows them, and whether each is looked at."""
+    split = _BREAK[repeats.unit].split(text)
+    for i in range(0, len(split), 2):
+        end = split[i + 1] if i + 1 < len(split) else ""
+        yield split[i] + end, len(split[i].strip()) >= repeats.shortest
+
+
+def without(text: str, repeats: Repeats, first: int, drop: np.ndarray) -> tuple[str, int]:
+    """The text without the pieces to be dropped.
+
+    Args:
+      text: of a document.
+      repeats: how it is cut.
+      first: number in the part of its first piece that is looked at.
+      drop: [units] bool, of the part.
+
+    Returns:
+      The text; the number of the next document's first piece.
+    """
+    kept, unit = [], first
+    for piece, counted in pieces(text, repeats):
+        if not (counted and unit < len(drop) and drop[unit]):
+            kept.append(piece)
+        unit += counted
+    return ("".join(kept).rstrip() if drop[first:unit].any() else text), unit

@@ -1,0 +1,63 @@
+"""MinHash signatures and their bands (Broder 1997)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from t5x_llm.data.clean.dedup.config import MinHash
+from t5x_llm.data.clean.hashing import mix, ngrams, random_words, words
+
+# Shingles hashed at once: rows of the product that fit the cache.
+_BLOCK = 256
+
+
+@functools.lru_cache(maxsize=4)
+def _functions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Odd factors and summands [count] uint64: multiply-add-shift, 2-universal (Dietzfelbinger)."""
+    numbers = random_words(2 * count, seed)
+    return numbers[:count] | np.uint64(1), numbers[count:]
+
+
+def shingles(text: str, config: MinHash) -> np.ndarray:
+    """[n] uint64: hashes of the text's n-grams of words (characters of Chinese)."""
+    return ngrams(words(text)[0], config.ngram)
+
+
+def signature(grams: np.ndarray, config: MinHash) -> np.ndarray | None:
+    """[bands * rows] uint32: the least value of each hash function; None for no shingle."""
+    if not len(grams):
+        return None
+    bands, rows = config.shape
+    factors, summands = _functions(bands * rows, config.seed)
+    least = np.full(bands * rows, np.iinfo(np.uint32).max, np.uint32)
+    for i in range(0, len(grams), _BLOCK):
+        values = grams[i : i + _BLOCK, None] * factors
+        values += summands
+        values >>= np.uint64(32)
+        np.minimum(least, values.min(0), out=least, casting="unsafe")
+    return least
+
+
+def band_keys(signatures: np.ndarray, config: MinHash) -> tuple[np.ndarray, np.ndarray]:
+    """[documents, bands] uint64 twice: 128 bits of each band of signatures [documents, hashes]."""
+    bands, rows = config.shape
+    values = signatures.reshape(-1, bands, rows).astype(np.uint64)
+    high = np.zeros(values.shape[:2], np.uint64) + np.arange(bands, dtype=np.uint64)
+    low = high + np.uint64(bands)
+    for i in range(rows):
+        high, low = mix(high ^ values[..., i]), mix(low * np.uint64(3) + values[..., i])
+    return high, low
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[n] share of equal values in signatures [n, hashes]: an estimate of Jaccard similarity."""
+    return (one == other).mean(1)
+
+
+def least_agreement(config: MinHash) -> float:
+    """The agreement that ``verify`` asks for: two standard errors below the threshold."""
+    bands, rows = config.shape
+    t = config.threshold
+    return t - 2 * (t * (1 - t) / (bands * rows)) ** 0.5

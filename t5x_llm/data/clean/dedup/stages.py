@@ -1,0 +1,192 @@
+"""Deduplication in phases: keys of parts, repeats by partition, clusters, parts without repeats.
+
+Documents are numbered in the order of the parts; of equal or alike ones the first stays. Lines and
+paragraphs are compared among the documents that stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from t5x_llm.core.paths import write_atomic
+from t5x_llm.data.clean.config import Clean
+from t5x_llm.data.clean.dedup import exact, keys, minhash, near, suffix
+from t5x_llm.data.clean.dedup.context import Context, stem
+from t5x_llm.data.clean.document import Answer, Document, Drop
+from t5x_llm.data.clean.hashing import text_key
+from t5x_llm.data.clean.jobs import REMOVED
+from t5x_llm.data.clean.parts import LineWriter, Part, PartWriter, dump_parts, read_part
+from t5x_llm.data.clean.phases import Phases, Task, fingerprint
+from t5x_llm.data.clean.tally import Tally
+
+STEP = "dedup"
+EXACT, NEAR, EMPTIED = "a copy", "a near copy", "nothing but repeats"
+
+
+def deduplicate(
+    clean: Clean, out: str, mark: str, parts: list[Part], phases: Phases, tally: Tally
+) -> tuple[list[Part], list[str]]:
+    """Runs the phases.
+
+    Args:
+      clean: the configuration.
+      out: directory of the run.
+      mark: hash of all that decides the input.
+      parts: in ``.work/parts``.
+      phases: runs them.
+      tally: takes the counts.
+
+    Returns:
+      The parts of the output; files that list what was removed.
+    """
+    dedup, work = clean.dedup, f"{out}/.work"
+    assert dedup is not None
+    listing = f"{work}/parts-{mark}.list"
+    write_atomic(listing, dump_parts(parts))
+    folder = f"{work}/written" if dedup.suffix else f"{out}/data"
+    context = Context(clean, work, folder, f"{work}/parts", listing)
+    tasks = [
+        Task(stem(part), fingerprint(mark, part.file), part.bytes, number)
+        for number, part in enumerate(parts)
+    ]
+
+    def partitioned(context: Context, phase: str, records: int, *rest: Any) -> Context:
+        """Runs a phase that looks at all keys, one range of them a task."""
+        count = keys.partitions(records, dedup.partition_bytes)
+        function, argument = rest
+        ranges = [
+            Task(f"{i:04d}", fingerprint(mark, count, i), records * 20 // count, argument(i))
+            for i in range(count)
+        ]
+        context = dataclasses.replace(context, partitions={**context.partitions, phase: count})
+        phases.run(phase, function, context, ranges)
+        return context
+
+    if dedup.documents or dedup.minhash:
+        phases.run("sign", sign, context, tasks)
+        signed = list(phases.results("sign", tasks))
+        if dedup.documents:
+            records = sum(each["documents"] for each in signed)
+            context = partitioned(
+                context, "copies", records, exact.find_repeats, lambda i: ("sign", i, 1)
+            )
+        if dedup.minhash:
+            records = sum(each["bands"] for each in signed)
+            context = partitioned(context, "pairs", records, near.find_pairs, lambda i: i)
+            one = Task("clusters", mark, 8 * sum(part.documents for part in parts), None)
+            phases.run("cluster", near.find_clusters, context, [one])
+    if dedup.repeats:
+        copies = dedup.repeats.copies
+        phases.run("units", key_units, context, tasks)
+        records = sum(phases.results("units", tasks))
+        context = partitioned(
+            context, "repeats", records, exact.find_repeats, lambda i: ("units", i, copies)
+        )
+    phases.run("write", write, context, tasks)
+    removed = [phases.path("write", task) + REMOVED for task in tasks]
+    made = _collect(phases, "write", tasks, tally)
+    if dedup.suffix:
+        listing = f"{work}/written-{mark}.list"
+        write_atomic(listing, dump_parts(made))
+        context = Context(clean, work, f"{out}/data", folder, listing)
+        tasks = suffix.tasks(context, mark)
+        phases.run("suffix", suffix.cut, context, tasks)
+        made = _collect(phases, "suffix", tasks, tally)
+    return made, removed
+
+
+def _collect(phases: Phases, phase: str, tasks: list[Task], tally: Tally) -> list[Part]:
+    parts: list[Part] = []
+    for result in phases.results(phase, tasks):
+        parts += [Part(*each) for each in result["parts"]]
+        tally.merge(Tally.from_json(result["tally"]))
+    return parts
+
+
+def sign(context: Context, number: int, base: str) -> Any:
+    """Writes the keys of a part's documents: of whole texts, and of the bands of signatures."""
+    dedup = context.dedup
+    digests, signatures, signed = bytearray(), [], []
+    for unit, document in enumerate(read_part(context.path(number))):
+        if dedup.documents:
+            digests += text_key(document.text)
+        if dedup.minhash:
+            grams = minhash.shingles(document.text, dedup.minhash)
+            found = minhash.signature(grams, dedup.minhash)
+            if found is not None:
+                signatures.append(found)
+                signed.append(unit)
+    left = {"documents": 0, "bands": 0}
+    if dedup.documents:
+        units = np.arange(context.parts[number].documents)
+        left["documents"] = exact.write_keys(digests, units, 1, base)
+    if dedup.minhash:
+        bands, rows = dedup.minhash.shape
+        values = np.array(signatures, np.uint32).reshape(-1, bands * rows)
+        units = np.array(signed, np.int64)
+        left["bands"] = near.write_bands(context, number, values, units, base)
+    return left
+
+
+def _verdicts(context: Context, number: int) -> Iterator[tuple[Document, str]]:
+    """A part's documents, and why each is left out; nothing if it stays."""
+    part = context.parts[number]
+    copies = np.zeros(part.documents, bool)
+    alike = np.zeros(part.documents, bool)
+    if context.dedup.documents:
+        copies[exact.repeated(context, number, "sign", "copies")] = True
+    if context.dedup.minhash:
+        alike = near.near_copies(context, number)
+    for unit, document in enumerate(read_part(context.path(number))):
+        yield document, EXACT if copies[unit] else NEAR if alike[unit] else ""
+
+
+def key_units(context: Context, number: int, base: str) -> Any:
+    """Writes the keys of the lines or paragraphs of the documents that stay."""
+    repeats = context.dedup.repeats
+    assert repeats is not None
+    digests = bytearray()
+    for document, reason in _verdicts(context, number):
+        if not reason:
+            for piece, counted in exact.pieces(document.text, repeats):
+                if counted:
+                    digests += text_key(piece)
+    return exact.write_keys(digests, np.arange(len(digests) // 16), repeats.copies, base)
+
+
+def write(context: Context, number: int, base: str) -> Any:
+    """Writes a part without repeats.
+
+    Returns:
+      ``parts``, at most one, and the ``tally``.
+    """
+    repeats, tally = context.dedup.repeats, Tally()
+    drop = np.zeros(0, bool)
+    if repeats:
+        found = exact.repeated(context, number, "units", "repeats")
+        drop = np.zeros(int(found.max()) + 1 if len(found) else 0, bool)
+        drop[found] = True
+    part, unit = context.parts[number], 0
+    writer = PartWriter(context.folder, stem(part), context.clean.compression, None)
+    with LineWriter(base + REMOVED) as listed:
+        for document, reason in _verdicts(context, number):
+            answer: Answer = Drop(reason) if reason else document
+            tally.answered(STEP, document, answer)
+            if isinstance(answer, Document) and repeats:
+                text, unit = exact.without(document.text, repeats, unit, drop)
+                answer = document.with_text(text) if text.strip() else Drop(EMPTIED)
+                tally.answered("repeats", document, answer)
+            if isinstance(answer, Drop):
+                listed.write(id=document.id, step=STEP, reason=answer.reason)
+                continue
+            writer.write(answer)
+            if not context.dedup.suffix:
+                tally.kept(answer)
+    return {
+        "parts": [dataclasses.astuple(each) for each in writer.close()],
+        "tally": tally.to_json(),
+    }

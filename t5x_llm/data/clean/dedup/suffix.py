@@ -1,0 +1,142 @@
+"""Long repeats, wherever in a text they begin, by a suffix array (Lee et al. 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_llm.data.clean.dedup.context import Context, stem
+from t5x_llm.data.clean.document import Answer, Document, Drop
+from t5x_llm.data.clean.parts import Part, PartWriter, read_part
+from t5x_llm.data.clean.phases import Task, fingerprint
+from t5x_llm.data.clean.tally import Tally
+
+STEP, EMPTIED = "suffix", "nothing but repeats"
+# Never a byte of UTF-8: no repeat holds it.
+_SEPARATOR = b"\xff"
+
+
+def tasks(context: Context, mark: str) -> list[Task]:
+    """Consecutive parts of a window together."""
+    suffix = context.dedup.suffix
+    assert suffix is not None
+    found: list[list[int]] = []
+    held = 0
+    for number, part in enumerate(context.parts):
+        if not found or held + part.bytes > suffix.window_bytes:
+            found.append([])
+            held = 0
+        found[-1].append(number)
+        held += part.bytes
+    return [
+        Task(
+            stem(context.parts[numbers[0]]),
+            fingerprint(mark, numbers),
+            sum(context.parts[number].bytes for number in numbers),
+            tuple(numbers),
+        )
+        for numbers in found
+    ]
+
+
+def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
+    """Writes parts without what repeats within a window of them.
+
+    Returns:
+      ``parts`` and the ``tally``.
+    """
+    suffix = context.dedup.suffix
+    assert suffix is not None
+    tally = Tally()
+    parts: list[Part] = []
+    documents = ((n, d) for n in numbers for d in read_part(context.path(n)))
+    writer, current = None, -1
+    for window in _windows(documents, suffix.window_bytes):
+        texts = without_repeats([d.text for _, d in window], suffix.length)
+        for (number, document), text in zip(window, texts, strict=True):
+            if number != current:
+                parts += writer.close() if writer else []
+                current, name = number, stem(context.parts[number])
+                writer = PartWriter(context.folder, name, context.clean.compression, None)
+            answer: Answer = document
+            if text != document.text:
+                answer = document.with_text(text) if text.strip() else Drop(EMPTIED)
+            tally.answered(STEP, document, answer)
+            if isinstance(answer, Document):
+                assert writer is not None
+                writer.write(answer)
+                tally.kept(answer)
+    parts += writer.close() if writer else []
+    return {"parts": [dataclasses.astuple(part) for part in parts], "tally": tally.to_json()}
+
+
+_Numbered = tuple[int, Document]
+
+
+def _windows(documents: Iterator[_Numbered], most: int) -> Iterator[list[_Numbered]]:
+    held: list[_Numbered] = []
+    size = 0
+    for number, document in documents:
+        length = len(document.text.encode())
+        if held and size + length > most:
+            yield held
+            held, size = [], 0
+        held.append((number, document))
+        size += length
+    if held:
+        yield held
+
+
+def without_repeats(texts: Sequence[str], length: int) -> list[str]:
+    """The texts without every stretch of at least ``length`` bytes that stands earlier in them.
+
+    Of a repeat that overlaps what it repeats only what lies beyond is cut.
+    """
+    raw = [text.encode() for text in texts]
+    joined = _SEPARATOR.join(raw) + _SEPARATOR
+    data = np.frombuffer(bytearray(joined), np.uint8)  # the library wants it writable
+    gone = _repeated(data, length)
+    if not gone.any():
+        return list(texts)
+    found, begin = [], 0
+    # A character goes if all its bytes do.
+    starts = np.flatnonzero((data & 0xC0) != 0x80)
+    whole = np.logical_and.reduceat(gone, starts)
+    gone = np.repeat(whole, np.diff(np.append(starts, len(data))))
+    for text, part in zip(texts, raw, strict=True):
+        mask = gone[begin : begin + len(part)]
+        kept = data[begin : begin + len(part)][~mask]
+        found.append(kept.tobytes().decode() if mask.any() else text)
+        begin += len(part) + 1
+    return found
+
+
+def _repeated(data: np.ndarray, length: int) -> np.ndarray:
+    """[n] bool: which bytes [n] uint8 lie in a repeat of at least ``length``."""
+    import pydivsufsort
+
+    order = pydivsufsort.divsufsort(data)
+    common = pydivsufsort.kasai(data, order)  # of each suffix with the next in order
+    n = len(data)
+    # Runs of suffixes that share their first ``length`` bytes.
+    joined = np.asarray(common[: n - 1]) >= length
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], joined, [False])).astype(np.int8)))
+    change = np.zeros(n + 1, np.int32)
+    if not len(edges):
+        return np.zeros(n, bool)
+    ends_of_texts = np.flatnonzero(data == _SEPARATOR[0])
+    firsts, lasts = edges[::2], edges[1::2] + 1
+    places = np.concatenate([np.arange(a, b) for a, b in zip(firsts, lasts, strict=True)])
+    run = np.repeat(np.arange(len(firsts)), lasts - firsts)
+    at = order[places].astype(np.int64)
+    earliest = np.full(len(firsts), n, np.int64)
+    np.minimum.at(earliest, run, at)
+    inside = ends_of_texts[np.searchsorted(ends_of_texts, at)] >= at + length
+    repeats = (at != earliest[run]) & inside
+    begin = np.maximum(at, earliest[run] + length)[repeats]
+    np.add.at(change, begin, 1)
+    np.add.at(change, at[repeats] + length, -1)
+    return np.cumsum(change[:n]) > 0
