@@ -11,63 +11,92 @@ from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_numb
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.document import Answer, Document, Drop
 
-# Each is searched for in a line in lower case, its blanks single. ``^`` and ``$`` are of the line.
-_ENGLISH = (
-    r"^(click|tap) (here|to|on)\b",
-    r"\bclick here\b[^.]{0,40}[.!]?$",
-    r"^(skip|jump) to (main |the )?(content|navigation|search)",
-    r"^(read|show|see|learn|load) more\b[^.]{0,20}(\.{3}|…|»|>>|→)?$",
-    r"^(home|menu|search|login|log in|sign in|sign up|register|subscribe|share|print|back to top|"
-    r"next|previous|prev|next page|previous page|about us|contact us|site map|sitemap|faq)$",
-    r"^((home|about|about us|contact|contact us|blog|news|products|services|login|sign in|sitemap|"
-    r"privacy|privacy policy|terms|terms of use|help|faq|search|careers|shop|cart)"
-    r"\s*[|>»·•/]\s*){2,}",
-    r"\b(this|our) (web ?site|site|page) uses cookies\b|\bwe use cookies\b",
-    r"\baccept (all )?cookies\b",
-    r"\b(cookie|privacy) (policy|settings|preferences|notice)\b.{0,40}$",
-    r"^(copyright )?(©|\(c\)|&copy;) ?(copyright )?\d{4}\b|^copyright \d{4}\b",
-    r"\ball rights reserved\b",
-    r"^(share|follow us|like us|tweet|pin it|email this)( this)?( (on|via) )?"
-    r"(facebook|twitter|linkedin|pinterest|instagram|whatsapp|email|reddit)?[ ,|]*$",
-    r"^(share|follow us|find us|like us) (this )?(on|via) ",
-    r"^(posted|filed|tagged) (by|in|on|under)\b.{0,80}$",
-    r"^(sign up|subscribe) (for|to) (our|the) .{0,60}$",
-    r"^(powered by|proudly powered by|designed by|hosted by) .{0,40}$",
-    r"^(leave a (reply|comment)|post a comment|\d+ comments?|no comments( yet)?)\b.{0,20}$",
-    r"^you (must|need to) (be logged in|log in|enable javascript)",
-    r"\bplease enable (javascript|cookies)\b",
-    r"\bjavascript (is|must be) (disabled|enabled|required)\b",
-    r"^(related|recent|popular|you may also like|recommended) (posts?|articles?|stories|links)?:?$",
-    r"^advertisement$|^sponsored( content| links?)?$",
-    r"^page \d+ of \d+$",
-)
-_CHINESE = (
-    r"^[【\[]?(上一篇|下一篇|上一页|下一页|上一頁|下一頁|上一章|下一章|返回目录|返回目錄|返回首页|"
-    r"返回首頁|返回顶部|回到顶部|回到頂部|返回列表|加入书签|首页|首頁|尾页|末页)[】\]]?\s*[:：|]?.{0,40}$",
-    r"(点击|點擊|单击|请点|點选|猛戳)(这里|此处|這裡|此處|查看|进入|下载|下載|阅读|閱讀|链接|連結|以下).{0,20}$",
-    r"^(阅读|查看|閱讀|了解)(全文|更多|原文|详情|詳情)",
-    r"(版权所有|版權所有|保留所有权利|保留所有權利|all rights reserved|copyright ?©?)",
-    r"^[©(（]?(c|©)[)）]? ?\d{4}",
-    r"[a-z\u4e00-\u9fff]{0,6}icp[备備证證]\d+号?|公网安备|网安备",
-    r"(未经|未經)(许可|授权|許可|授權|书面授权|允许).{0,30}(转载|轉載|复制|使用)",
-    r"(转载|轉載)(请|請)?(注明|註明|保留)",
-    r"^(责任编辑|责编|编辑|責任編輯|作者|来源|來源|发布时间|发表时间|更新时间|浏览次数|阅读次数|点击数?|"
-    r"阅读量|评论数?|分享到|标签|關鍵字|关键词)\s*[:：].{0,40}$",
-    r"(本网站|本站|我们)使用(了)?\s*cookies?|(同意|接受)(所有)?\s*cookies?",
-    r"^(登录|登入|注册|註冊|搜索|搜尋|收藏|分享|打印|举报|关注|评论|回复|点赞|顶部|展开|收起|更多)"
-    r"([\s|/·>»]+(登录|登入|注册|註冊|搜索|搜尋|收藏|分享|打印|举报|关注|评论|回复|点赞|更多))*$",
-    r"^((首页|关于我们|联系我们|新闻中心|产品中心|网站地图|隐私政策|用户协议|帮助中心|服务条款|加入我们|"
-    r"免责声明|友情链接|招贤纳士|意见反馈|首頁|關於我們|聯絡我們)[\s|/·>»]*){2,}$",
-    r"^(相关|相關|热门|熱門|推荐|推薦|猜你喜欢|最新)(阅读|文章|推荐|新闻|閱讀|链接|内容|资讯|评论)?[:：]?$",
-    r"(关注|扫描|扫码|长按|微信搜索).{0,12}(公众号|公眾號|二维码|二維碼|微信号)",
-    r"^(你|您)(当前的?|现在的?)?位置\s*[:：]|^当前位置\s*[:：]",
-    r"^(暂无|没有|还没有)(评论|相关|内容|数据).{0,10}$|^(发表|我要)(评论|回复|留言)",
-    r"^第?\s*\d+\s*[页頁]\s*[/,，共]?.{0,12}$",
-    r"^广告$|^廣告$",
-)  # fmt: skip
-_PATTERNS = {"en": _ENGLISH, "zh": _CHINESE}
+# Each is matched from the start of a line in lower case, its blanks single.
+_STARTS = {
+    "en": (
+        r"(click|tap) (here|to|on)\b",
+        r"(skip|jump) to (main |the )?(content|navigation|search)",
+        r"(read|show|see|learn|load) more\b[^.]{0,20}(\.{3}|…|»|>>|→)?$",
+        r"(home|menu|search|login|log in|sign in|sign up|register|subscribe|share|print|"
+        r"back to top|next|previous|prev|next page|previous page|about us|contact us|"
+        r"site map|sitemap|faq)$",
+        r"((home|about|about us|contact|contact us|blog|news|products|services|login|sign in|"
+        r"sitemap|privacy|privacy policy|terms|terms of use|help|faq|search|careers|shop|cart)"
+        r"\s*[|>»·•/]\s*){2}",
+        r"(copyright )?(©|\(c\)|&copy;) ?(copyright )?\d{4}\b|copyright \d{4}\b",
+        r"(share|follow us|like us|tweet|pin it|email this)( this)?( (on|via) )?"
+        r"(facebook|twitter|linkedin|pinterest|instagram|whatsapp|email|reddit)?[ ,|]*$",
+        r"(share|follow us|find us|like us) (this )?(on|via) ",
+        r"(posted|filed|tagged) (by|in|on|under)\b.{0,80}$",
+        r"(sign up|subscribe) (for|to) (our|the) .{0,60}$",
+        r"(powered by|proudly powered by|designed by|hosted by) .{0,40}$",
+        r"(leave a (reply|comment)|post a comment|\d+ comments?|no comments( yet)?)\b.{0,20}$",
+        r"you (must|need to) (be logged in|log in|enable javascript)",
+        r"(related|recent|popular|you may also like|recommended) "
+        r"(posts?|articles?|stories|links):?$",
+        r"(advertisement|sponsored( content| links?)?)$",
+        r"page \d+ of \d+$",
+    ),
+    "zh": (
+        r"[【\[]?(上一篇|下一篇|上一页|下一页|上一頁|下一頁|上一章|下一章|返回目录|返回目錄|返回首页|"
+        r"返回首頁|返回顶部|回到顶部|回到頂部|返回列表|加入书签|首页|首頁|尾页|末页)[】\]]?\s*[:：|]?.{0,40}$",
+        r"(阅读|查看|閱讀|了解)(全文|更多|原文|详情|詳情)",
+        r"[©(（]?(c|©)[)）]? ?\d{4}",
+        r"(责任编辑|责编|编辑|責任編輯|作者|来源|來源|发布时间|发表时间|更新时间|浏览次数|阅读次数|点击数?|"
+        r"阅读量|评论数?|分享到|标签|關鍵字|关键词)\s*[:：].{0,40}$",
+        r"(登录|登入|注册|註冊|搜索|搜尋|收藏|分享|打印|举报|关注|评论|回复|点赞|顶部|展开|收起|更多)"
+        r"([\s|/·>»]+(登录|登入|注册|註冊|搜索|搜尋|收藏|分享|打印|举报|关注|评论|回复|点赞|更多))*$",
+        r"((首页|关于我们|联系我们|新闻中心|产品中心|网站地图|隐私政策|用户协议|帮助中心|服务条款|加入我们|"
+        r"免责声明|友情链接|招贤纳士|意见反馈|首頁|關於我們|聯絡我們)[\s|/·>»]*){2,}$",
+        r"(相关|相關|热门|熱門|推荐|推薦|猜你喜欢|最新)(阅读|文章|推荐|新闻|閱讀|链接|内容|资讯|评论)?[:：]?$",
+        r"(你|您)(当前的?|现在的?)?位置\s*[:：]|当前位置\s*[:：]",
+        r"(暂无|没有|还没有)(评论|相关|内容|数据).{0,10}$|(发表|我要)(评论|回复|留言)",
+        r"第?\s*\d+\s*[页頁]\s*[/,，共]?.{0,12}$",
+        r"广告$|廣告$",
+    ),
+}
+# (words of which one must be there, what is then searched for)
+_ANYWHERE = {
+    "en": (
+        (
+            ("click here", "cookie", "privacy", "rights reserved", "javascript"),
+            r"\bclick here\b[^.]{0,40}[.!]?$",
+            r"\b(this|our) (web ?site|site|page) uses cookies\b|\bwe use cookies\b",
+            r"\baccept (all )?cookies\b|\bplease enable (javascript|cookies)\b",
+            r"\b(cookie|privacy) (policy|settings|preferences|notice)\b.{0,40}$",
+            r"\ball rights reserved\b",
+            r"\bjavascript (is|must be) (disabled|enabled|required)\b",
+        ),
+    ),
+    "zh": (
+        (
+            (*("点击", "點擊", "单击", "请点", "點选", "版权", "版權", "保留所有", "cookie"),),
+            r"(点击|點擊|单击|请点|點选)(这里|此处|這裡|此處|查看|进入|下载|下載|阅读|閱讀|链接|連結|以下).{0,20}$",
+            r"版权所有|版權所有|保留所有权利|保留所有權利",
+            r"(本网站|本站|我们)使用(了)?\s*cookies?|(同意|接受)(所有)?\s*cookies?",
+        ),
+        (
+            (
+                "icp",
+                "网安备",
+                "未经",
+                "未經",
+                "转载",
+                "轉載",
+                "公众号",
+                "公眾號",
+                "二维码",
+                "二維碼",
+            ),
+            r"icp[备備证證]\d+号?|公网安备|网安备",
+            r"(未经|未經)(许可|授权|許可|授權|书面授权|允许).{0,30}(转载|轉載|复制|使用)",
+            r"(转载|轉載)(请|請)?(注明|註明|保留)",
+            r"(关注|扫描|扫码|长按|微信搜索).{0,12}(公众号|公眾號|二维码|二維碼)",
+        ),
+    ),
+}
 _LONGEST = 200  # characters of a line that may be boilerplate
-_BLANKS = re.compile(r"\s+")
+_BLANKS = re.compile(r"\s{2,}|[^\S ]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +121,7 @@ class Boilerplate:
             value = (value,) if isinstance(value, str) else tuple(value)
             object.__setattr__(self, field, value)
         for language in self.languages:
-            check_choice("Boilerplate.languages", language, _PATTERNS)
+            check_choice("Boilerplate.languages", language, _STARTS)
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
@@ -107,11 +136,23 @@ class Boilerplate:
         return "boilerplate"
 
     def open(self) -> Callable[[Document], Answer]:
-        patterns = [p for language in self.languages for p in _PATTERNS[language]]
-        found = re.compile("|".join(f"(?:{p})" for p in (*patterns, *self.patterns)))
+        starts = _any(p for language in self.languages for p in _STARTS[language])
+        own = _any(self.patterns) if self.patterns else None
+        anywhere = [
+            (keys, _any(patterns))
+            for language in self.languages
+            for keys, *patterns in _ANYWHERE[language]
+        ]
 
         def unwanted(line: str) -> bool:
-            return found.search(_BLANKS.sub(" ", line.lower())) is not None
+            line = _BLANKS.sub(" ", line.lower())
+            if starts.match(line) or (own is not None and own.search(line)):
+                return True
+            return any(
+                pattern.search(line) is not None
+                for keys, pattern in anywhere
+                if any(key in line for key in keys)
+            )
 
         return lambda document: _without(document, unwanted, self.max_share)
 
@@ -146,6 +187,10 @@ class TemplateLines:
         return lambda document: _without(
             document, lambda line: _key(line) in lines, self.max_share, longest=1 << 20
         )
+
+
+def _any(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{p})" for p in patterns))
 
 
 def find_template_lines(texts: Iterable[str], min_share: float = 0.2, least: int = 5) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import ClassVar
 
 from t5x_llm.core.errors import check_number
 from t5x_llm.data.clean.characters import CHINESE_PAUSES, CHINESE_STOPS, CLOSING, HAN
@@ -46,7 +47,8 @@ class ChineseQuality:
       max_symbols: share of signs that are not those of prose.
       max_digits: share of digits.
       max_bullet_lines, max_ellipsis_lines: shares of the lines.
-      min_function_words: how many different frequent words of one character must occur.
+      min_function_words: how many different frequent words of one character must occur, but no
+        more than one to thirty characters.
       min_clause, max_clause: mean characters between signs and blanks: lists of keywords have
         short ones, text without punctuation long ones.
       max_runs: share of the text in one character repeated ten times and more.
@@ -96,9 +98,9 @@ class ChineseQuality:
         for reason, value, low, high in found:
             if (low is not None and value < low) or (high is not None and value > high):
                 return Drop(reason, f"{value:.1%}")
-        return self._judge_lines(document, text)
+        return self._judge_lines(document, text, han)
 
-    def _judge_lines(self, document: Document, text: str) -> Answer:
+    def _judge_lines(self, document: Document, text: str, han: int) -> Answer:
         lines = [line for line in map(str.strip, text.splitlines()) if line]
         bullets = sum(line.startswith(_BULLETS) for line in lines) / len(lines)
         if bullets > self.max_bullet_lines:
@@ -107,7 +109,7 @@ class ChineseQuality:
         if ellipses > self.max_ellipsis_lines:
             return Drop("too many lines end in an ellipsis", f"{ellipses:.1%}")
         common = sum(word in text for word in FUNCTION_WORDS)
-        if common < self.min_function_words:
+        if common < min(self.min_function_words, han // 30):
             return Drop("too few function words", str(common))
         clauses = [clause for clause in _CLAUSE.split(text) if clause]
         mean = sum(map(len, clauses)) / max(1, len(clauses))
@@ -124,7 +126,11 @@ def _runs(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ChineseRepetition(GopherRepetition):
-    """Gopher's rules against repetition, on characters; a word of Chinese has one to two."""
+    """Gopher's rules against repetition, on characters; a word of Chinese has one to two.
+
+    The most frequent n-gram counts where it occurs three times, and without blanks: of a poem of
+    twenty characters any seven are a third.
+    """
 
     language: str = "zh"
     top_n_grams: Fractions = ((3, 0.2), (5, 0.18), (7, 0.16))
@@ -132,6 +138,8 @@ class ChineseRepetition(GopherRepetition):
         *((9, 0.20), (11, 0.18), (13, 0.16)),
         *((15, 0.14), (17, 0.12), (19, 0.10)),
     )
+    least: ClassVar[int] = 3
+    blank: ClassVar[int] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +150,7 @@ class ChineseFineWeb(FineWebQuality):
     min_line_ends: float = 0.12
     max_short_lines: float = 0.67
     short_line: int = 10
-    max_repeated: float = 0.05
+    max_repeated: float = 0.1
     max_new_lines: float = 0.2
     line_ends: str = LINE_ENDS
 

@@ -17,6 +17,8 @@ _HAN, _LETTER = re.compile(f"[{HAN}]"), re.compile(r"[^\W\d_]")
 _NOT_CHINESE = re.compile(f"[{KANA}{HANGUL}]")
 # What says nothing about the language and misleads the model: links, addresses, digits, signs.
 _NOISE = re.compile(r"https?://\S+|\S+@\S+|[\d_#*=<>|\\/\[\]{}~^•·-]+|\s+")
+# A line with several of these is English, whatever else: most need no closer look.
+_ENGLISH = re.compile(r"\b(?:the|of|and|to|in|is|for|that|with|was|are)\b")
 _PARAGRAPH = 60  # characters that a paragraph must have to be judged by itself
 
 
@@ -83,6 +85,8 @@ class Language:
         return document.with_text(text).with_meta(foreign={"paragraphs": len(lines) - len(kept)})
 
     def _foreign(self, line: str, identify: Callable[[str], tuple[str, float]]) -> bool:
+        if "en" in self.keep and len(_ENGLISH.findall(line[:400])) > len(line[:400]) / 60:
+            return False
         language, score = identify(line)
         return language not in self.keep and score > 0.8
 

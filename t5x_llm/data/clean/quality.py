@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.data.clean.document import Answer, Document, Drop
@@ -150,6 +150,10 @@ class GopherRepetition:
         *((5, 0.15), (6, 0.14), (7, 0.13)),
         *((8, 0.12), (9, 0.11), (10, 0.10)),
     )
+    # How often the most frequent n-gram must occur, and the width of a blank between its words:
+    # datatrove's.
+    least: ClassVar[int] = 1
+    blank: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -178,63 +182,66 @@ class GopherRepetition:
 
         words = splitter(self.language)
 
-        def theirs(top: Fractions, repeated: Fractions) -> Callable[[Document], Answer]:
+        def theirs(repeated: Fractions) -> Callable[[Document], Answer]:
             filter_ = GopherRepetitionFilter(
                 dup_line_frac=self.max_lines,
                 dup_para_frac=self.max_paragraphs,
                 dup_line_char_frac=self.max_line_characters,
                 dup_para_char_frac=self.max_paragraph_characters,
-                top_n_grams=top,
+                top_n_grams=(),
                 dup_n_grams=repeated,
                 language=words,
             )
             return through(filter_, self.language)
 
-        # Counting n-grams is nine tenths of their work. Most texts are proved innocent by less.
-        by_lines = theirs((), ())
-        by_all = theirs(self.top_n_grams, self.repeated_n_grams)
+        # Their n-grams are nine tenths of the work. The most frequent one is counted here in the
+        # same way, and most texts are proved innocent of repeating any by less.
+        by_lines, by_n_grams = theirs(()), theirs(self.repeated_n_grams)
 
         def step(document: Document) -> Answer:
             answer = by_lines(document)
             if isinstance(answer, Drop) or not document.concerns(self.language):
                 return answer
-            if repeats_little(
-                split_into_words(document.text, words),
-                *(len(document.text), self.top_n_grams, self.repeated_n_grams),
-            ):
+            found, size = split_into_words(document.text, words), len(document.text)
+            for n, share in self.top_n_grams:
+                if self._top(found, n) / size > share:
+                    return Drop(f"top {n} gram")
+            if repeats_little(found, size, self.repeated_n_grams):
                 return answer
-            return by_all(document)
+            return by_n_grams(document)
 
         return step
 
-
-def repeats_little(found: Sequence[str], size: int, top: Fractions, repeated: Fractions) -> bool:
-    """Whether no rule on n-grams can drop the words of a text of ``size`` characters.
-
-    A repeated n-gram lies within repeated k-grams for every k <= n, so that the characters of all
-    words in repeated k-grams, for the smallest k, bound the rules for all n. The most frequent
-    n-gram is counted as datatrove counts it, with a space between words.
-    """
-    for n, share in top:
+    def _top(self, found: Sequence[str], n: int) -> int:
+        """Characters of the most frequent n-gram, times how often it occurs."""
         counts = Counter(_n_grams(found, n))
-        if counts:
-            gram, count = counts.most_common(1)[0]
-            if (sum(map(len, gram)) + n - 1) * count / size > share:
-                return False
+        if not counts:
+            return 0
+        gram, count = counts.most_common(1)[0]
+        return (sum(map(len, gram)) + self.blank * (n - 1)) * count if count >= self.least else 0
+
+
+def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool:
+    """Whether no rule on repeated n-grams can drop the words of a text of ``size`` characters.
+
+    A repeated n-gram consists of repeated k-grams for every k <= n, so that the characters of all
+    words in repeated k-grams, for the smallest k, bound those that any rule counts.
+    """
     if not repeated:
         return True
     k, least = min(n for n, _ in repeated), min(share for _, share in repeated)
+    grams = list(_n_grams(found, k))
+    if len(set(grams)) == len(grams):
+        return True
     seen: set[tuple[str, ...]] = set()
     characters, end = 0, 0
-    for at, gram in enumerate(_n_grams(found, k)):
+    for at, gram in enumerate(grams):
         if gram in seen:
             characters += sum(map(len, found[max(end, at) : at + k]))
             end = at + k
-            if characters / size > least:
-                return False
         else:
             seen.add(gram)
-    return True
+    return characters / size <= least
 
 
 def _n_grams(found: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
