@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from t5x_llm.nn import attention_cpu
+from t5x_llm.nn.attention_context import context_attend, context_layout
+from t5x_llm.nn.attention_mask import MASKED, MAX_SCORES, Bias, visible
 from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
 from t5x_llm.nn.linear import one_cpu
 from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import platform
-
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-_MAX_SCORES = 512 * 512  # query rows x keys that are held at once
-
-# (positions of queries [B, T], of keys [B, S]) to what is added to the logits: [B or 1, N, T, S].
-Bias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def attend(
@@ -74,6 +69,11 @@ def attend(
         raise ValueError("window needs causal=True")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     static: dict[str, Any] = dict(causal=causal, window=window, softcap=softcap, scale=scale)
+    places = q_positions, kv_positions
+    if (layout := context_layout(q, k, bias, places)) is not None:
+        tokens: dict[str, Any] = dict(q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids)
+        tokens |= dict(q_positions=q_positions, kv_positions=kv_positions, kv_prefix=kv_prefix)
+        return context_attend(attend, layout, q, k, v, **tokens, sinks=sinks, bias=bias, **static)
     plain = bias is None and kv_prefix is None and q.shape[-1] == v.shape[-1]
     if plain and platform() == "tpu" and splash_fits(q, k):
         return splash_attend(q, k, v, q_segment_ids, kv_segment_ids, sinks=sinks, **static)
@@ -91,30 +91,6 @@ def attend(
     static |= dict(sinks=sinks, bias=bias, kv_prefix=kv_prefix)
     out = _blocked(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, **static)
     return keep(out, "context")
-
-
-def visible(
-    q_segment_ids: jax.Array,
-    kv_segment_ids: jax.Array,
-    q_positions: jax.Array,
-    kv_positions: jax.Array,
-    *,
-    causal: bool,
-    window: int | None,
-    kv_prefix: jax.Array | None = None,
-) -> jax.Array:
-    """Which keys a query sees: bool [B, T, S]. Arguments as in ``attend``."""
-    seen = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (
-        q_segment_ids[:, :, None] != 0
-    )
-    distance = q_positions[:, :, None] - kv_positions[:, None, :]
-    if causal and kv_prefix is not None:
-        seen &= (distance >= 0) | kv_prefix[:, None, :]
-    elif causal:
-        seen &= distance >= 0
-    if window is not None:
-        seen &= distance < window
-    return seen
 
 
 def _cudnn_fits(q: jax.Array, k: jax.Array, softcap: float | None, sinks: jax.Array | None) -> bool:
@@ -157,7 +133,7 @@ def _attend_rows(
         logits = softcap * jnp.tanh(logits / softcap)
     if added is not None:
         logits += added.reshape(added.shape[0], kv, n // kv, *added.shape[2:])
-    logits = jnp.where(seen[:, None, None], logits, _MASKED)
+    logits = jnp.where(seen[:, None, None], logits, MASKED)
     top = jnp.max(logits, axis=-1, keepdims=True)
     if sinks is not None:
         sink = sinks.astype(jnp.float32).reshape(1, kv, n // kv, 1, 1)
@@ -205,7 +181,7 @@ def _blocked(
         return _attend_rows(q, k, v, seen, sinks, scale, softcap, added)
 
     block = t
-    while block % 2 == 0 and block * s > _MAX_SCORES:
+    while block % 2 == 0 and block * s > MAX_SCORES:
         block //= 2
     if block == t:
         return rows(q, q_segment_ids, q_positions)

@@ -81,7 +81,7 @@ def splash_attend(
         return out.swapaxes(1, 2)
 
     context = current()
-    if context is not None and context.mesh.size > 1:
+    if context is not None and context.mesh.size > 1 and not context.local:
         queries = compute_spec(("batch", None, "heads", None), q.shape)
         keys = compute_spec(("batch", None, "kv_heads", None), k.shape)
         rows = compute_spec(("batch", None), q_segment_ids.shape)

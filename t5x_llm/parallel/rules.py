@@ -96,7 +96,7 @@ class Rules:
     def __post_init__(self) -> None:
         for table in ("params", "grads", "optimizer", "compute"):
             for name, target in getattr(self, table).items():
-                for axis in _as_tuple(target):
+                for axis in mesh_axes(target):
                     check_choice(f"Rules.{table}.{name}", axis, AXES)
 
 
@@ -138,14 +138,15 @@ def strategy_rules(
         table, name = rule[0].split(".")
         target = tuple(rule[1]) if isinstance(rule[1], list) else rule[1]
         if target is not None:
-            for axis in _as_tuple(target):
+            for axis in mesh_axes(target):
                 check_choice(f"MeshConfig.overrides[{rule[0]}]", axis, AXES)
         for each in tables[table]:
             each[name] = target
     return Rules(params, grads, optimizer, compute, context_attention)
 
 
-def _as_tuple(target: MeshAxes) -> tuple[str, ...]:
+def mesh_axes(target: MeshAxes) -> tuple[str, ...]:
+    """A rule's target, or an entry of a PartitionSpec, as a tuple."""
     if target is None:
         return ()
     return (target,) if isinstance(target, str) else tuple(target)
@@ -183,9 +184,9 @@ def resolve(
             raise ValueError(f"no sharding rule for the logical axis {name!r}{hint}")
         kept: list[str] = []
         size = 1
-        targets = _as_tuple(table[name]) if name is not None else ()
+        targets = mesh_axes(table[name]) if name is not None else ()
         if "layers" in logical_axes:
-            targets += _as_tuple(table.get(f"layers.{name}"))
+            targets += mesh_axes(table.get(f"layers.{name}"))
         for axis in targets:
             ways = mesh.shape.get(axis, 1)
             divides = shape is None or shape[i] % (size * ways) == 0
@@ -199,10 +200,17 @@ def resolve(
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The mesh and rules that ``constrain`` and ``platform`` see."""
+    """The mesh and rules that ``constrain`` and ``platform`` see.
+
+    Attributes:
+      mesh: the devices.
+      rules: how logical axes lie on them.
+      local: what is traced is for each device by itself: layouts are settled.
+    """
 
     mesh: Mesh
     rules: Rules
+    local: bool = False
 
 
 _CONTEXT: ContextVar[Context | None] = ContextVar("t5x_llm_mesh", default=None)
@@ -224,6 +232,17 @@ def use(mesh: Mesh, rules: Rules) -> Iterator[Context]:
         _CONTEXT.reset(token)
 
 
+@contextlib.contextmanager
+def per_device() -> Iterator[None]:
+    """Inside a function given to ``jax.shard_map``: what is called there lays nothing out."""
+    context = _CONTEXT.get()
+    token = _CONTEXT.set(context and dataclasses.replace(context, local=True))
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
 def current() -> Context | None:
     """The innermost ``use`` of this thread, or None."""
     return _CONTEXT.get()
@@ -240,9 +259,12 @@ def platform() -> str:
 
 
 def compute_spec(logical_axes: LogicalAxes, shape: Sequence[int]) -> PartitionSpec | None:
-    """The layout of an activation on the current mesh; None outside ``use`` or on one device."""
+    """The layout of an activation on the current mesh; None outside ``use`` or on one device.
+
+    None too within ``per_device``.
+    """
     context = current()
-    if context is None or context.mesh.size == 1:
+    if context is None or context.mesh.size == 1 or context.local:
         return None
     return resolve(context.rules.compute, logical_axes, context.mesh, shape)
 
@@ -266,7 +288,7 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
 
 def ways(mesh: Mesh, rules: Rules, logical_axis: str) -> int:
     """How many pieces the compute table cuts a logical axis into."""
-    return math.prod(mesh.shape.get(a, 1) for a in _as_tuple(rules.compute[logical_axis]))
+    return math.prod(mesh.shape.get(a, 1) for a in mesh_axes(rules.compute[logical_axis]))
 
 
 def check_divisible(mesh: Mesh, rules: Rules, logical_axis: str, field: str, size: int) -> None:
@@ -282,7 +304,7 @@ def check_divisible(mesh: Mesh, rules: Rules, logical_axis: str, field: str, siz
     pieces = ways(mesh, rules, logical_axis)
     if size > 0 and size % pieces == 0:
         return
-    axes = [a for a in _as_tuple(rules.compute[logical_axis]) if mesh.shape.get(a, 1) > 1]
+    axes = [a for a in mesh_axes(rules.compute[logical_axis]) if mesh.shape.get(a, 1) > 1]
     arithmetic = " x ".join(f"{a}={mesh.shape[a]}" for a in axes)
     lower = max(size, 0) // pieces * pieces
     near = f"{lower} or {lower + pieces}" if lower else f"{pieces}"
