@@ -14,6 +14,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.clean.config import Clean, Input, Limits
 from t5x_llm.data.clean.decontaminate import Decontaminate, EvalSet
 from t5x_llm.data.clean.dedup.config import Dedup, MinHash, Repeats, Suffix
+from t5x_llm.data.clean.steps import STEPS
 
 DESCRIPTION = """{what}
 
@@ -35,7 +36,7 @@ PARTS = {
     "decontaminate": {"steps": (), "dedup": None},
 }
 
-register(Clean, Input, Limits, Dedup, MinHash, Repeats, Suffix, Decontaminate, EvalSet)
+register(Clean, Input, Limits, Dedup, MinHash, Repeats, Suffix, Decontaminate, EvalSet, *STEPS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -34,6 +34,7 @@ from t5x_llm.data.clean.jobs import (
     Context,
     Shard,
     clean_shard,
+    open_steps,
     scan_files,
 )
 from t5x_llm.data.clean.parts import LineWriter, Part
@@ -41,6 +42,7 @@ from t5x_llm.data.clean.phases import BeamRunner, Phases, PoolRunner, Task, fing
 from t5x_llm.data.clean.read.files import File, find_files
 from t5x_llm.data.clean.read.formats import Format
 from t5x_llm.data.clean.read.records import Bad
+from t5x_llm.data.clean.report import write_report
 from t5x_llm.data.clean.tally import Tally
 from t5x_llm.data.reading import Scan, plan_jobs
 
@@ -70,8 +72,7 @@ def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
     begin = time.monotonic()
     check_writable("Clean.output", clean.output)
     out = str(as_path(clean.output)).rstrip("/")
-    for step in clean.steps:
-        step.open()  # what it lacks is found before anything is read
+    open_steps(clean)  # what they lack is found before anything is read
     runner = PoolRunner(clean.workers) if clean.runner == "pool" else BeamRunner(clean.beam_options)
     with _lock(out), runner:
         phases = Phases(f"{out}/.work", runner)
@@ -220,7 +221,9 @@ def _run(clean: Clean, out: str, plan: Plan, phases: Phases) -> dict[str, Any]:
             file.copy(path)
     _tidy(data, {part.file for part in parts})
     counts = tally.to_json()
-    _report(out, counts)
+    write_json(f"{out}/report.json", counts)
+    last_steps = ("decontaminate", "dedup", "repeats", "suffix")
+    write_report(out, counts, [*(step.name for step in clean.steps), *last_steps])
     manifest = {
         "format": FORMAT,
         "fingerprint": plan.fingerprint,
@@ -260,10 +263,6 @@ def _tidy(data: str, wanted: set[str]) -> None:
         ours = path.name.endswith((".jsonl", ".jsonl.zst", ".tmp"))
         if ours and path.name not in wanted:
             path.unlink()
-
-
-def _report(out: str, counts: dict[str, Any]) -> None:
-    write_json(f"{out}/report.json", counts)
 
 
 def _told(manifest: dict[str, Any], out: str, seconds: float) -> str:

@@ -100,16 +100,17 @@ def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
 
 
 # The chain of the last run whose tasks this process performed; models load once in a worker.
-_opened: dict[str, tuple[Chain, Any]] = {}
+_OPENED: dict[str, tuple[Chain, Any]] = {}
 
 
-def _open(clean: Clean) -> tuple[Chain, Any]:
+def open_steps(clean: Clean) -> tuple[Chain, Any]:
+    """The steps and the search for evaluation sets, opened once in a process."""
     key = repr((clean.steps, clean.decontaminate))
-    if key not in _opened:
-        _opened.clear()
+    if key not in _OPENED:
+        _OPENED.clear()
         search = clean.decontaminate.open() if clean.decontaminate else None
-        _opened[key] = Chain(clean.steps, Tally()), search
-    return _opened[key]
+        _OPENED[key] = Chain(clean.steps, Tally()), search
+    return _OPENED[key]
 
 
 def clean_shard(context: Context, shard: Shard, base: str) -> Any:
@@ -120,7 +121,7 @@ def clean_shard(context: Context, shard: Shard, base: str) -> Any:
     """
     clean = context.clean
     source = clean.inputs[shard.source]
-    chain, search = _open(clean)
+    chain, search = open_steps(clean)
     tally = chain.tally = Tally()
     name = base.rsplit("/", 1)[-1]
     writer = PartWriter(context.folder, name, clean.compression, context.part_bytes)
