@@ -21,7 +21,7 @@ from t5x_llm.core.rng import named_key
 from t5x_llm.data.catalog import Opened, open_stores, open_stream
 from t5x_llm.data.positions import DataState, merge_ranges
 from t5x_llm.data.stream import Stream
-from t5x_llm.evaluate.hooks import Evaluation, Every
+from t5x_llm.evaluate.hooks import BASELINE, Baseline, Evaluation, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
 from t5x_llm.infer.sampler import generate
 from t5x_llm.models.model import Model
@@ -75,11 +75,20 @@ def open_data(run: Run) -> OpenData:
     """Prepared stores and the stream over them.
 
     Raises:
+      ConfigError: if the run asks for more than its budgets or ``Mixture.max_epochs`` allow.
       DataError: if they were not prepared, or for another configuration.
     """
     opened = open_stores(run.data)
+    return OpenData(opened, open_run_stream(run, opened))
+
+
+def open_run_stream(run: Run, opened: Opened) -> Stream:
+    """The stream of a run, its diet checked; see ``open_data``."""
     loop = run.loop
-    return OpenData(opened, open_stream(run.data, opened, loop.sequence_length, loop.seed))
+    stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, loop.examples_after)
+    mixture = run.data.mixture
+    stream.diet(loop.examples).check(mixture.max_epochs if mixture else None)
+    return stream
 
 
 def make_step(
@@ -100,6 +109,7 @@ def make_step(
         guarded=guarded,
         noise_seed=run.loop.seed,
         embed_gradient=run.embed_gradient and run.embed_gradient.build(),
+        trained=run.optimizer.trained_mask(model.abstract_params()),
     )
     return tx, step
 
@@ -157,13 +167,38 @@ def make_hooks(
     if documents := held_out(data.opened):
         length, rows = run.loop.sequence_length, run.evaluation.batch_size
         evaluator = Evaluator(model, mesh, rules, length, rows, data.stream.objective)
-        hooks.append(Evaluation(evaluator, documents, run.evaluation.limit))
+        compare = run.evaluation.compare
+        compare = bool(run.start_from or run.evaluation.baseline) if compare is None else compare
+        baseline = stage_baseline(run) if compare else None
+        hooks.append(Evaluation(evaluator, documents, run.evaluation.limit, compare, baseline))
     if run.samples.prompts and jax.process_count() == 1:
         hooks.append(
             Every("samples", run.samples.every, sample_writer(run, directory, model, data))
         )
     hooks.append(train_hooks.Checkpoint(checkpointer, run.shared(), preempted))
     return hooks
+
+
+def stage_baseline(run: Run) -> Baseline | None:
+    """What ``Evaluation.baseline`` began with; None if no stage is named.
+
+    Raises:
+      ConfigError: there is none, or one of windows of another length.
+    """
+    if not (where := run.evaluation.baseline):
+        return None
+    if (found := read_baseline(where)) is None:
+        raise ConfigError(
+            *("Evaluation.baseline", where, f"a run directory with {BASELINE}"),
+            "It is written by a run with Run.start_from or Evaluation.compare = True.",
+        )
+    if found.length != run.loop.sequence_length:
+        raise ConfigError(
+            "Evaluation.baseline",
+            where,
+            f"a run of Loop.sequence_length = {run.loop.sequence_length}, not {found.length}",
+        )
+    return found
 
 
 def sample_writer(run: Run, directory: Any, model: Model, data: OpenData) -> Any:
@@ -245,8 +280,8 @@ def make_recovery(
         named = [[name, p.file, p.line] for (name, _), p in documents.items()]
         return {"examples": [first, count], "tokens_by_source": sources, "documents": named[:200]}
 
-    weights = data.stream.weights
-    return Recovery(run.spike, checkpointer, decisions, hooks, load, describe, journal, weights)
+    blend = data.stream.blend
+    return Recovery(run.spike, checkpointer, decisions, hooks, load, describe, journal, blend)
 
 
 def told_beginning(run: Run, step: int | None) -> str:

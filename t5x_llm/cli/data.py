@@ -14,6 +14,8 @@ COMMANDS = {
     "clean": ("data_clean", "read, clean, deduplicate and decontaminate raw text"),
     "dedup": ("data_clean", "only the deduplication of a cleaning"),
     "decontaminate": ("data_clean", "only the search for evaluation sets of a cleaning"),
+    "diet": ("data_diet", "tokens, share, epochs and repeats of each source before a run starts"),
+    "trace": ("data_trace", "the documents of a step's batch, and where they came from"),
 }
 
 

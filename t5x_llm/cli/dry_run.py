@@ -16,7 +16,12 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from t5x_llm import parallel
-from t5x_llm.cli.assemble import check_start_from, resumed_step, token_flops
+from t5x_llm.cli.assemble import (
+    check_start_from,
+    open_run_stream,
+    resumed_step,
+    token_flops,
+)
 from t5x_llm.cli.memory import Estimate, estimate
 from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
 from t5x_llm.core.errors import ConfigError, DataError
@@ -165,16 +170,14 @@ def _mixture(run: Run, opened: Opened | None, why: str) -> str:
         lines[0] += ": not prepared yet"
         rows = [_source_files(s) for s in data.mixture.sources] if data.mixture else []
     else:
-        eaten = loop.examples * loop.sequence_length
+        lines.append(str(open_run_stream(run, opened).diet(loop.examples, loop.step_at)))
+        lines.append("sources:")
         rows = []
         for name, store in opened.stores.items():
-            train, rate = store.train, opened.weights[name]
-            epochs = eaten * rate / max(train.tokens, 1)
             about = [x for x in (opened.languages[name], opened.licenses[name]) if x]
             rows.append(
-                f"{name:<16} {rate:>6.1%}  {train.tokens:,} tokens in {len(train):,} documents, "
-                f"{len(store.validation):,} held out; read {epochs:.2f} times "
-                f"({', '.join(about) or 'no licence given'})"
+                f"{name:<16} {store.train.tokens:,} tokens, {len(store.validation):,} documents "
+                f"held out ({', '.join(about) or 'no licence given'})"
             )
     for i, row in enumerate(rows):
         lines.append(f"{'└─' if i == len(rows) - 1 else '├─'} {row}")

@@ -180,4 +180,5 @@ def _chosen(names: Sequence[str], *tables: Mapping[str, float]) -> dict[str, flo
 
 def _scaled(weights: Mapping[str, float], total: float) -> dict[str, float]:
     whole = sum(weights.values())
-    return {name: total * weight / whole for name, weight in weights.items()}
+    # Rounded, so that equal shares are equal numbers and no new mixture.
+    return {name: round(total * weight / whole, 12) for name, weight in weights.items()}

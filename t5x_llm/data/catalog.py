@@ -171,7 +171,7 @@ def _blend(
     """Budgets, stages and replay of a mixture; None if it has but its rates."""
     rows = {s.name: _budget(s, stream) for s in mixture.sources if s.budgeted}
     limits = {s.name: rows[s.name] for s in mixture.sources if s.budgeted and s.exhausted == "stop"}
-    rates = stream.weights
+    rates = stream.history[0][1]
     if mixture.rates == "budgets":
         rates = {name: float(number) for name, number in rows.items()}
     elif mixture.rates == "proportional" and data.bins > 1:

@@ -57,7 +57,7 @@ class Diet:
       servings: by source.
       course: (stream position, {source: share} that are not 0, why it begins there).
       overdrawn: sources read beyond their budgets in the run, as nothing else was left.
-      step_of: rows -> step, for ``course``; None if it is not known.
+      step_at: rows -> step, for ``course``; None if it is not known.
     """
 
     examples: int | None
@@ -66,7 +66,7 @@ class Diet:
     servings: Mapping[str, Serving]
     course: tuple[tuple[int, Mapping[str, float], str], ...]
     overdrawn: tuple[str, ...]
-    step_of: Callable[[int], int] | None = None
+    step_at: Callable[[int], int] | None = None
 
     def warnings(self) -> list[str]:
         """What may not be meant."""
@@ -143,19 +143,19 @@ class Diet:
         ]
 
     def _stage(self, position: int, weights: Mapping[str, float], why: str) -> str:
-        step = f"step {self.step_of(position):,}, " if self.step_of is not None else ""
+        step = f"step {self.step_at(position):,}, " if self.step_at is not None else ""
         shares = ", ".join(f"{name} {share:.1%}" for name, share in weights.items())
         place = f"from {step}row {position:,} ({short(position * self.length)} tokens)"
         return f"{place}: {shares}" + (f"  ({why})" if why else "")
 
 
-def diet(stream: Stream, examples: int | None, step_of: Callable[[int], int] | None = None) -> Diet:
+def diet(stream: Stream, examples: int | None, step_at: Callable[[int], int] | None = None) -> Diet:
     """What a run of ``examples`` rows reads of each source of a stream.
 
     Args:
       stream: with the mixtures of the run.
       examples: of the run; None for the stream alone.
-      step_of: rows -> step.
+      step_at: rows -> step.
     """
     eaten = stream.consumed(examples or 0)
     servings, overdrawn = {}, []
@@ -188,7 +188,7 @@ def diet(stream: Stream, examples: int | None, step_of: Callable[[int], int] | N
         servings=servings,
         course=_course(stream, examples),
         overdrawn=tuple(overdrawn),
-        step_of=step_of,
+        step_at=step_at,
     )
 
 

@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class Stream:
             for name, store in stores.items()
         }
         self._follow(tuple(history) or ((0, dict(weights)),), Skips(skips))
-        self.blend = Blend(self.sources, ((0, self.weights),))
+        self.blend = Blend(self.sources, ((0, self.history[-1][1]),))
 
     def _follow(self, history: History, skips: Skips) -> None:
         starts = [start for start, _ in history]
@@ -261,6 +261,10 @@ class Stream:
             return self.objective.batch(arrays, source.astype(np.int32))
         return Batch(**arrays, source=source.astype(np.int32))
 
+    def stream_position(self, position: int) -> int:
+        """Where the example at ``position`` stands in the stream, skipped ones counted."""
+        return self._skips.stream_position(position)
+
     def documents(self, position: int) -> list[Piece]:
         """What the row at ``position`` is made of, and where each piece came from."""
         (index,), (ordinal,) = self._locate(np.array([position]))
@@ -308,9 +312,9 @@ class Stream:
             for name, source in self._sources.items()
         }
 
-    def diet(self, examples: int) -> Diet:
-        """What a run of so many examples reads of each source, and whether it can."""
-        return diet(self, examples)
+    def diet(self, examples: int, step_at: Callable[[int], int] | None = None) -> Diet:
+        """What a run of so many examples reads of each source; ``step_at`` names its steps."""
+        return diet(self, examples, step_at)
 
     def tree(self, examples: int | None = None) -> str:
         """The mixture as a printable tree; with ``examples``, also what a run of them reads."""

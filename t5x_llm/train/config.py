@@ -86,7 +86,15 @@ class Loop:
         """Rows of the batch that begins at example ``position``."""
         return self.ramp.size_at(position) if self.ramp else self.batch_size
 
+    def examples_after(self, steps: int) -> int:
+        """Examples that the first ``steps`` steps consume."""
+        return self.ramp.total(steps) if self.ramp else steps * self.batch_size
+
     @property
     def examples(self) -> int:
         """Examples that the whole run consumes."""
-        return self.ramp.total(self.steps) if self.ramp else self.steps * self.batch_size
+        return self.examples_after(self.steps)
+
+    def step_at(self, position: int) -> int:
+        """Steps done when ``position`` examples are consumed, the one under way included."""
+        return self.ramp.steps_to(position) if self.ramp else -(-position // self.batch_size)

@@ -16,6 +16,7 @@ from typing import Any
 
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import CheckpointError, DataError, SpikeError
+from t5x_llm.data.blending import Blend
 from t5x_llm.data.positions import DataState, History, Skips, merge_ranges
 from t5x_llm.train.hooks.base import Hook, restore_hooks
 from t5x_llm.train.hooks.guard import Guard
@@ -47,7 +48,7 @@ class Recovery:
       load: restores a checkpoint (or makes the initial state for None).
       describe: names the data of a spike.
       journal: of the run.
-      weights: shares of the sources as configured now.
+      blend: the mixtures as configured now.
 
     Attributes:
       guard: the one among the hooks.
@@ -62,13 +63,13 @@ class Recovery:
         load: Load,
         describe: Describe,
         journal: Journal,
-        weights: Mapping[str, float],
+        blend: Blend,
     ):
         self.config, self.checkpointer, self.decisions = config, checkpointer, decisions
         self.hooks, self._load, self._describe = hooks, load, describe
         self.guard = next(hook for hook in hooks if isinstance(hook, Guard))
         self._initial = {hook.name: hook.state() for hook in hooks}
-        self._journal, self._weights = journal, dict(weights)
+        self._journal, self._blend = journal, blend
         self._history = mixture_history(journal.earlier)
 
     def begin(self) -> tuple[TrainState, DataState, int | None]:
@@ -82,12 +83,14 @@ class Recovery:
         if step is not None:
             spent = time.perf_counter() - start
             self._journal.write("restore", step, seconds=spent, position=data.position)
-        if not data.history or data.history[-1][1] != self._weights:
-            # From here on; what was read before stays as it was.
-            at = Skips(data.skips).stream_position(data.position) if data.history else 0
-            self._history = (*before(self._history or data.history, at), (at, self._weights))
-            data = dataclasses.replace(data, history=self._history)
-            self._journal.write("mixture", step or 0, stream_position=at, weights=self._weights)
+        # From here on; what was read before stays as it was.
+        at = Skips(data.skips).stream_position(data.position) if data.history else 0
+        planned = self._blend.history(data.history, at)
+        if planned != data.history:
+            for start, weights in news(data.history, planned):
+                self._journal.write("mixture", step or 0, stream_position=start, weights=weights)
+            self._history = planned
+            data = dataclasses.replace(data, history=planned)
         return state, data, step
 
     def _newest(self, at_most: int | None) -> int | None:
@@ -169,6 +172,14 @@ class Recovery:
 def before(history: History, start: int) -> History:
     """The part of a mixture's history that a change at stream position ``start`` leaves."""
     return tuple(entry for entry in history if entry[0] < start)
+
+
+def news(old: History, new: History) -> History:
+    """The entries that make ``new`` of ``old``, each written after ``before`` it."""
+    same = 0
+    while same < min(len(old), len(new)) and old[same] == new[same]:
+        same += 1
+    return new[same:] or new[-1:]
 
 
 def mixture_history(lines: Sequence[Mapping[str, Any]]) -> History:

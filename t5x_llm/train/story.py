@@ -10,7 +10,7 @@ from typing import Any
 
 from t5x_llm.train.goodput import duration, lives
 from t5x_llm.train.journal import when
-from t5x_llm.train.jsonl import Line, is_number
+from t5x_llm.train.jsonl import Line, is_number, is_step
 
 _COMMON = ("time", "event", "step", "life", "account")
 _ROUTINE = ("save", "saved", "alive")
@@ -120,6 +120,12 @@ def _save_failed(line: Line) -> str:
     return f"saving failed{attempt}{_reason(line)}"
 
 
+def _mixture(line: Line) -> str:
+    place = line.get("stream_position")
+    where = f"row {place:,}" if is_step(place) and place else "the beginning"
+    return f"mixture from {where} on: {plain(line.get('weights'))}"
+
+
 _TELL: dict[str, Callable[[Line], str]] = {
     "start": _start,
     "restore": _restore,
@@ -132,7 +138,7 @@ _TELL: dict[str, Callable[[Line], str]] = {
     "spike": _spike,
     "rewind": _rewind,
     "skip": lambda line: f"update skipped{_reason(line)}",
-    "mixture": lambda line: f"mixture from here on: {plain(line.get('weights'))}",
+    "mixture": _mixture,
     "stuck": lambda line: f"stuck{_reason(line)}",
     "alive": lambda line: f"training{_reason(line)}",
     "end": _end,

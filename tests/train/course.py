@@ -8,6 +8,7 @@ import numpy as np
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
+from t5x_llm.data.blending import Blend
 from t5x_llm.data.positions import DataState, Skips
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
@@ -124,7 +125,8 @@ def go(
     def describe(data, first, count):
         return {"documents": [first, count]}
 
-    recovery = Recovery(spike, keeper, known, hooks, load, describe, journal, {"en": 1, "zh": 1})
+    blend = Blend(("en", "zh"), ((0, {"en": 1, "zh": 1}),))
+    recovery = Recovery(spike, keeper, known, hooks, load, describe, journal, blend)
     try:
         state, data, _ = recovery.begin()
         run = Run(
