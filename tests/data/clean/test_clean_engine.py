@@ -111,7 +111,7 @@ def test_what_is_kept_and_what_is_told(reference):
     assert manifest["quarantined"] == len(quarantined)
     assert sum(part["documents"] for part in manifest["outputs"]) == len(kept)
     assert sum("this very line" in d.text for d in kept) == 1
-    assert all(b"<title>" in files["report.html"] for _ in [0])
+    assert b"a near copy" in files["report.html"]
     counts = json.loads(files["report.json"])
     assert counts["sources"]["one"]["read"]["documents"] == len(texts) // 2
     assert sum(s["kept"]["documents"] for s in counts["sources"].values()) == len(kept)

@@ -59,8 +59,8 @@ class MinHash:
         if self.bands:
             return self.bands, self.rows
         for rows in range(min(self.hashes, 64), 0, -1):
-            missed = 1 - self.threshold**rows
-            bands = math.ceil(math.log(1 - self.recall) / math.log(missed)) if missed > 0 else 1
+            met = self.threshold**rows
+            bands = math.ceil(math.log1p(-self.recall) / math.log1p(-met)) if met < 1 else 1
             if bands * rows <= self.hashes:
                 return bands, rows
         raise ConfigError(
