@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.fields import later
+from t5x_llm.optim.freezing import freeze, only, trained_mask
 from t5x_llm.optim.masks import DECAY_MASKS, decay_mask
 from t5x_llm.optim.schedule import Schedule
 
@@ -50,6 +52,8 @@ class Optimizer:
       clip_norm: largest global norm of the gradients; None does not clip.
       decay_mask: what decays: ``matrices`` (no biases, norms, embeddings),
         ``matrices_and_embeddings``, ``all``, ``none``.
+      trained: the parameters that are, by path, such as ``('embed', 'head')``; the others stay as
+        they are, and neither gradients nor optimizer state are kept for them. () trains all.
     """
 
     name: str = "adamw"
@@ -61,10 +65,12 @@ class Optimizer:
     decay_exponent: float | None = None
     clip_norm: float | None = 1.0
     decay_mask: str = "matrices"
+    trained: tuple[str, ...] = later(())
 
     def __post_init__(self) -> None:
         check_choice("Optimizer.name", self.name, DEFAULTS)
         check_choice("Optimizer.decay_mask", self.decay_mask, DECAY_MASKS)
+        object.__setattr__(self, "trained", _names(self.trained))
         if not isinstance(self.schedule, Schedule):
             raise ConfigError("Optimizer.schedule", self.schedule, "a Schedule", "Use @Schedule()")
         for field in _PER_OPTIMIZER:
@@ -90,6 +96,14 @@ class Optimizer:
             chosen[field] = default if value is None else value
         return chosen
 
+    def trained_mask(self, params: Any) -> Any:
+        """A tree of bool like ``params``, whether each is trained; None where all are.
+
+        Raises:
+          ConfigError: a path of ``trained`` is no parameter's.
+        """
+        return trained_mask(params, self.trained) if self.trained else None
+
     def build(self, total_steps: int, logical_axes: Any = None) -> optax.GradientTransformation:
         """The transformation from gradients to updates (add them to the parameters).
 
@@ -101,13 +115,24 @@ class Optimizer:
             dimension. Without it a stacked parameter is one matrix.
         """
         learning_rate = self.schedule.build(total_steps)
+        if self.trained and logical_axes is not None:
+            mask = trained_mask(logical_axes, self.trained, is_leaf=lambda x: isinstance(x, tuple))
+            logical_axes = only(mask, logical_axes, optax.MaskedNode())
         steps = [] if self.clip_norm is None else [_clip(self.clip_norm)]
 
-        def mask(params: Any) -> Any:
+        def decays(params: Any) -> Any:
             return decay_mask(params, self.decay_mask, logical_axes)
 
-        steps.append(_BUILDERS[self.name](self.settings(), learning_rate, mask, logical_axes))
-        return optax.chain(*steps)
+        steps.append(_BUILDERS[self.name](self.settings(), learning_rate, decays, logical_axes))
+        tx = optax.chain(*steps)
+        return freeze(tx, self.trained) if self.trained else tx
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigError("Optimizer.trained", value, "a tuple of paths, such as ('embed', 'head')")
+    return names
 
 
 def _clip(limit: float) -> optax.GradientTransformation:
@@ -237,12 +262,14 @@ def opt_state_shardings(
       abstract_params: tree of ``jax.ShapeDtypeStruct``.
       replicated: the sharding of a whole array on the same mesh.
     """
-    state = jax.eval_shape(tx.init, abstract_params)
-    return optax.tree_utils.tree_map_params(
-        tx,
-        lambda x, sharding, param: sharding if x.shape == param.shape else replicated,
-        state,
-        params_shardings,
-        abstract_params,
-        transform_non_params=lambda _: replicated,
-    )
+    flat, _ = jax.tree_util.tree_flatten_with_path(abstract_params)
+    places = jax.tree.leaves(params_shardings)
+    known = {path: (param.shape, place) for (path, param), place in zip(flat, places, strict=True)}
+
+    def place(path: tuple[Any, ...], x: Any) -> Any:
+        # A moment's path ends in its parameter's.
+        ends = (path[i:] for i in range(len(path)))
+        shape, place = next((known[end] for end in ends if end in known), (None, None))
+        return place if shape == x.shape else replicated
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, abstract_params))

@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
 from t5x_llm.models.model import Model, Training
+from t5x_llm.optim.freezing import only
 from t5x_llm.parallel import Rules, batch_sharding, param_shardings, replicated, use
-from t5x_llm.train.state import TrainState
+from t5x_llm.train.state import TrainState, on_device
 
 Metrics = dict[str, jax.Array]
 SIGNALS = ("preempted", "save_failed", "give_up")
@@ -83,11 +84,13 @@ def accumulate(
     n_sources: int,
     training: Training | None = None,
     place: Callable[[Any], Any] = lambda grads: grads,
+    trained: Any = None,
 ) -> tuple[Any, Metrics]:
     """Gradients of the mean loss over the whole batch, and its sums.
 
     The mean is over predicted tokens of all microbatches together, so the result does not depend
-    on how many there are (but for rounding). ``place`` lays gradients out.
+    on how many there are (but for rounding). ``place`` lays gradients out. Those of parameters that
+    ``trained`` has False for are not computed, and None.
 
     Returns:
       (float32 gradients, metrics: loss, z_loss, tokens, source_nll [sources], source_tokens, and
@@ -109,7 +112,14 @@ def accumulate(
         return value / total, sums
 
     def gradient(params: Any, part: Batch, index: Any = 0) -> tuple[Any, Metrics]:
-        grads, sums = jax.grad(loss, has_aux=True)(params, part, index)
+        if trained is None:
+            grads, sums = jax.grad(loss, has_aux=True)(params, part, index)
+            return place(grads), sums
+
+        def some(free: Any) -> tuple[jax.Array, Metrics]:
+            return loss(_filled(free, params), part, index)
+
+        grads, sums = jax.grad(some, has_aux=True)(only(trained, params))
         return place(grads), sums
 
     if microbatches == 1:
@@ -126,6 +136,13 @@ def accumulate(
     return jax.lax.scan(add, (place(grads), sums), (parts, jnp.arange(microbatches)))[0]
 
 
+def _filled(some: Any, whole: Any) -> Any:
+    """``some``, and ``whole`` where it has None."""
+    return jax.tree.map(
+        lambda x, other: other if x is None else x, some, whole, is_leaf=lambda x: x is None
+    )
+
+
 def make_train_step(
     model: Model,
     tx: optax.GradientTransformation,
@@ -140,6 +157,7 @@ def make_train_step(
     guarded: bool = False,
     noise_seed: int = 0,
     embed_gradient: optax.Schedule | None = None,
+    trained: Any = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
@@ -156,6 +174,7 @@ def make_train_step(
       noise_seed: of the noise that the model's config may ask for while training.
       embed_gradient: by step, the share of the gradient that reaches the embedding table by way of
         the input (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
+      trained: tree of bool, which parameters ``tx`` updates; None for all.
       guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
 
     Returns:
@@ -169,6 +188,8 @@ def make_train_step(
     added, kept = (
         param_shardings(axes, shapes, mesh, rules, table) for table in ("grads", "optimizer")
     )
+    if trained is not None:
+        added = only(trained, added)
     lay = jax.lax.with_sharding_constraint
 
     def train_step(
@@ -182,14 +203,20 @@ def make_train_step(
             grads, metrics = accumulate(
                 *(model, state.params, batch, microbatches, z_loss, n_sources, training),
                 place=lambda grads: lay(grads, added),
+                trained=trained,
             )
+            if trained is not None:
+                grads = _filled(grads, jax.tree.map(jnp.zeros_like, state.params))
             # A device updates what it has the optimizer's state of.
             grads = lay(grads, kept)
-            updates, opt_state = tx.update(grads, state.opt_state, lay(state.params, kept))
+            before = on_device(state.opt_state, rules)
+            updates, opt_state = tx.update(grads, before, lay(state.params, kept))
             updates = lay(updates, kept)
             if control is not None:
                 updates = jax.tree.map(lambda u: u * control.update_scale, updates)
             params = optax.apply_updates(state.params, updates)
+            if trained is not None:
+                params = _filled(only(trained, params), state.params)
         norm = metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         if control is not None:
@@ -198,7 +225,7 @@ def make_train_step(
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(sound, new, old),
                 (params, opt_state),
-                (state.params, state.opt_state),
+                (state.params, before),
             )
             metrics["learning_rate"] *= control.update_scale
             metrics["skipped"] = 1.0 - sound

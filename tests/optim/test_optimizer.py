@@ -165,6 +165,41 @@ def test_stacked_layers_equal_separate_layers(name):
     assert not np.allclose(one["kernel"], whole["kernel"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_is_frozen_has_neither_update_nor_state(name):
+    """The others move as if they were alone; the norm that clips is theirs."""
+    some = {"embed": (7, 5), "norm": (5,), "stack": (3, 5, 4)}
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {k: {"x": rng.normal(size=shape).astype(np.float32)} for k, shape in some.items()}
+        for _ in range(2)
+    )
+    axes = {
+        "embed": {"x": ("vocab", "embed")},
+        "norm": {"x": ("embed",)},
+        "stack": {"x": ("layers", "embed", "mlp")},
+    }
+    alone = Optimizer(name, CONSTANT)
+    frozen = Optimizer(name, CONSTANT, trained=("embed", "stack.*"))
+    kept = ("embed", "stack")
+    part = [{k: each[k] for k in kept} for each in (params, grads, axes)]
+    tx, tx_alone = frozen.build(10, axes), alone.build(10, part[2])
+    state, state_alone = tx.init(params), tx_alone.init(part[0])
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        expected, state_alone = tx_alone.update(part[1], state_alone, part[0])
+    assert not updates["norm"]["x"].any()
+    for k in kept:
+        np.testing.assert_array_equal(updates[k]["x"], expected[k]["x"])
+    sizes = [sorted(x.size for x in jax.tree.leaves(s)) for s in (state, state_alone)]
+    assert sizes[0] == sizes[1]
+    for wrong in ("head", "embed.y"):
+        with pytest.raises(ConfigError, match="embed, norm, stack"):
+            Optimizer(name, CONSTANT, trained=(wrong,)).build(10, axes)
+    with pytest.raises(ConfigError, match="tuple of paths"):
+        Optimizer(trained=(1,))
+
+
 def test_schedule_is_followed():
     schedule = Schedule("linear", peak=1.0, warmup_steps=3, final_fraction=0.0)
     tx = Optimizer("sgd", schedule, b1=0.0, clip_norm=None).build(10)

@@ -1,5 +1,7 @@
 """The train step: accumulation, strategies on eight devices, layouts, metrics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,3 +198,39 @@ def test_resolved_shardings_are_these():
     assert set(found) == set(expected)
     for path, spec in expected.items():
         assert spec in found[path], found[path]
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_frozen_parameters_keep_every_bit_and_cost_no_gradient(microbatches):
+    batch = make_batch()
+    config = MeshConfig(fsdp=2)
+    mesh, rules = make_mesh(config, jax.devices()[:2]), config.rules()
+    moved, products = {}, {}
+    for trained in ((), ("embed", "head")):
+        optimizer = Optimizer("sgd", SCHEDULE, b1=0.0, clip_norm=None, trained=trained)
+        tx = optimizer.build(10, MODEL.logical_axes())
+        step = make_train_step(
+            MODEL,
+            tx,
+            SCHEDULE.build(10),
+            mesh=mesh,
+            rules=rules,
+            state_shardings=state_shardings(MODEL, tx, mesh, rules),
+            n_sources=2,
+            microbatches=microbatches,
+            trained=optimizer.trained_mask(MODEL.abstract_params()),
+        )
+        state = init_state(MODEL, tx, jax.random.key(0), mesh, rules)
+        before = jax.device_get(state.params)
+        products[trained] = step.lower(state, batch).as_text().count("dot_general")
+        after = jax.device_get(step(state, batch)[0].params)
+        moved[trained] = jax.tree.map(np.subtract, after, before)
+    whole, part = moved.values()
+    assert products["embed", "head"] < products[()]
+    for path, change in jax.tree_util.tree_flatten_with_path(part)[0]:
+        full = functools.reduce(lambda tree, key: tree[key.key], path, whole)
+        assert full.any(), path
+        if path[0].key in ("embed", "head"):
+            np.testing.assert_allclose(change, full, rtol=1e-5, atol=1e-8)
+        else:
+            assert not change.any(), path

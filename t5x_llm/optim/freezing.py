@@ -1,0 +1,68 @@
+"""Which parameters are trained, decided by their path."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.optim.masks import keys_of
+
+
+def trained_mask(tree: Any, trained: Sequence[str], is_leaf: Any = None) -> Any:
+    """A tree of bool: whether each parameter is trained.
+
+    Args:
+      tree: like the parameters.
+      trained: what is: the first keys of a path, as 'embed' or 'group_0.block_1', or a pattern for
+        the whole path with * in it, as '*_norm.scale'. None of them trains all.
+      is_leaf: as of ``jax.tree.map``.
+
+    Raises:
+      ConfigError: one that is no parameter's.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    names = [".".join(keys_of(path)) for path, _ in flat]
+    for pattern in trained:
+        if not any(_is(name, pattern) for name in names):
+            first = sorted({name.split(".")[0] for name in names})
+            raise ConfigError(
+                "Optimizer.trained",
+                pattern,
+                "the path of parameters, or a pattern for some",
+                f"Paths begin with {', '.join(first)}; --dry_run prints them all.",
+            )
+
+    def chosen(path: Any, _: Any) -> bool:
+        name = ".".join(keys_of(path))
+        return not trained or any(_is(name, pattern) for pattern in trained)
+
+    return jax.tree_util.tree_map_with_path(chosen, tree, is_leaf=is_leaf)
+
+
+def _is(name: str, pattern: str) -> bool:
+    if "*" in pattern:
+        return fnmatch.fnmatchcase(name, pattern.lower())
+    return f"{name}.".startswith(f"{pattern.lower()}.")
+
+
+def only(mask: Any, tree: Any, rest: Any = None) -> Any:
+    """``tree`` with ``rest`` in the place of what ``mask`` has False for."""
+    return jax.tree.map(lambda kept, x: x if kept else rest, mask, tree)
+
+
+def freeze(
+    tx: optax.GradientTransformation, trained: Sequence[str]
+) -> optax.GradientTransformation:
+    """``tx`` for some parameters, and no update, nor any state, for the others."""
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(
+            lambda kept: "trained" if kept else "frozen", trained_mask(params, trained)
+        )
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
