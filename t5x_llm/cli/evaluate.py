@@ -38,6 +38,7 @@ def _main(argv: Sequence[str]) -> None:
     from t5x_llm.cli.assemble import held_out
     from t5x_llm.cli.run import load_run
     from t5x_llm.data.catalog import open_objective, open_stores
+    from t5x_llm.evaluate.hooks import read_baseline
     from t5x_llm.evaluate.perplexity import evaluate
     from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
 
@@ -61,10 +62,16 @@ def _main(argv: Sequence[str]) -> None:
         rows,
         objective=open_objective(run.data, opened, length),
     )
+    baseline = read_baseline(args.path) if load.is_run(args.path) else None
+    if baseline is not None and baseline.length == length:
+        results = baseline.compared(results, full=True)
     if args.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return
-    print(f"{'source':<20} {'bits/byte':>9} {'loss':>8} {'perplexity':>10} {'tokens':>10}")
+    changed = any("change" in r for r in results.values())
+    head = f"{'source':<20} {'bits/byte':>9} {'loss':>8} {'perplexity':>10} {'tokens':>10}"
+    print(head + (" since the start" if changed else ""))
     for name, r in results.items():
         bits = f"{r['bits_per_byte']:.4f}" if "bits_per_byte" in r else ""
-        print(f"{name:<20} {bits:>9} {r['loss']:>8.4f} {r['perplexity']:>10.2f} {r['tokens']:>10,}")
+        row = f"{name:<20} {bits:>9} {r['loss']:>8.4f} {r['perplexity']:>10.2f} {r['tokens']:>10,}"
+        print(row + (f" {r['change']:>+15.2%}" if "change" in r else ""))

@@ -39,10 +39,15 @@ class Evaluation:
     Attributes:
       batch_size: rows evaluated at once.
       limit: tokens of each source read by evaluations before the last; None reads all.
+      compare: whether to evaluate before the first step as well, and to say at every evaluation by
+        how much bits per byte rose or fell since; None does so where ``Run.start_from`` is set.
+      baseline: run directory of an earlier stage, to compare with what it began with.
     """
 
     batch_size: int = 8
     limit: int | None = 20_000
+    compare: bool | None = None
+    baseline: str = ""
 
     def __post_init__(self) -> None:
         check_number("Evaluation.batch_size", self.batch_size, low=1, integer=True)

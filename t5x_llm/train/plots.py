@@ -267,7 +267,8 @@ def loss_svg(lines: Sequence[Line], rewinds: Sequence[Decision] = ()) -> str:
 
 
 def small_svgs(lines: Sequence[Line]) -> list[tuple[str, str]]:
-    """(caption, SVG) of learning rate, gradient norm, tokens/s and batch size if it changes."""
+    """(caption, SVG) of learning rate, gradient norm, tokens/s; of batch size if it changes, and of
+    held-out bits per byte where they are compared with the start."""
     train = [line for line in courses(lines)[0] if line["kind"] == "train"]
     wanted = [
         ("Learning rate", "learning_rate", COLOURS[0]),
@@ -284,4 +285,18 @@ def small_svgs(lines: Sequence[Line]) -> list[tuple[str, str]]:
                 _draw(axes, lines, key, "", colour)
 
             pictures.append((caption, _svg(draw, 4.4, 2.5)))
+    held = [line for line in courses(lines)[0] if line["kind"] == "eval"]
+    changes = {n: series(held, "results", n, "change") for n in _names(held, "results")}
+    if any(changes.values()):
+
+        def draw_changes(axes: Any) -> None:
+            for i, (name, points) in enumerate(changes.items()):
+                label = name if name.isascii() else f"source {i + 1}"
+                x, y = zip(*points, strict=True) if points else ((), ())
+                axes.plot(x, [100 * v for v in y], "o-", ms=3, label=label, color=COLOURS[i % 8])
+            axes.axhline(0, color=_INK, lw=0.8)
+            axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+
+        caption = "Held-out bits per byte since the start, in %: a rise is forgetting"
+        pictures.append((caption, _svg(draw_changes, 4.4, 2.5)))
     return pictures

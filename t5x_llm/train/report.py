@@ -235,6 +235,7 @@ def _evaluation(evals: Sequence[Line]) -> str:
     if not evals:
         return ""
     rows = []
+    compared = any("change" in r for r in evals[-1]["results"].values())
     for name, r in evals[-1]["results"].items():
         figures = [r.get(key) for key in ("bits_per_byte", "loss", "perplexity")]
         counts = [r.get(key) for key in ("tokens", "bytes", "documents")]
@@ -243,7 +244,10 @@ def _evaluation(evals: Sequence[Line]) -> str:
             + ["" if f is None else f"{f:,.3f}" for f in figures]
             + ["" if c is None else f"{c:,}" for c in counts]
         )
-    head = ("source", "bits per byte", "loss", "perplexity", "tokens", "bytes", "documents")
+        if compared:
+            rows[-1].append(f"{r['change']:+.2%}" if "change" in r else "")
+    head = ["source", "bits per byte", "loss", "perplexity", "tokens", "bytes", "documents"]
+    head += ["since the start"] if compared else []
     return (
         f"<h2>Held-out text at step {evals[-1]['step']:,}</h2>"
         + page.table(head, rows)

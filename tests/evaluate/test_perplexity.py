@@ -11,7 +11,7 @@ from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.objective import objective
-from t5x_llm.evaluate.hooks import Evaluation, Every
+from t5x_llm.evaluate.hooks import Evaluation, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
 from t5x_llm.models.families.gpt2 import GPT2
 from t5x_llm.models.families.llama import Llama
@@ -201,6 +201,60 @@ def test_hooks_call_when_due(tmp_path):
     assert heard == [(4, 7), (8, 7), (10, None)]
     assert calls == [5, 10]
     assert set(run.seconds) == {"eval", "s"}
+
+
+def test_what_was_forgotten_since_the_start(tmp_path):
+    """Against the same documents as at the start; a later stage takes the first one's baseline."""
+    from t5x_llm.train.hooks import Hook
+    from t5x_llm.train.loop import Run
+    from t5x_llm.train.state import TrainState
+
+    heard = []
+
+    class Hear(Hook):
+        def on_eval(self, run, results):
+            heard.append((run.step, results["en"].get("change"), results["zh"].get("change")))
+
+    def evaluator(params, held_out, limit):
+        english = 1.0 + 0.01 * run.step + (limit is None)
+        en = {"bits_per_byte": english, "loss": 9.0, "documents": 2 if limit else 5}
+        return {"en": en, "zh": {"loss": 4.0 - 0.1 * run.step, "documents": 3}}
+
+    evaluator.length = 16
+    config = Loop(steps=10, batch_size=8, sequence_length=16, eval_every=5)
+    state = TrainState(0, {}, ())
+
+    def start(directory, **more):
+        hook = Evaluation(evaluator, [], 7, compare=True, **more)
+        run = Run(config, directory, state, None, ("en", "zh"), [hook, Hear()])
+        return run, hook
+
+    (tmp_path / "one").mkdir()
+    run, hook = start(tmp_path / "one")
+    hook.on_start(run)
+    for run.step in (5, 10):
+        hook.on_dispatch(run)
+    assert heard[0] == (0, 0.0, 0.0)
+    np.testing.assert_allclose(heard[1:], [(5, 0.05, -0.125), (10, 0.1 / 2, -0.25)], rtol=1e-6)
+
+    heard.clear()
+    again, hook = start(tmp_path / "one")  # resumed: the baseline is that of step 0
+    again.step = run.step = 5
+    hook.on_start(again)
+    hook.on_dispatch(again)
+    np.testing.assert_allclose(heard, [(5, 0.05, -0.125)], rtol=1e-6)
+
+    heard.clear()
+    (tmp_path / "two").mkdir()
+    run.step = 3  # what the second stage begins with
+    second, hook = start(tmp_path / "two", baseline=read_baseline(tmp_path / "one"))
+    hook.on_start(second)
+    np.testing.assert_allclose(heard, [(0, 0.03, -0.075)], rtol=1e-6)
+    assert read_baseline(tmp_path / "two") == read_baseline(tmp_path / "one")
+
+    (tmp_path / "two" / "baseline.json").write_text("{}")
+    with pytest.raises(DataError, match="no baseline"):
+        read_baseline(tmp_path / "two")
 
 
 class Ids:

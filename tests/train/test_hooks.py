@@ -216,11 +216,13 @@ def test_plain_progress_has_no_carriage_returns(tmp_path):
         hook.on_step(run, record(step))
     run.step = 20
     hook.on_eval(run, {"en": {"loss": 1.0, "bits_per_byte": 1.25}, "zh": {"tokens": 0}})
+    hook.on_eval(run, {"en": {"loss": 1.0, "bits_per_byte": 1.25, "change": 0.0123}})
     hook.on_end(run, None)
     text = out.getvalue()
     assert "\r" not in text
     lines = text.splitlines()
-    assert len(lines) == 4, "the first step, the last, and nothing between within ten seconds"
+    assert lines[5] == "  since the start (a rise is forgetting): en +1.23%"
+    assert len(lines) == 6, "the first step, the last, and nothing between within ten seconds"
     assert "first step 12.0 s" in lines[1]
     assert "step 20/20" in lines[2]
     for part in ("loss 2.000", "lr 1.00e-03", "grad 20.00", "200 tok/s", "MFU 40.0%", "0:00 left"):

@@ -147,6 +147,9 @@ class Progress(Hook):
             if "loss" in r
         ]
         self._say(f"held out at step {run.step}: {', '.join(parts)}")
+        changes = [f"{n} {r['change']:+.2%}" for n, r in results.items() if "change" in r]
+        if changes and run.step:
+            self._say(f"  since the start (a rise is forgetting): {', '.join(changes)}")
 
     def on_end(self, run: Run, error: BaseException | None) -> None:
         """Closes the bar."""
