@@ -22,7 +22,7 @@ from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.data.building import Plan, is_remote
 from t5x_llm.data.jobs import Job
-from t5x_llm.data.reading import Scan, find_files, plan_jobs, scan
+from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
 from t5x_llm.data.sources import Data, Source
 
 # Inputs of seqio tasks by source, as the catalogue keeps them.
@@ -171,8 +171,8 @@ def _scan_all(sources: list[Source], store_dir: str) -> dict[str, list[Scan]]:
     wanted: list[tuple[Source, str, str, list[int]]] = []
     for source in sources:
         for path in find_files(source):
-            lines = source.kind == "jsonl" or source.unit == "line"
-            wanted.append((source, path, f"{'lines' if lines else 'whole'} {path}", _stat(path)))
+            how = "lines" if is_cut(source, path) else "whole"
+            wanted.append((source, path, f"{how} {path}", _stat(path)))
     new = {}
     scans: dict[str, list[Scan]] = {source.name: [] for source in sources}
     todo = [entry for entry in wanted if _cached(cache, entry[2], entry[3]) is None]

@@ -6,15 +6,20 @@ there are depends on the files alone, so any number of workers makes the same st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gzip
 import hashlib
+import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.sources import Source
+from t5x_llm.data.zstd import ZstdFile
 
 JOB_BYTES = 8 << 20
 _BLOCK = 1 << 20
@@ -94,21 +99,19 @@ def find_files(source: Source) -> list[str]:
     return sorted(found)
 
 
-def scan(
-    path: str, lines: bool, progress: Callable[[int], Any] = int, most: int = JOB_BYTES
-) -> Scan:
+def scan(path: str, lines: bool, progress: Callable[[int], Any] = int, most: int = 0) -> Scan:
     """Hashes a file and finds where it can be cut.
 
     Args:
       path: the file.
       lines: whether it may be cut between lines.
       progress: called with the bytes of each block.
-      most: bytes of a stretch, about.
+      most: bytes of a stretch, about; 0 is ``JOB_BYTES``.
 
     Raises:
       DataError: if it cannot be read.
     """
-    digest = hashlib.sha256()
+    digest, most = hashlib.sha256(), most or JOB_BYTES
     position, line, cuts = 0, 1, [(0, 1)]
     try:
         with as_path(path).open("rb") as file:
@@ -134,8 +137,9 @@ def scan(
     return Scan(path, position, digest.hexdigest(), tuple(cuts))
 
 
-def plan_jobs(scans: Iterable[Scan], most: int = JOB_BYTES) -> list[tuple[Stretch, ...]]:
+def plan_jobs(scans: Iterable[Scan], most: int = 0) -> list[tuple[Stretch, ...]]:
     """The stretches of each job of ``most`` bytes, about, in the order of the files."""
+    most = most or JOB_BYTES
     jobs: list[tuple[Stretch, ...]] = []
     current: list[Stretch] = []
     held = 0
@@ -161,18 +165,23 @@ def read(
     """
     for stretch in stretches:
         try:
-            with as_path(stretch.path).open("rb") as file:
+            with _opened(stretch.path) as file:
+                packed = is_packed(stretch.path)
                 if source.kind == "text" and source.unit == "file":
                     raw = file.read()
                     text = _decode(raw, stretch.path, 0)
-                    progress(len(raw))
+                    progress(stretch.stop)
                     if text:
                         yield Document(text, stretch.file, 1)
                     continue
-                file.seek(stretch.start)
+                if not packed:
+                    file.seek(stretch.start)
                 position, number = stretch.start, stretch.line
-                while position < stretch.stop:
+                while packed or position < stretch.stop:
                     raw = file.readline()
+                    if not raw and packed:
+                        progress(stretch.stop)
+                        break
                     if not raw:
                         raise DataError(f"{stretch.path}: shrank while it was read.")
                     text = _decode(raw, stretch.path, position, number)
@@ -181,9 +190,41 @@ def read(
                         if text:
                             yield Document(text, stretch.file, number, score)
                     position, number = position + len(raw), number + 1
-                    progress(len(raw))
+                    progress(0 if packed else len(raw))
         except OSError as e:
             raise DataError(f"{stretch.path}: cannot be read ({e.strerror or e}).") from e
+
+
+def is_packed(path: str) -> bool:
+    """Whether a file is compressed; it is read as a whole then."""
+    return path.endswith((".gz", ".zst"))
+
+
+def is_cut(source: Source, path: str) -> bool:
+    """Whether a file of the source may be cut between lines."""
+    return (source.kind == "jsonl" or source.unit == "line") and not is_packed(path)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """What a file holds, decompressed."""
+    with as_path(path).open("rb") as raw:
+        if path.endswith(".gz"):
+            try:
+                yield gzip.GzipFile(fileobj=raw)
+            except (EOFError, zlib.error) as e:
+                raise DataError(f"{path}: damaged ({e}).") from e
+        elif path.endswith(".zst"):
+            try:
+                import zstandard
+            except ImportError as e:
+                raise DataError(f"{path}: pip install 't5x_llm[clean]' to read .zst.") from e
+            try:
+                yield io.BufferedReader(ZstdFile(raw), _BLOCK)
+            except (EOFError, zstandard.ZstdError) as e:
+                raise DataError(f"{path}: damaged ({e}).") from e
+        else:
+            yield raw
 
 
 def _decode(raw: bytes, path: str, start: int, line: int = 0) -> str:

@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.jobs import Record, split_of
-from t5x_llm.data.reading import find_files, plan_jobs, read, scan
+from t5x_llm.data.reading import find_files, is_cut, plan_jobs, read, scan
 from t5x_llm.data.sources import Data, Mixture, Source
 
 # Rank 0 and no vocabulary: the text itself, tokenized by us.
@@ -55,8 +55,8 @@ class DocumentSource(seqio.DataSource):
 
     @functools.cached_property
     def _jobs(self) -> list[Any]:
-        lines = self._source.kind == "jsonl" or self._source.unit == "line"
-        return plan_jobs(scan(path, lines) for path in find_files(self._source))
+        paths = find_files(self._source)
+        return plan_jobs(scan(path, is_cut(self._source, path)) for path in paths)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:

@@ -1,20 +1,22 @@
 """Reading text and jsonl: what is kept, and what is refused with file and line."""
 
+import gzip
+
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import write_jsonl
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data import reading
-from t5x_llm.data.reading import find_files, plan_jobs, read, scan
+from t5x_llm.data.reading import find_files, is_cut, plan_jobs, read, scan
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.text import TokenizerTraining
 
 
 def documents(source):
-    lines = source.kind == "jsonl" or source.unit == "line"
-    jobs = plan_jobs([scan(path, lines) for path in find_files(source)])
+    jobs = plan_jobs([scan(path, is_cut(source, path)) for path in find_files(source)])
     return [d for job in jobs for d in read(source, job)]
 
 
@@ -47,6 +49,20 @@ def test_large_files_are_cut_and_small_ones_put_together(tmp_path, monkeypatch):
     jobs = plan_jobs([scan(path, True) for path in find_files(source)])
     assert 4 < len(jobs) < 10 and len(jobs[-1]) > 1
     assert len(documents(source)) == 70
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_compressed_files_hold_the_same_documents(tmp_path, suffix):
+    texts = [f"text {i}" for i in range(40)]
+    raw = write_jsonl(tmp_path / "a.jsonl", texts).read_bytes()
+    pack = gzip.compress if suffix == "gz" else zstandard.ZstdCompressor().compress
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(pack(raw))
+    found = documents(Source("a", str(path)))
+    assert [(d.text, d.line) for d in found] == [(t, i + 1) for i, t in enumerate(texts)]
+    path.write_bytes(pack(raw)[:-20])
+    with pytest.raises(DataError, match="damaged"):
+        documents(Source("a", str(path)))
 
 
 def test_text_files_by_file_and_by_line(tmp_path):

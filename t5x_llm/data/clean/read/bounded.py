@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from t5x_llm.core.paths import as_path
+from t5x_llm.data.zstd import ZstdFile
 
 # Below this a ratio says nothing: a small file of one repeated line is no bomb.
 _RATIO_FROM = 64 << 20
@@ -112,10 +113,7 @@ def open_bounded(
         elif compression == "bz2":
             opened = bz2.BZ2File(counted)
         else:
-            import zstandard
-
-            source: Any = counted
-            opened = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+            opened = ZstdFile(counted)
         yield io.BufferedReader(Expanded(opened, counted, most, ratio), 1 << 18)
 
 
