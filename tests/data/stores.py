@@ -16,6 +16,7 @@ def make_store(
     documents: Sequence[Sequence[int]],
     *,
     masks: Sequence[Sequence[int]] | None = None,
+    scores: Sequence[float] | None = None,
     dtype: str = "uint16",
 ) -> TokenStore:
     """A store of these training documents, written without ``prepare``."""
@@ -30,6 +31,8 @@ def make_store(
             "file": np.zeros(len(lengths) if mine else 0, np.int32),
             "line": np.arange(1, len(lengths) + 1 if mine else 1, dtype=np.int64),
         }
+        if scores is not None:
+            arrays["score"] = np.array(scores if mine else [], np.float32)
         if masks is not None:
             arrays["mask"] = np.array([m for d in masks for m in d] if mine else [], np.uint8)
         for name, values in arrays.items():
@@ -42,6 +45,7 @@ def make_store(
         "fingerprint": f"{path.name}-{hash(tuple(flat))}",
         "tokenizer_fingerprint": "t" * 64,
         "masked": masks is not None,
+        "scored": scores is not None,
         "splits": {
             "train": {"documents": len(lengths), "tokens": len(flat), "bytes": 3 * len(flat)},
             "validation": {"documents": 0, "tokens": 0, "bytes": 0},
