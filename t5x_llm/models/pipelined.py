@@ -111,6 +111,10 @@ def run_pipeline(
         x, _, aux = run_units(graphdefs, params, x, mine, None, remat, held)
         return x, aux
 
+    here = current()
+    if here is not None and here.rules.pipeline is not None and here.rules.pipeline.remat:
+        stage = jax.checkpoint(stage, prevent_cse=False)
+
     def tick(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
         new, fresh, microbatch, repeat = xs
         x = jnp.where(first & fresh, new, x)

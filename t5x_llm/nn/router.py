@@ -11,7 +11,7 @@ from flax import nnx
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.layer import Aux
 from t5x_llm.nn.param import InitConfig, constant, normal
-from t5x_llm.parallel import constrain
+from t5x_llm.parallel import compute_spec, constrain, current
 
 _TINY = 1e-20  # keeps a sum of sigmoids that all vanished from dividing by zero
 
@@ -156,11 +156,26 @@ class Router(nnx.Module):
         if config.groups is not None:
             shape = (*scores.shape[:-1], config.groups.n_groups, -1)
             grouped = scores.reshape(shape)
-            best = jax.lax.top_k(grouped, 1 if config.groups.score == "max" else 2)[0]
-            _, top = jax.lax.top_k(jnp.sum(best, axis=-1), config.groups.top_groups)
+            best = _top_k(grouped, 1 if config.groups.score == "max" else 2)[0]
+            _, top = _top_k(jnp.sum(best, axis=-1), config.groups.top_groups)
             allowed = jnp.any(jax.nn.one_hot(top, config.groups.n_groups, dtype=bool), axis=-2)
             scores = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(scores.shape)
-        return jax.lax.top_k(scores, config.top_k)[1]
+        return _top_k(scores, config.top_k)[1]
+
+
+def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """``jax.lax.top_k`` of [B, T, ...], each device its own tokens: XLA would gather them all."""
+    context = current()
+    spec = compute_spec(("batch", "length") + (None,) * (scores.ndim - 2), scores.shape)
+    if context is None or spec is None:
+        return jax.lax.top_k(scores, k)
+    return jax.shard_map(
+        lambda scores: jax.lax.top_k(scores, k),
+        mesh=context.mesh,
+        in_specs=spec,
+        out_specs=(spec, spec),
+        check_vma=False,
+    )(scores)
 
 
 def balance_loss(probabilities: jax.Array, experts: jax.Array, valid: jax.Array) -> jax.Array:

@@ -31,11 +31,14 @@ class Pipeline:
       repeats: v, groups of layers that a stage holds.
       stage_layers: layers of each group, in the model's order: p numbers, or v * p with repeats;
         None for equal ones. All stages take the time of the largest.
+      remat: of what a stage does in a tick the backward pass finds its input alone saved, whatever
+        ``Run.remat`` keeps within a layer, and goes through its layers once more.
     """
 
     microbatches: int
     repeats: int = 1
     stage_layers: tuple[int, ...] | None = None
+    remat: bool = False
 
     def __post_init__(self) -> None:
         check_number("Pipeline.microbatches", self.microbatches, low=1, integer=True)
@@ -86,8 +89,7 @@ class Pipeline:
                     "Pipeline.stage_layers",
                     None,
                     f"the layers of each stage, as {of}{whole} do not divide {n_layers} layers",
-                    f"Set it to {_near_equal(n_layers // pattern, groups, pattern)}, or use "
-                    "another number of stages.",
+                    _near_equal(n_layers // pattern, groups, pattern),
                 )
             sizes = (n_layers // groups,) * groups
         else:
@@ -98,7 +100,7 @@ class Pipeline:
                 sizes,
                 f"{groups} numbers, one for each of {of}, whose sum is {n_layers} layers "
                 f"({len(sizes)} given, their sum is {sum(sizes)})",
-                f"For example {_near_equal(n_layers // pattern, groups, pattern)}.",
+                _near_equal(n_layers // pattern, groups, pattern),
             )
         for size in sizes:
             if size % pattern:
@@ -128,13 +130,14 @@ def check_pipelined(stages: int, pipeline: Pipeline | None) -> Pipeline:
     return pipeline
 
 
-def _near_equal(n_units: int, groups: int, pattern: int) -> tuple[int, ...] | str:
-    """Numbers of layers that differ as little as may be, the larger ones in the middle."""
+def _near_equal(n_units: int, groups: int, pattern: int) -> str:
+    """The remedy: layers that differ as little as may be, more of them in the middle."""
     low, more = divmod(n_units, groups)
     if not low:
-        return f"(not to be had: {n_units} of them for {groups} places)"
+        return f"Use at most {n_units} stages x repeats: each holds a whole pattern of layers."
     first = (groups - more + 1) // 2
-    return tuple((low + (first <= i < first + more)) * pattern for i in range(groups))
+    sizes = tuple((low + (first <= i < first + more)) * pattern for i in range(groups))
+    return f"For example Pipeline.stage_layers = {sizes}."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,146 @@
+"""Pipelines on eight devices train as one device does, and say no more to each other than meant."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from strategy_runs import Trained, assert_same, make_batch, prepared
+
+from t5x_llm.models.families.jamba import Jamba
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.families.mamba import Mamba
+from t5x_llm.models.families.mixtral import Mixtral
+from t5x_llm.models.families.yuan import Yuan
+from t5x_llm.parallel import MeshConfig, Pipeline
+from t5x_llm.train.state import TrainState, abstract_state, state_shardings, with_shardings
+
+SIZES = dict(vocab_size=64, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64)
+
+
+def with_router_losses(config):
+    """The decoder with both losses of routers, large enough to tell."""
+
+    def block(b):
+        if not hasattr(b.feed_forward, "router"):
+            return b
+        router = dataclasses.replace(b.feed_forward.router, balance_weight=0.1, z_weight=0.01)
+        layer = dataclasses.replace(b.feed_forward, router=router)
+        return dataclasses.replace(b, feed_forward=layer)
+
+    groups = tuple(
+        dataclasses.replace(g, blocks=tuple(map(block, g.blocks))) for g in config.groups
+    )
+    return dataclasses.replace(config, groups=groups)
+
+
+@functools.cache
+def family(name, layers):
+    if name == "dense":
+        return Llama(**SIZES, n_layers=layers)
+    if name == "moe":
+        config = Mixtral(**SIZES, n_layers=layers, n_experts=4, top_k=2).decoder()
+        return with_router_losses(config)
+    if name == "mamba":
+        return Mamba(vocab_size=64, d_model=32, n_layers=layers, dt_rank=4, tied=False)
+    if name == "jamba":  # a pattern of two unlike layers
+        config = Jamba(
+            **SIZES, n_layers=layers, attention_period=2, attention_offset=1, n_experts=4, dt_rank=4
+        ).decoder()
+        return with_router_losses(config)
+    if name == "yuan":
+        return Yuan(vocab_size=64, d_model=32, n_layers=layers, n_heads=4, n_kv_heads=4, d_ff=64)
+    return dataclasses.replace(Llama(**SIZES, n_layers=layers).decoder(), neftune=5.0)
+
+
+@functools.cache
+def fresh(name, layers):
+    """Parameters, as one device draws them: the mesh does not change them."""
+    model = prepared(MeshConfig(fsdp=1), family(name, layers), jax.devices()[:1])[0]
+    return jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0)))
+
+
+def train(config, name, layers, rows, devices=None, microbatches=1):
+    """One step; what is compiled is the step alone."""
+    model, mesh, rules, tx, step = prepared(
+        config, family(name, layers), devices, microbatches, "full"
+    )
+    batch = make_batch(rows, 32)
+    state = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
+    compiled = step.lower(state, batch).compile()
+    params = fresh(name, layers)
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    places, rows_at = compiled.input_shardings[0]
+    after, metrics = compiled(jax.device_put(state, places), jax.device_put(batch, rows_at))
+    whole = jax.tree.map(np.asarray, (after.params, after.opt_state[1][0].mu, metrics))
+    return Trained(*whole, compiled.as_text(), dict(mesh.shape))
+
+
+@functools.cache
+def reference(name, layers, rows, microbatches):
+    """One device; experts are balanced within a microbatch, so that it has as many."""
+    mesh = MeshConfig(fsdp=1)
+    parts = microbatches if name in ("moe", "jamba") else 1
+    return train(mesh, name, layers, rows, devices=jax.devices()[:1], microbatches=parts)
+
+
+def over_stages(run):
+    return [c for c in run.collectives if "stage" in c.axes and c.bytes > 256]
+
+
+# name, layers, pipeline, other axes
+QUICK = [
+    ("dense", 4, Pipeline(2, 2), dict(stage=2, data=2, tensor=2)),
+    ("mamba", 4, Pipeline(4), dict(stage=4, fsdp=2)),
+]
+SLOW = [
+    ("dense", 4, Pipeline(2, 1, (1, 3)), dict(stage=2, fsdp=4)),
+    ("moe", 4, Pipeline(2), dict(stage=2, fsdp=4)),
+    ("dense", 8, Pipeline(4, 2), dict(stage=4, fsdp=2)),
+    ("dense", 8, Pipeline(4, 2), dict(stage=4, tensor=2, strategy="zero1")),
+    ("dense", 5, Pipeline(4, 1, (2, 3)), dict(stage=2, fsdp=2, tensor=2)),
+    ("dense", 7, Pipeline(4, 2, (2, 1, 1, 3)), dict(stage=2, data=2, tensor=2)),
+    ("dense", 6, Pipeline(8, 1, (1, 2, 2, 1)), dict(stage=4, tensor=2)),
+    ("dense", 4, Pipeline(1), dict(stage=2, fsdp=4)),
+    ("dense", 4, Pipeline(2, 2, remat=True), dict(stage=2, fsdp=2, tensor=2)),
+    ("dense", 4, Pipeline(3), dict(stage=2, data=2, context=2)),
+    ("dense", 4, Pipeline(2), dict(replica=2, stage=2, fsdp=2)),
+    ("dense", 4, Pipeline(2), dict(stage=2, tensor=4, sequence_sharded=True)),
+    ("neftune", 4, Pipeline(2), dict(stage=2, fsdp=4)),
+    ("yuan", 4, Pipeline(4, 2), dict(stage=2, fsdp=2, tensor=2)),
+    ("moe", 8, Pipeline(4, 2), dict(stage=4, fsdp=2)),
+    ("moe", 4, Pipeline(2), dict(stage=2, expert=2, data=2)),
+    ("moe", 5, Pipeline(2, 1, (3, 2)), dict(stage=2, expert=2, tensor=2)),
+    ("mamba", 8, Pipeline(4, 2), dict(stage=2, data=2, tensor=2)),
+    ("mamba", 6, Pipeline(4, 1, (1, 2, 2, 1)), dict(stage=4, data=2)),
+    ("jamba", 8, Pipeline(4, 1), dict(stage=4, fsdp=2)),
+    ("jamba", 8, Pipeline(2, 2), dict(stage=2, expert=2, tensor=2)),
+    ("jamba", 8, Pipeline(2, 1, (2, 6)), dict(stage=2, fsdp=4)),
+]
+
+
+def name_of(case):
+    name, layers, pipeline, axes = case
+    sizes = "_".join(f"{axis}{size}" for axis, size in axes.items())
+    return f"{name}{layers}_m{pipeline.microbatches}_v{pipeline.repeats}_{sizes}"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
+    ids=lambda case: name_of(case),
+)
+def test_losses_gradients_and_parameters_are_those_of_one_device(case):
+    name, layers, pipeline, axes = case
+    config = MeshConfig(**{"fsdp": 1} | axes, pipeline=pipeline)
+    rows = 12 if 8 % pipeline.microbatches else 8
+    got = train(config, name, layers, rows)
+    assert_same(got, reference(name, layers, rows, pipeline.microbatches))
+    hidden = 4 * rows * 32 * 32
+    for each in over_stages(got):
+        # Layers go round by permutation alone. At the borders the hidden states (or their
+        # gradients) are told to all stages, and what shares of the vocabulary add up to.
+        assert each.kind in ("collective-permute", "all-reduce", "all-to-all"), each
+        assert each.bytes <= hidden, each
