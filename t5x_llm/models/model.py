@@ -16,6 +16,7 @@ from t5x_llm.models.pipelined import microbatch_means
 from t5x_llm.nn.linear import one_cpu
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.objectives.lm import cross_entropy
+from t5x_llm.parallel import constrain, pieces
 
 Params = dict[str, Any]
 
@@ -37,6 +38,23 @@ class Training:
     def at(self, microbatch: Any) -> Training:
         """The same with a key of its own for each microbatch."""
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, microbatch))
+
+
+def _folded(x: jax.Array, count: int) -> jax.Array:
+    """[B, T, ...] to [count * B, T / count, ...]: a device goes through its own piece of a row."""
+    if count == 1:
+        return x
+    x = jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+    x = x.reshape(-1, *x.shape[2:])
+    return constrain(x, ("pieces",) + (None,) * (x.ndim - 1))
+
+
+def _unfolded(x: jax.Array, count: int) -> jax.Array:
+    """The inverse, of [count * B, T / count]."""
+    if count == 1:
+        return x
+    x = x.reshape(count, -1, x.shape[1])
+    return constrain(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1), ("batch", "length"))
 
 
 class Model:
@@ -169,11 +187,15 @@ class Model:
             params, batch.tokens, batch.positions, batch.segment_ids, None, extra
         )
         head = self.bind(params).output_head(hidden.dtype)
+        count = pieces("length", hidden.shape[1])
+        hidden, targets, mask = (
+            _folded(x, count) for x in (hidden, batch.targets, batch.loss_mask)
+        )
         value, aux = cross_entropy(
             hidden,
             head.kernel,
-            batch.targets,
-            batch.loss_mask,
+            targets,
+            mask,
             bias=head.bias,
             z_loss=z_loss,
             softcap=head.softcap,
@@ -181,6 +203,7 @@ class Model:
             transposed=head.transposed,
             one_cpu=one_cpu(),
         )
+        aux["nll"] = _unfolded(aux["nll"], count)
         if not layers:
             return value, aux
         tokens = jnp.sum(batch.loss_mask)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.parallel import constrain
 
@@ -47,22 +48,24 @@ class ShortConv(nnx.Module):
         Returns:
           ([B, T, C], [B, width - 1, C]) in the dtype of ``x``; float32 within.
         """
-        before, length = self.width - 1, x.shape[1]
+        before = self.width - 1
         if taps is None:
             taps = self.init_cache(x.shape[0], x.dtype)
-        padded = jnp.concatenate([taps.astype(x.dtype), x], axis=1)
-        cuts = jnp.pad(starts, ((0, 0), (before, 0)))
+        taps = taps.astype(x.dtype)
+        shifted = earlier(x, taps, ("batch", "length", self.axes[1]))
+        none = jnp.zeros((x.shape[0], before), bool)
+        cuts = [starts, *earlier(starts, none, ("batch", "length"))]
+        last = jnp.concatenate([taps, x[:, -before:]], axis=1)
         kernel = constrain(self.kernel[...].astype(jnp.float32), self.axes)
         total = x.astype(jnp.float32) * kernel[before]
         reached = jnp.ones_like(starts)  # no segment starts after the tap
         kept = []
         for back in range(1, self.width):
-            kept.append(padded[:, -back] * reached[:, -1:].astype(x.dtype))
-            first = before - back
-            reached = reached & ~cuts[:, first + 1 : first + 1 + length]
-            tap = jnp.where(reached[..., None], padded[:, first : first + length], 0)
-            total = total + tap.astype(jnp.float32) * kernel[first]
+            kept.append(last[:, -back] * reached[:, -1:].astype(x.dtype))
+            reached = reached & ~cuts[back - 1]
+            tap = jnp.where(reached[..., None], shifted[back - 1], 0)
+            total = total + tap.astype(jnp.float32) * kernel[before - back]
         if self.use_bias:
             total = total + self.bias[...]
-        after = jnp.stack(kept[::-1], axis=1) if kept else padded[:, length:]
+        after = jnp.stack(kept[::-1], axis=1) if kept else taps
         return total.astype(x.dtype), after

@@ -93,6 +93,35 @@ def _collect_bwd(places: Places, dz: jax.Array) -> tuple[jax.Array, None]:
 collect.defvjp(lambda y, places: (collect(y, places), places), _collect_bwd)
 
 
+def exchange(
+    x: jax.Array, axes: tuple[str, ...], counts: jax.Array, back: bool = False
+) -> jax.Array:
+    """Rows for each device of a mesh's axes, from each; within ``jax.shard_map``.
+
+    Only the rows in use travel on TPU (libtpu has a ragged exchange; XLA's CPU backend has not).
+
+    Args:
+      x: [devices * room, D]: ``room`` rows for each, those in use first.
+      axes: of the mesh.
+      counts: [devices] int32, rows in use of what this device sends out.
+      back: ``x`` are the answers to what came in; ``counts`` are those of the way out.
+
+    Returns:
+      [devices * room, D]: the rows from each device; zeros after those in use.
+    """
+    if platform() != "tpu":
+        return jax.lax.all_to_all(x, axes, 0, 0, tiled=True)
+    devices = counts.shape[0]
+    room = x.shape[0] // devices
+    theirs = jax.lax.all_to_all(counts, axes, 0, 0, tiled=True)
+    sent, received = (theirs, counts) if back else (counts, theirs)
+    begin = jnp.arange(devices, dtype=jnp.int32) * room
+    there = jnp.full(devices, room, jnp.int32) * jax.lax.axis_index(axes)
+    return jax.lax.ragged_all_to_all(
+        x, jnp.zeros_like(x), begin, sent, there, received, axis_name=axes
+    )
+
+
 def block_size(choices: int, n_experts: int) -> int:
     """The ``block`` that ``grouped_product`` wants of ``place``.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
@@ -85,5 +86,5 @@ def before(x: jax.Array, last: jax.Array, starts: jax.Array) -> jax.Array:
       last: [B, C], what comes before the first.
       starts: ``Context.starts``.
     """
-    shifted = jnp.concatenate([last[:, None].astype(x.dtype), x[:, :-1]], axis=1)
+    (shifted,) = earlier(x, last[:, None].astype(x.dtype))
     return jnp.where(starts[..., None], 0, shifted)

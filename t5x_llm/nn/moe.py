@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,13 @@ from jax.sharding import PartitionSpec
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.dense import Dense
-from t5x_llm.nn.dispatch import block_size, collect, grouped_product, place, spread
+from t5x_llm.nn.dispatch import block_size, collect, exchange, grouped_product, place, spread
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
 from t5x_llm.nn.param import InitConfig, normal
 from t5x_llm.nn.remat import keep
 from t5x_llm.nn.router import Router, RouterConfig
-from t5x_llm.parallel import compute_spec, constrain, current
+from t5x_llm.parallel import compute_spec, constrain, current, mesh_axes
 
 Kernels = dict[str, jax.Array]
 _TOKENS = ("batch", "length", "embed")
@@ -186,8 +187,59 @@ def _local(
     return _weigh(choices, weights.reshape(-1, k), x.dtype).reshape(x.shape)
 
 
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+class Route(NamedTuple):
+    """Where choices go.
+
+    Attributes:
+      axes: of the mesh, along which they travel.
+      devices: how many there are along them.
+      to: [b, t, k] int32, the device of a choice; ``devices`` for one that goes nowhere.
+    """
+
+    axes: tuple[str, ...]
+    devices: int
+    to: jax.Array
+
+
+def _sent(
+    config: MoeConfig,
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    kernels: Kernels,
+    route: Route,
+) -> jax.Array:
+    """``_local`` where the experts of a choice are another device's.
+
+    A device has room for all that another may choose of it, so that nothing is dropped; what is
+    sent is no more than was chosen where the platform has a ragged exchange.
+    """
+    k, d, held = config.router.top_k, x.shape[-1], kernels["up"].shape[0]
+    to, ids = route.to.reshape(-1, k), experts.reshape(-1)
+    room = to.shape[0] * min(k, held)
+    places = place(to, route.devices, 1, room)
+    ids = ids.at[places.source].get(mode="fill", fill_value=held)
+    swap = functools.partial(exchange, axes=route.axes, counts=places.counts)
+    theirs = jax.lax.all_to_all(ids, route.axes, 0, 0, tiled=True)
+    rows = swap(spread(x.reshape(-1, d), places))
+    alone = jnp.ones((rows.shape[0], 1), jnp.float32)
+    out = _local(_single(config), rows, theirs[:, None], alone, kernels)
+    choices = collect(swap(out, back=True), places)
+    return _weigh(choices, weights.reshape(-1, k), x.dtype).reshape(x.shape)
+
+
+def _single(config: MoeConfig) -> MoeConfig:
+    """Rows that have one choice each."""
+    return dataclasses.replace(config, router=dataclasses.replace(config.router, top_k=1))
+
+
+def _unravel(index: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
+    """Coordinates of places counted in row-major order."""
+    found = []
+    for size in reversed(sizes):
+        found.append(index % size)
+        index = index // size
+    return found[::-1]
 
 
 def _dropless(
@@ -195,8 +247,9 @@ def _dropless(
 ) -> jax.Array:
     """Every choice is computed.
 
-    On a mesh each device sorts its own tokens. Devices along the axes of experts and of F see the
-    same tokens, compute their part of the result, and add up.
+    On a mesh each device sorts its own tokens. Along axes that cut tokens and experts, tokens go
+    to their experts and come back. Devices along other axes of experts, and of F, see the same
+    tokens, compute their part of the result, and add up.
     """
     context = current()
     if context is None or context.mesh.size == 1:
@@ -204,21 +257,33 @@ def _dropless(
     tokens = compute_spec(_TOKENS, x.shape)
     up = compute_spec(_UP, kernels["up"].shape)
     assert tokens is not None and up is not None
-    taken = {axis for entry in tokens for axis in _names(entry)}
-    over_experts, over_width = (
-        tuple(axis for axis in _names(up[i]) if axis not in taken) for i in (0, 2)
-    )
+    taken = {axis for entry in tokens for axis in mesh_axes(entry)}
+    over_experts = mesh_axes(up[0])
+    over_width = tuple(axis for axis in mesh_axes(up[2]) if axis not in taken)
+    travelled = tuple(axis for axis in over_experts if axis in taken)
+    summed = tuple(axis for axis in over_experts if axis not in taken) + over_width
+    sizes = {axis: context.mesh.shape[axis] for axis in over_experts}
     specs = {name: PartitionSpec(over_experts, None, over_width) for name in kernels}
     specs["down"] = PartitionSpec(over_experts, over_width, None)
     tokens = PartitionSpec(*tokens[:2], None)
 
     def local(x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: Kernels) -> jax.Array:
         held = kernels["up"].shape[0]
-        if over_experts:
-            experts = experts - held * jax.lax.axis_index(over_experts)
-        experts = jnp.where((experts >= 0) & (experts < held), experts, held)
-        y = _local(config, x, experts, weights, kernels)
-        summed = over_experts + over_width
+        owners = dict(zip(sizes, _unravel(experts // held, tuple(sizes.values())), strict=True))
+        mine = experts < config.router.n_experts  # padding goes nowhere
+        for axis in over_experts:
+            if axis not in travelled:
+                mine &= owners[axis] == jax.lax.axis_index(axis)
+        experts = jnp.where(mine, experts % held, held)
+        if travelled:
+            to = jnp.zeros_like(experts)
+            for axis in travelled:
+                to = to * sizes[axis] + owners[axis]
+            count = math.prod(sizes[axis] for axis in travelled)
+            route = Route(travelled, count, jnp.where(mine, to, count))
+            y = _sent(config, x, experts, weights, kernels, route)
+        else:
+            y = _local(config, x, experts, weights, kernels)
         return jax.lax.psum(y, summed) if summed else y
 
     return jax.shard_map(
@@ -239,15 +304,18 @@ def _capacity(
     capacity = config.capacity(t)
     places = jax.vmap(lambda ids: place(ids, n_experts, 1, capacity))(experts)
     buffer = jax.vmap(spread)(x, places).reshape(b, n_experts, capacity, d)
-    layout = ("batch", "experts", None)
+    layout = ("rows", "experts", None)
 
     def product(x: jax.Array, name: str, axis: str) -> jax.Array:
         y = jnp.einsum("becd,edf->becf", x, kernels[name])
         return constrain(y, (*layout, axis))
 
-    buffer = constrain(buffer, (*layout, "embed"))
+    # Each device fills places with its own tokens, then tokens and experts change places.
+    own = ("batch", None, None, "embed")
+    buffer = constrain(constrain(buffer, own), (*layout, "embed"))
     gate = product(buffer, "gate", "mlp") if config.gated else None
     out = product(_inner(config, product(buffer, "up", "mlp"), gate), "down", "embed")
+    out = constrain(out, own)
     choices = jax.vmap(collect)(out.reshape(b, n_experts * capacity, d), places)
     total = jnp.sum(places.counts)
     used = jnp.sum(jnp.minimum(places.counts, capacity))

@@ -18,6 +18,7 @@ from flax import nnx
 from t5x_llm.core.errors import check_number
 from t5x_llm.nn.chunks import scan_chunks
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.parallel import constrain
@@ -123,6 +124,10 @@ def wkv(
       (means [B, T, A], the state after the last token).
     """
 
+    # A sequence in pieces is exchanged for channels.
+    key, value = (constrain(x, ("batch", None, "scan_inner")) for x in (key, value))
+    starts = constrain(starts, ("batch", None))
+
     def one(xs: tuple[jax.Array, jax.Array]) -> WKV:
         k, v = xs
         peak = jax.lax.stop_gradient(k)
@@ -146,7 +151,7 @@ def wkv(
         return WKV(*(x[:, -1] for x in after)), seen.top / seen.bottom
 
     state, y = scan_chunks(chunk, state, (key, value, starts), _CHUNK)
-    return y, state
+    return constrain(y, INNER), state
 
 
 def before(
@@ -154,13 +159,13 @@ def before(
 ) -> tuple[jax.Array, jax.Array | None]:
     """x [B, T, D] one token earlier, zero at starts; and the last token, if one was given."""
     first = jnp.zeros_like(x[:, :1]) if last is None else last[:, None]
-    earlier = jnp.concatenate([first, x[:, :-1]], axis=1)
-    return jnp.where(starts[..., None], 0, earlier), None if last is None else x[:, -1]
+    (shifted,) = earlier(x, first)
+    return jnp.where(starts[..., None], 0, shifted), None if last is None else x[:, -1]
 
 
-def _mix(weight: nnx.Param[jax.Array], x: jax.Array, earlier: jax.Array) -> jax.Array:
+def _mix(weight: nnx.Param[jax.Array], x: jax.Array, old: jax.Array) -> jax.Array:
     w = weight[...].astype(x.dtype)
-    return x * w + earlier * (1 - w)
+    return x * w + old * (1 - w)
 
 
 def _ramp(size: int, power: float, offset: float = 0.0) -> nnx.Param[jax.Array]:
@@ -197,9 +202,9 @@ class TimeMix(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
-        earlier, last = before(x, context.starts, None if cache is None else cache["last"])
+        old, last = before(x, context.starts, None if cache is None else cache["last"])
         k, v, r = (
-            constrain(project(_mix(weight, x, earlier)), INNER)
+            constrain(project(_mix(weight, x, old)), INNER)
             for project, weight in (
                 (self.key, self.mix_key),
                 (self.value, self.mix_value),
@@ -244,8 +249,8 @@ class ChannelMix(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
-        earlier, last = before(x, context.starts, None if cache is None else cache["last"])
-        h = jnp.square(jax.nn.relu(self.key(_mix(self.mix_key, x, earlier))))
+        old, last = before(x, context.starts, None if cache is None else cache["last"])
+        h = jnp.square(jax.nn.relu(self.key(_mix(self.mix_key, x, old))))
         h = self.value(constrain(h, ("batch", "length", "mlp")))
-        gate = jax.nn.sigmoid(self.receptance(_mix(self.mix_receptance, x, earlier)))
+        gate = jax.nn.sigmoid(self.receptance(_mix(self.mix_receptance, x, old)))
         return gate * h, None if cache is None else {"last": last}, {}

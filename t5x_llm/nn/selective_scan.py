@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from t5x_llm.nn.chunks import scan_chunks
-from t5x_llm.parallel import compute_spec, current
+from t5x_llm.parallel import compute_spec, constrain, current
 
 CHUNK = 64
+# Said on both sides of an exchange, lest what is around it be exchanged too.
+_WIDE, _NARROW = ("batch", "length", "inner"), ("batch", "length", None)
 
 _Chunk = tuple[jax.Array, ...]
 
@@ -51,12 +53,15 @@ def selective_scan(
     ) -> tuple[jax.Array, jax.Array]:
         return scan_chunks(lambda h, chunk: _chunk(a, h, *chunk), state, inputs, CHUNK)
 
+    x, dt = (constrain(each, _WIDE) for each in (x, dt))
+    b, c = (constrain(each, _NARROW) for each in (b, c))
     inputs = (x, dt, b, c, starts)
-    context, wide = current(), compute_spec(("batch", None, "inner"), x.shape)
+    context, wide = current(), compute_spec(("batch", None, "scan_inner"), x.shape)
     if context is None or wide is None:
         state, y = local(a, state, inputs)
         return y, state
-    # Rows and channels know nothing of each other: no device waits for another until the end.
+    # Rows and channels know nothing of each other: no device waits for another until the end. A
+    # sequence in pieces is exchanged for channels, as heads are in Ulysses.
     rows, inner = wide[0], wide[2]
     narrow = PartitionSpec(rows, None, None)
     state, y = jax.shard_map(
@@ -70,7 +75,7 @@ def selective_scan(
         out_specs=(wide, wide),
         check_vma=False,
     )(a, state, inputs)
-    return y, state
+    return constrain(y, _WIDE), state
 
 
 def _decay(a: jax.Array, dt: jax.Array, start: jax.Array) -> jax.Array:

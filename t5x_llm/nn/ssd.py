@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from t5x_llm.nn.chunks import scan_chunks
+from t5x_llm.parallel import constrain
 
 CHUNK = 128
+_WHOLE = ("batch", None)
 
 
 def ssd(
@@ -41,12 +43,17 @@ def ssd(
       (y [B, T, N, H] in the dtype of ``x``, the state after the last token).
     """
     groups = b.shape[2]
+    # A sequence in pieces is exchanged for heads.
+    x, dt = constrain(x, (*_WHOLE, "scan_heads", None)), constrain(dt, (*_WHOLE, "scan_heads"))
+    b, c = (constrain(each, ("batch", "length", "kv_heads", None)) for each in (b, c))
+    b, c = (constrain(each, (*_WHOLE, "kv_heads", None)) for each in (b, c))
+    starts = constrain(starts, _WHOLE)
 
     def body(h: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         return _chunk(a, h, *chunk, groups=groups)
 
     state, y = scan_chunks(body, state, (x, dt, b, c, starts), CHUNK)
-    return y, state
+    return constrain(y, ("batch", "length", "heads", "head")), state
 
 
 def _chunk(

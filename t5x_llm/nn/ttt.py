@@ -34,6 +34,7 @@ from t5x_llm.nn.positions import RotaryConfig, rotary_tables, rotate
 from t5x_llm.parallel import constrain
 
 HEADS = ("batch", "length", "heads", "head")
+_WHOLE = ("batch", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +293,11 @@ class TTT(nnx.Module):
         tables = rotary_tables(config.inner_rotary, place)
         q, k = (rotate(a, tables, config.inner_rotary) for a in (q, k))
         q, k, v = (constrain(a.astype(jnp.float32), HEADS) for a in (q, k, self.value(x)))
+        # A sequence in pieces is exchanged for heads.
+        q, k, v = (constrain(a, (*_WHOLE, "scan_heads", None)) for a in (q, k, v))
         rate = jax.nn.sigmoid(self.rate(x).astype(jnp.float32))
-        rate = rate * (config.base_rate / config.head_dim)
+        rate = constrain(rate * (config.base_rate / config.head_dim), (*_WHOLE, "scan_heads"))
+        place, starts = constrain(place, _WHOLE), constrain(starts, _WHOLE)
         state = self._nothing(x.shape[0])
         if cache is not None:
             state = Learner(*(cache[name] for name in Learner._fields))
@@ -304,6 +308,7 @@ class TTT(nnx.Module):
             (q, k, v, rate, place, starts),
             config.mini_batch,
         )
+        y = constrain(y, HEADS)
         y = self.out_norm(y.astype(x.dtype).reshape(*x.shape[:2], -1)).reshape(y.shape)
         if config.gated:
             y = y * jax.nn.gelu(self.gate(x), approximate=True)

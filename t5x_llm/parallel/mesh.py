@@ -39,6 +39,8 @@ class MeshConfig:
       context_attention: over ``context``, keys and values go round (``ring``, arXiv 2310.01889),
         or heads are exchanged for the sequence (``ulysses``, arXiv 2309.14509).
       pipeline: what goes through ``stage``, such as ``@Pipeline()``, or None without stages.
+      optimizer_on_host: the optimizer's state waits in the host's pinned memory between updates
+        (arXiv 2101.06840). On CPU devices that is the same memory, and nothing changes.
       overrides: single rules replaced, e.g. ``(('params.vocab', None),)``.
       replication_tolerance: parameters that the mesh does not divide, and that devices therefore
         hold whole, are named at the start when they take more than this share of a device's
@@ -56,6 +58,7 @@ class MeshConfig:
     sequence_sharded: bool = False
     context_attention: str = "ring"
     pipeline: Pipeline | None = None
+    optimizer_on_host: bool = False
     overrides: tuple[tuple[str, Any], ...] = ()
     replication_tolerance: float = 0.02
 
@@ -83,7 +86,9 @@ class MeshConfig:
             sequence_sharded=self.sequence_sharded,
             context_attention=self.context_attention,
         )
-        return dataclasses.replace(rules, pipeline=self.pipeline)
+        return dataclasses.replace(
+            rules, pipeline=self.pipeline, optimizer_on_host=self.optimizer_on_host
+        )
 
     def shape(self, device_count: int) -> dict[str, int]:
         """Axis sizes for so many devices.

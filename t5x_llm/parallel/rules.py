@@ -46,6 +46,7 @@ _PIECES = {**_TENSOR_PARAMS, "embed": ("fsdp", "context", "expert")}
 _COMPUTE: dict[str, MeshAxes] = {
     "batch": ("replica", "data", "fsdp", "expert"),
     "rows": ("replica", "data", "fsdp"),
+    "pieces": ("context", "replica", "data", "fsdp", "expert"),
     "length": "context",
     "stream": "context",
     "embed": None,
@@ -84,6 +85,7 @@ class Rules:
       compute: how activations are laid out.
       context_attention: see ``MeshConfig``.
       pipeline: what goes through ``stage``, or None.
+      optimizer_on_host: see ``MeshConfig``.
     """
 
     params: Mapping[str, MeshAxes]
@@ -92,6 +94,7 @@ class Rules:
     compute: Mapping[str, MeshAxes]
     context_attention: str = "ring"
     pipeline: Pipeline | None = None
+    optimizer_on_host: bool = False
 
     def __post_init__(self) -> None:
         for table in ("params", "grads", "optimizer", "compute"):
@@ -284,6 +287,14 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
     if spec is None or context is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
+
+
+def pieces(logical_axis: str, size: int) -> int:
+    """How many pieces the current mesh cuts a dimension of an activation into."""
+    context, spec = current(), compute_spec((logical_axis,), (size,))
+    if context is None or spec is None:
+        return 1
+    return math.prod(context.mesh.shape[axis] for axis in mesh_axes(spec[0]))
 
 
 def ways(mesh: Mesh, rules: Rules, logical_axis: str) -> int:

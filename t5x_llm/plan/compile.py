@@ -88,7 +88,9 @@ def plan_step(
 
 
 def held(tree: Any) -> int:
-    """Bytes of an abstract tree on one device."""
+    """Bytes of an abstract tree in one device's own memory."""
     return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if x.sharding.memory_kind != "pinned_host"
     )

@@ -52,7 +52,16 @@ def state_shardings(
     placed, moments = (
         param_shardings(axes, params, mesh, rules, table) for table in ("params", "optimizer")
     )
+    if rules.optimizer_on_host:
+        moments = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), moments)
     return TrainState(whole, placed, opt_state_shardings(tx, moments, params, whole))
+
+
+def on_device(opt_state: Any, rules: Rules) -> Any:
+    """Optimizer state where a step can compute with it."""
+    if not rules.optimizer_on_host:
+        return opt_state
+    return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), opt_state)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
