@@ -170,7 +170,7 @@ def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     if context is None or spec is None:
         return jax.lax.top_k(scores, k)
     return jax.shard_map(
-        lambda scores: jax.lax.top_k(scores, k),
+        lambda scores: tuple(jax.lax.top_k(scores, k)),
         mesh=context.mesh,
         in_specs=spec,
         out_specs=(spec, spec),
