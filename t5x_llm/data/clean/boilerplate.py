@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
 from t5x_llm.core.paths import as_path
@@ -49,7 +49,7 @@ _STARTS = {
         r"((首页|关于我们|联系我们|新闻中心|产品中心|网站地图|隐私政策|用户协议|帮助中心|服务条款|加入我们|"
         r"免责声明|友情链接|招贤纳士|意见反馈|首頁|關於我們|聯絡我們)[\s|/·>»]*){2,}$",
         r"(相关|相關|热门|熱門|推荐|推薦|猜你喜欢|最新)(阅读|文章|推荐|新闻|閱讀|链接|内容|资讯|评论)?[:：]?$",
-        r"(你|您)(当前的?|现在的?)?位置\s*[:：]|当前位置\s*[:：]",
+        r"[你您](当前|现在)?的?位置\s*[:：]|当前位置\s*[:：]",
         r"(暂无|没有|还没有)(评论|相关|内容|数据).{0,10}$|(发表|我要)(评论|回复|留言)",
         r"第?\s*\d+\s*[页頁]\s*[/,，共]?.{0,12}$",
         r"广告$|廣告$",
@@ -60,10 +60,10 @@ _ANYWHERE = {
     "en": (
         (
             ("click here", "cookie", "privacy", "rights reserved", "javascript"),
-            r"\bclick here\b[^.]{0,40}[.!]?$",
+            r"^.{0,60}\bclick here\b[^.,]{0,40}[.!]?$",
             r"\b(this|our) (web ?site|site|page) uses cookies\b|\bwe use cookies\b",
             r"\baccept (all )?cookies\b|\bplease enable (javascript|cookies)\b",
-            r"\b(cookie|privacy) (policy|settings|preferences|notice)\b.{0,40}$",
+            r"^.{0,60}\b(cookie|privacy) (policy|settings|preferences|notice)\b.{0,40}$",
             r"\ball rights reserved\b",
             r"\bjavascript (is|must be) (disabled|enabled|required)\b",
         ),
@@ -136,8 +136,8 @@ class Boilerplate:
         return "boilerplate"
 
     def open(self) -> Callable[[Document], Answer]:
-        starts = _any(p for language in self.languages for p in _STARTS[language])
-        own = _any(self.patterns) if self.patterns else None
+        starts = _any([p for language in self.languages for p in _STARTS[language]])
+        own = _any(self.patterns)
         anywhere = [
             (keys, _any(patterns))
             for language in self.languages
@@ -146,7 +146,7 @@ class Boilerplate:
 
         def unwanted(line: str) -> bool:
             line = _BLANKS.sub(" ", line.lower())
-            if starts.match(line) or (own is not None and own.search(line)):
+            if starts.match(line) or own.search(line):
                 return True
             return any(
                 pattern.search(line) is not None
@@ -189,8 +189,8 @@ class TemplateLines:
         )
 
 
-def _any(patterns: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{p})" for p in patterns))
+def _any(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
 
 
 def find_template_lines(texts: Iterable[str], min_share: float = 0.2, least: int = 5) -> list[str]:

@@ -13,9 +13,8 @@ from t5x_llm.data.clean.document import Answer, Document, Drop
 # What is left of text that lost bytes: the replacement character, and what UTF-8 replacement
 # characters and the fills of memory look like when they are read as GBK.
 _LOST = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|锘縷")
-# Letters that the bytes of GBK make when they are read as Latin-1 or Windows-1252.
-_LATIN = re.compile(r"[\u00a0-\u00ff\u0152-\u0192\u02c6-\u2122]{4,}")
-_FOREIGN = re.compile("[^\x00-\x7f\ufffd]{3,}")
+_HIGH = re.compile("[\x80-\uffff]")
+_FOREIGN = re.compile("[^\x00-\x7f\ufffd]{2,}")
 # What ftfy may change contains one of these; Chinese, ASCII and typographic marks are left alone.
 _UNUSUAL = re.compile(rf"[^\t\n\x20-\x7e{HAN}{KANA}\u3001-\u303f\uff01-\uff65“”‘’—–…·•]")
 _ENTITY = re.compile(r"&[#\w]")
@@ -27,8 +26,8 @@ class FixEncoding:
 
     ftfy undoes UTF-8 read as Latin-1, Windows code pages and the like, and unescapes HTML entities
     of texts without tags; it leaves quotes, ligatures and full-width forms as they are. Two more
-    happen to Chinese: UTF-8 read as GBK, undone where a line turns into valid UTF-8, and GBK read
-    as Latin-1, undone where a run turns into common Chinese characters.
+    happen to Chinese: UTF-8 read as GBK, undone where a run turns into valid UTF-8, and GBK read as
+    Latin-1, undone where a line turns into common Chinese characters.
 
     Attributes:
       max_lost: share of characters that may be marks of lost bytes, such as U+FFFD.
@@ -59,7 +58,7 @@ class FixEncoding:
         def step(document: Document) -> Answer:
             text = document.text
             if _UNUSUAL.search(text) is not None or _ENTITY.search(text) is not None:
-                text = _LATIN.sub(_from_latin, ftfy.fix_text(text, config))
+                text = ftfy.fix_text(_from_latin(text), config)
             elif text.isascii():
                 return document
             text = _FOREIGN.sub(_from_gbk, text)
@@ -98,32 +97,57 @@ def _from_gbk(match: re.Match[str]) -> str:
     return run
 
 
-def _from_latin(match: re.Match[str]) -> str:
-    """GBK read as Latin-1 or Windows-1252 becomes Chinese; other runs stay."""
-    run = match.group()
-    for codec in ("latin-1", "cp1252"):
+def _from_latin(text: str) -> str:
+    """GBK read as Latin-1 or Windows-1252 becomes Chinese; other texts stay.
+
+    Of a line, half of the letters must be foreign and their bytes no UTF-8; of what such lines
+    become, most must be signs and frequent characters, GB 2312's first level, which ends at D7.
+    A text that is read wrongly is so in all its lines.
+    """
+    lines = text.split("\n")
+    found: dict[int, str] = {}
+    sure, foreign, common = 0, 0, 0
+    for at, line in enumerate(lines):
+        high = len(_HIGH.findall(line))
+        if high < 2 or (read := _as_gbk(line)) is None:
+            continue
+        found[at] = read
+        if 2 * high >= len(line):
+            signs = [char.encode("gb18030") for char in read if char > "\x7f"]
+            sure += high
+            foreign += len(signs)
+            common += sum(len(c) == 2 and c[1] >= 0xA1 and 0xA1 <= c[0] <= 0xD7 for c in signs)
+    if sure < 4 or common < 0.6 * foreign:
+        return text
+    return "\n".join(found.get(at, line) for at, line in enumerate(lines))
+
+
+def _as_gbk(line: str) -> str | None:
+    for codec in ("latin-1", "sloppy-windows-1252"):
         try:
-            found = run.encode(codec).decode("gb18030")
+            raw = line.encode(codec)
+            return None if _is_utf8(raw) else raw.decode("gb18030")
         except UnicodeError:
             continue
-        if _is_common(found):
-            return found
-    return run
+    return None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _is_chinese(text: str) -> bool:
-    return all(
-        "\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" or c in "…—“”‘’·" for c in text
+    """Whether all is of Chinese text; the last one may be ASCII, taken for part of a sign."""
+    if text[-1:].isascii():
+        text = text[:-1]
+    return bool(text) and all(
+        "\u2010" <= c <= "\u22ff"
+        or "\u3000" <= c <= "\u9fff"
+        or "\uff00" <= c <= "\uffef"
+        or c == "·"
+        for c in text
     )
-
-
-def _is_common(text: str) -> bool:
-    """Whether all are characters of GB 2312's first level or Chinese marks."""
-    for char in text:
-        try:
-            code = char.encode("gb2312")
-        except UnicodeError:
-            return False
-        if len(code) != 2 or not (0xB0 <= code[0] <= 0xD7 or 0xA1 <= code[0] <= 0xA3):
-            return False
-    return True

@@ -36,7 +36,7 @@ class StripMarkup:
       max_share: of the characters that may be markup; a document with more is dropped.
     """
 
-    max_share: float = 0.5
+    max_share: float = 0.8
 
     def __post_init__(self) -> None:
         check_number("StripMarkup.max_share", self.max_share, low=0, high=1)
@@ -57,7 +57,7 @@ class StripMarkup:
         found, tags = _TAG.subn("", found)
         if found == text:
             return document
-        share = 1 - len(found) / len(text)
+        share = 1 - len(found.strip()) / len(text)
         if share > self.max_share:
             return Drop("mostly markup", f"{share:.1%}")
         found = re.sub(r"\n\s*\n\s*\n+", "\n\n", found).strip("\n")

@@ -101,8 +101,6 @@ class Normalise:
 
 def _blanks(text: str, indent: bool) -> str:
     """Runs of blanks become one space, those at the start of a line stay if wanted."""
-    text = _TRAILING.sub("", text)
-
     def one(match: re.Match[str]) -> str:
         at = match.start()
         start = at == 0 or text[at - 1] == "\n"
@@ -110,5 +108,5 @@ def _blanks(text: str, indent: bool) -> str:
             return match.group() if indent else ""
         return " "
 
-    text = _BLANKS.sub(one, text)
+    text = _TRAILING.sub("", _BLANKS.sub(one, text))
     return text if indent else re.sub("\n[ \t\u3000]+", "\n", text)

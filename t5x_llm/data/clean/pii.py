@@ -48,11 +48,12 @@ def is_card(text: str) -> bool:
 
 
 def is_public_ip(text: str) -> bool:
-    """Whether an address of IPv4 or IPv6 is of the public Internet."""
+    """Whether an address of IPv4, or of IPv6's 2000::/3, is of the public Internet."""
     try:
-        return ipaddress.ip_address(text).is_global
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
+    return address.is_global and (address.version == 4 or int(address) >> 125 == 1)
 
 
 def _is_international(text: str) -> bool:

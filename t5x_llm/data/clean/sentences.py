@@ -55,11 +55,14 @@ def split_sentences(text: str) -> list[str]:
 
 def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     mark = match.group()[0]
-    if mark in "!?。！？;；\n":
+    if mark in "。！？;；\n":
         return True
     follows = _NEXT.match(text, match.end())
     letter = follows.group(1) if follows else None
-    if letter is not None and letter.islower():
+    small = letter is not None and letter.islower()
+    if mark in "!?":  # "Why?" she asked.
+        return not (small and match.group()[-1] in CLOSING)
+    if small:
         return False
     if mark == "…" or match.group().startswith(".."):
         return True
