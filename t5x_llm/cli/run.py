@@ -279,6 +279,10 @@ def check_fits(run: Run, mesh: Any) -> None:
                     if hasattr(layer, name):
                         field = f"{model}.{name}"
                         check_divisible(mesh, rules, axis, field, getattr(layer, name))
+                ulysses = mesh.shape["context"] > 1 and rules.context_attention == "ulysses"
+                if ulysses and layer.part == "attention":
+                    field = f"{model}.n_heads"
+                    check_divisible(mesh, rules, "scan_heads", field, layer.n_heads)
 
 
 def check_pipeline(run: Run, mesh: Any) -> None:
