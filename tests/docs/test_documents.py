@@ -19,9 +19,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SLOW = "docs/tutorial.md"
-RUN = ("README.md", SLOW, "docs/benchmarks.md", "CONTRIBUTING.md")
-TRANSLATED = {"README.zh.md": "README.md", "docs/tutorial.zh.md": "docs/tutorial.md"}
+SLOW = ("docs/tutorial.md", "docs/continual.md")
+RUN = ("README.md", *SLOW, "docs/benchmarks.md", "CONTRIBUTING.md")
+TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in SLOW}
 ALL = sorted({*RUN, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
 BLOCK = re.compile(r"((?:^<!-- test: [^\n]*-->\n)*)^```(\w+)\n(.*?)^```$", re.M | re.S)
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -56,8 +56,13 @@ def small_copy(directory):
     shutil.copytree(ROOT / "configs", directory / "configs")
     quickstart = directory / "configs" / "models" / "llama" / "quickstart.gin"
     quickstart.write_text(quickstart.read_text() + TINY_MODEL)
-    recipe = directory / "configs" / "recipes" / "quickstart.gin"
-    recipe.write_text(recipe.read_text() + TINY_RECIPE)
+    for name in (
+        "quickstart",
+        "colossal_llama2/small_0_english",
+        "colossal_llama2/small_1_embeddings",
+    ):
+        recipe = directory / "configs" / "recipes" / f"{name}.gin"
+        recipe.write_text(recipe.read_text() + TINY_RECIPE)
     for source in (ROOT / "data" / "quickstart").glob("*.jsonl"):
         lines = source.read_text(encoding="utf-8").splitlines(True)
         step = len(lines) // (60 if source.name.startswith("en") else 120)
@@ -80,7 +85,7 @@ def commands(body):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == SLOW else n for n in RUN]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RUN]
 )
 def test_commands(name, tmp_path):
     small_copy(tmp_path)
