@@ -1,5 +1,6 @@
 """Eight host devices, one compilation cache, no accelerator."""
 
+import functools
 import os
 import socket
 import subprocess
@@ -34,19 +35,19 @@ def one_device():
 
 
 @pytest.fixture
-def two_processes():
-    """Runs a program as two joined processes of two devices each; gives what each printed."""
+def processes():
+    """Runs a program as joined processes of some devices each; gives what each printed."""
 
-    def run(program, *arguments, timeout=120):
+    def run(program, *arguments, count, devices, timeout=120):
         with socket.socket() as s:
             s.bind(("localhost", 0))
             port = s.getsockname()[1]
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": "2",
+            "JAX_NUM_PROCESSES": str(count),
         }
         processes = [
             subprocess.Popen(
@@ -56,7 +57,7 @@ def two_processes():
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for i in range(2)
+            for i in range(count)
         ]
         try:
             results = [p.communicate(timeout=timeout) for p in processes]
@@ -72,3 +73,9 @@ def two_processes():
         return [out for out, _ in results]
 
     return run
+
+
+@pytest.fixture
+def two_processes(processes):
+    """The same with two processes of two devices."""
+    return functools.partial(processes, count=2, devices=2)

@@ -88,17 +88,17 @@ def prepared(config, family, devices=None, microbatches=1, remat="none", optimiz
     return model, mesh, rules, tx, step
 
 
-def train(config, family, devices=None, batch=None, **options):
-    """One step, compiled once for running and reading."""
+def train(config, family, devices=None, batch=None, whole=None, **options):
+    """One step, compiled once for running and reading; ``whole`` brings a tree to the host."""
     model, mesh, rules, tx, step = prepared(config, family, devices, **options)
     batch = make_batch() if batch is None else batch
     state = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
     compiled = step.lower(state, batch).compile()
     state = init_state(model, tx, jax.random.key(0), mesh, rules)
     after, metrics = compiled(state, jax.device_put(batch, compiled.input_shardings[0][1]))
-    first = after.opt_state[1][0].mu
-    whole = jax.tree.map(np.asarray, (after.params, first, metrics))
-    return Trained(*whole, compiled.as_text(), dict(mesh.shape))
+    tree = after.params, after.opt_state[1][0].mu, metrics
+    tree = jax.tree.map(np.asarray, tree if whole is None else whole(tree))
+    return Trained(*tree, compiled.as_text(), dict(mesh.shape))
 
 
 @functools.cache
