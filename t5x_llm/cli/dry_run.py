@@ -30,6 +30,7 @@ from t5x_llm.data.catalog import Opened, open_stores
 from t5x_llm.data.reading import find_files
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
+from t5x_llm.optim.freezing import only
 from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
 
@@ -135,6 +136,10 @@ def _parameters(run: Run, model: Any) -> str:
         text = f"{word} by {run.optimizer.name} ({run.optimizer.decay_mask}): "
         text += f"{sum(sizes[n] for n in names):,} in {', '.join(names) or 'nothing'}"
         lines.append(textwrap.fill(text, 100, subsequent_indent="  ", break_long_words=False))
+    if (mask := run.optimizer.trained_mask(params)) is not None:
+        kept = only(mask, params)
+        trained = sum(math.prod(x.shape) for x in jax.tree.leaves(kept))
+        lines.append(f"trained {trained:>25,} by Optimizer.trained; the others are frozen")
     return "\n".join(lines)
 
 

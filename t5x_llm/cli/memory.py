@@ -18,6 +18,7 @@ from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.model import Model
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
+from t5x_llm.optim.freezing import only
 from t5x_llm.parallel import Rules, ways
 from t5x_llm.train.state import abstract_state, state_shardings
 
@@ -80,7 +81,9 @@ def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: 
     any_mesh: Any = mesh
     state = abstract_state(model, tx)
     shardings = state_shardings(model, tx, any_mesh, rules)
-    params = _held(state.params, shardings.params)
+    params = trained = _held(state.params, shardings.params)
+    if (mask := run.optimizer.trained_mask(state.params)) is not None:
+        trained = _held(only(mask, state.params), only(mask, shardings.params))
     whole = sum(_bytes(x) for x in jax.tree.leaves(state.params))
 
     rows = -(-run.loop.batch_size // run.loop.microbatches // ways(any_mesh, rules, "batch"))
@@ -98,7 +101,7 @@ def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: 
     chunk = rows * min(length, _LOGIT_ROWS) * local.vocab_size
     return Estimate(
         params=params,
-        gradients=params * buffers,
+        gradients=trained * buffers,
         buffers=buffers,
         optimizer=_held(state.opt_state, shardings.opt_state),
         activations=per_row * rows * length // traced,
