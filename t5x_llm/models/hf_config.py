@@ -54,3 +54,24 @@ def check_hf_config(
                 "a field this family knows",
                 "Importing it would compute something else than the original, so it is refused.",
             )
+
+
+def check_copies(config: Mapping[str, Any], copies: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuses a field that only repeats what others say, and says something else.
+
+    Args:
+      config: the parsed JSON.
+      copies: such fields, to the value that the others give; absent or null is fine.
+      prefix: put before field names in messages.
+
+    Raises:
+      ConfigError: naming the field.
+    """
+    for name, value in copies.items():
+        if config.get(name) not in (None, value):
+            raise ConfigError(
+                f"config.json {prefix}{name}",
+                config[name],
+                f"{value!r}, which other fields give",
+                "The file contradicts itself; correct the one or the other.",
+            )

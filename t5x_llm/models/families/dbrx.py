@@ -8,7 +8,7 @@ from typing import Any
 
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import changed, dense, norm
-from t5x_llm.models.hf_config import check_hf_config
+from t5x_llm.models.hf_config import HARMLESS, check_copies, check_hf_config
 from t5x_llm.models.moe import experts
 from t5x_llm.models.rope import write_rope
 from t5x_llm.models.weight_map import Entry
@@ -49,7 +49,7 @@ class Dbrx(LlamaLike):
     }
     WRITTEN = {"resid_pdrop": 0.0, "emb_pdrop": 0.0}
     FIXED = {"output_router_logits": False}
-    READ = LlamaLike.READ | {"attn_config", "ffn_config"}
+    READ = LlamaLike.READ | {"attn_config", "ffn_config", "num_key_value_heads"}
 
     def norm(self) -> NormConfig:
         """LayerNorm without bias."""
@@ -70,22 +70,26 @@ class Dbrx(LlamaLike):
         attention, inner = config.get("attn_config") or {}, config.get("ffn_config") or {}
         check_hf_config(
             attention,
-            known={"clip_qkv", "kv_n_heads", "rope_theta", "model_type", "attn_pdrop"},
+            known=HARMLESS | {"clip_qkv", "kv_n_heads", "rope_theta", "model_type", "attn_pdrop"},
             fixed={"attn_type": "default"},
             prefix="attn_config.",
         )
         check_hf_config(
             inner,
-            known={"ffn_hidden_size", "moe_num_experts", "moe_top_k", "moe_loss_weight"}
+            known=HARMLESS
+            | {"ffn_hidden_size", "moe_num_experts", "moe_top_k", "moe_loss_weight"}
             | {"moe_normalize_expert_weights", "hidden_size", "model_type"},
             fixed={"ffn_act_fn": {"name": "silu"}, "moe_jitter_eps": None, "ffn_type": "dbrxmoe"}
             | {"moe_jitter_eps": None, "uniform_expert_assignment": False},
             prefix="ffn_config.",
         )
+        kv_heads = attention.get("kv_n_heads", 1)
+        check_copies(config, {"num_key_value_heads": kv_heads})
+        check_copies(inner, {"hidden_size": config.get("d_model", 2048)}, "ffn_config.")
         theta = attention.get("rope_theta")
         rope = config if theta is None else {**config, "rope_theta": theta}
         return super().read_hf(rope) | {
-            "n_kv_heads": attention.get("kv_n_heads", 1),
+            "n_kv_heads": kv_heads,
             "qkv_clip": attention.get("clip_qkv"),
             "d_ff": inner.get("ffn_hidden_size", 3584),
             "n_experts": inner.get("moe_num_experts", 4),

@@ -9,6 +9,7 @@ from typing import Any
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import dense, norm
+from t5x_llm.models.hf_config import check_copies
 from t5x_llm.models.layer_types import grouped
 from t5x_llm.models.moe import expert_entries, experts
 from t5x_llm.models.rope import read_rope, write_rope
@@ -81,7 +82,9 @@ class DeepseekV2(LlamaLike):
         {"num_key_value_heads", "head_dim", "pretraining_tp", "aux_loss_alpha", "seq_aux"}
         | {"moe_layer_freq", "ep_size", "scoring_func", "output_router_logits"}
     )
-    READ = LlamaLike.READ | {"q_lora_rank", "topk_method", "n_group", "topk_group"}
+    READ = (
+        LlamaLike.READ | {"q_lora_rank", "topk_method", "n_group", "topk_group"} | {"qk_head_dim"}
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.n_dense < self.n_layers:
@@ -141,6 +144,8 @@ class DeepseekV2(LlamaLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Rotary settings, with YaRN's factor on logits, and the limit to groups."""
+        nope, rope = config.get("qk_nope_head_dim", 128), config.get("qk_rope_head_dim", 64)
+        check_copies(config, {"qk_head_dim": nope + rope})
         theta, scaling, raw = read_rope(config, length=config.get("max_position_embeddings"))
         mscale = 1.0
         if scaling is not None and raw.get("mscale_all_dim"):
