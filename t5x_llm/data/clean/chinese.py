@@ -48,7 +48,7 @@ class ChineseQuality:
       max_digits: share of digits.
       max_bullet_lines, max_ellipsis_lines: shares of the lines.
       min_function_words: how many different frequent words of one character must occur, but no
-        more than one to thirty characters.
+        more than one to forty characters.
       min_clause, max_clause: mean characters between signs and blanks: lists of keywords have
         short ones, text without punctuation long ones.
       max_runs: share of the text in one character repeated ten times and more.
@@ -109,7 +109,7 @@ class ChineseQuality:
         if ellipses > self.max_ellipsis_lines:
             return Drop("too many lines end in an ellipsis", f"{ellipses:.1%}")
         common = sum(word in text for word in FUNCTION_WORDS)
-        if common < min(self.min_function_words, han // 30):
+        if common < min(self.min_function_words, han // 40):
             return Drop("too few function words", str(common))
         clauses = [clause for clause in _CLAUSE.split(text) if clause]
         mean = sum(map(len, clauses)) / max(1, len(clauses))
@@ -128,23 +128,23 @@ def _runs(text: str) -> int:
 class ChineseRepetition(GopherRepetition):
     """Gopher's rules against repetition, on characters; a word of Chinese has one to two.
 
-    The most frequent n-gram counts where it occurs three times, and without blanks: of a poem of
-    twenty characters any seven are a third.
+    The most frequent n-gram counts where it occurs four times, and without blanks: of a poem of
+    twenty characters any seven are a third, and songs have refrains.
     """
 
     language: str = "zh"
-    top_n_grams: Fractions = ((3, 0.2), (5, 0.18), (7, 0.16))
+    top_n_grams: Fractions = ((3, 0.22), (5, 0.22), (7, 0.22))
     repeated_n_grams: Fractions = (
-        *((9, 0.20), (11, 0.18), (13, 0.16)),
-        *((15, 0.14), (17, 0.12), (19, 0.10)),
+        *((9, 0.30), (11, 0.26), (13, 0.22)),
+        *((15, 0.18), (17, 0.14), (19, 0.12)),
     )
-    least: ClassVar[int] = 3
+    least: ClassVar[int] = 4
     blank: ClassVar[int] = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ChineseFineWeb(FineWebQuality):
-    """FineWeb's rules: a line of 12 characters is short; closing quotes and brackets end lines."""
+    """FineWeb's rules: a line of 10 characters is short; closing quotes and brackets end lines."""
 
     language: str = "zh"
     min_line_ends: float = 0.12
@@ -162,13 +162,15 @@ class ChineseC4:
     Attributes:
       min_sentences: of the lines that are left.
       min_line: characters; shorter lines go.
-      line_ends: lines that end with none of these go; poems also end theirs with a comma.
+      end_of_sentence: whether lines that end with none of ``line_ends`` go: titles do, too.
+      line_ends: signs; poems also end their lines with a comma.
       curly_brackets: whether documents with one are dropped, being code.
       policies: whether lines about cookies, terms and copyright go.
     """
 
     min_sentences: int = 3
     min_line: int = 5
+    end_of_sentence: bool = True
     line_ends: str = LINE_ENDS + CHINESE_PAUSES
     curly_brackets: bool = True
     policies: bool = True
@@ -192,15 +194,16 @@ class ChineseC4:
             return Drop("curly brackets")
         if "lorem ipsum" in text.lower():
             return Drop("lorem ipsum")
-        lines = text.splitlines()
-        kept = [line for line in map(str.strip, lines) if self._is_prose(line)]
+        kept = [line for line in text.splitlines() if not line.strip() or self._stays(line.strip())]
         sentences = sum(len(split_sentences(line)) for line in kept)
         if sentences < self.min_sentences:
             return Drop("too few sentences", str(sentences))
-        found = "\n".join(kept)
+        found = "\n".join(kept).strip("\n")
         return document if found == text else document.with_text(found)
 
-    def _is_prose(self, line: str) -> bool:
-        if len(line) < self.min_line or not line.endswith(tuple(self.line_ends)):
+    def _stays(self, line: str) -> bool:
+        if len(line) < self.min_line:
+            return False
+        if self.end_of_sentence and not line.endswith(tuple(self.line_ends)):
             return False
         return not (self.policies and _POLICY.search(line.lower()))
