@@ -79,11 +79,13 @@ class DeepseekV2(LlamaLike):
     }
     FIXED = {"norm_topk_prob": False, "attention_bias": False, "mlp_bias": False}
     IGNORED = frozenset(
-        {"num_key_value_heads", "head_dim", "pretraining_tp", "aux_loss_alpha", "seq_aux"}
+        {"head_dim", "pretraining_tp", "aux_loss_alpha", "seq_aux"}
         | {"moe_layer_freq", "ep_size", "scoring_func", "output_router_logits"}
     )
     READ = (
-        LlamaLike.READ | {"q_lora_rank", "topk_method", "n_group", "topk_group"} | {"qk_head_dim"}
+        LlamaLike.READ
+        | {"q_lora_rank", "topk_method", "n_group", "topk_group"}
+        | {"qk_head_dim", "num_key_value_heads"}
     )
 
     def __post_init__(self) -> None:
@@ -145,7 +147,8 @@ class DeepseekV2(LlamaLike):
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Rotary settings, with YaRN's factor on logits, and the limit to groups."""
         nope, rope = config.get("qk_nope_head_dim", 128), config.get("qk_rope_head_dim", 64)
-        check_copies(config, {"qk_head_dim": nope + rope})
+        heads = config.get("num_attention_heads")
+        check_copies(config, {"qk_head_dim": nope + rope, "num_key_value_heads": heads})
         theta, scaling, raw = read_rope(config, length=config.get("max_position_embeddings"))
         mscale = 1.0
         if scaling is not None and raw.get("mscale_all_dim"):
@@ -176,6 +179,7 @@ class DeepseekV2(LlamaLike):
             rope["rope_parameters"]["mscale_all_dim"] = all_dim
         limited = self.n_groups > 1
         return rope | {
+            "num_key_value_heads": self.n_heads,
             "q_lora_rank": self.q_rank,
             "n_group": self.n_groups,
             "topk_group": self.top_groups,
