@@ -1,5 +1,7 @@
 """Every command in the documents is run, in order, in a copy of the repository made small.
 
+`make test-docs`, which CI runs, runs them; the default suite checks the rest.
+
 A comment above a fenced block says what the test does other than run it:
   <!-- test: skip WHY -->           nothing
   <!-- test: instead COMMAND -->    runs COMMAND, which does the same without setting up
@@ -19,9 +21,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SLOW = ("docs/tutorial.md", "docs/continual.md")
-RUN = ("README.md", *SLOW, "docs/benchmarks.md", "CONTRIBUTING.md")
-TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in SLOW}
+TUTORIALS = ("docs/tutorial.md", "docs/continual.md")
+RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
+TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in TUTORIALS}
 ALL = sorted({*RUN, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
 BLOCK = re.compile(r"((?:^<!-- test: [^\n]*-->\n)*)^```(\w+)\n(.*?)^```$", re.M | re.S)
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -84,9 +86,8 @@ def commands(body):
     return [c for c in body.replace("\\\n", " ").splitlines() if c.strip()]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RUN]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUN)
 def test_commands(name, tmp_path):
     small_copy(tmp_path)
     env = {
