@@ -104,13 +104,15 @@ def test_clusters_are_connected_components():
 
 def test_bands_and_rows_reach_the_stated_recall():
     for threshold, recall in itertools.product((0.5, 0.7, 0.8, 0.9), (0.8, 0.95, 0.99)):
-        config = MinHash(threshold=threshold, recall=recall, hashes=256)
-        bands, rows = config.shape
-        assert bands * rows <= 256
-        assert config.found(threshold) >= recall
-        # One row more within the same number of hashes would fall short.
-        more = 256 // (rows + 1)
-        assert 1 - (1 - threshold ** (rows + 1)) ** more < recall
+        for verify in (False, True):
+            config = MinHash(threshold=threshold, recall=recall, hashes=256, verify=verify)
+            bands, rows = config.shape
+            assert bands * rows <= 256
+            assert config.found(threshold) >= recall - 1e-9
+            # One row more within the same number of hashes would fall short.
+            more = 256 // (rows + 1)
+            wanted = recall / 0.99379 if verify else recall
+            assert 1 - (1 - threshold ** (rows + 1)) ** more < wanted
     with pytest.raises(ConfigError, match="enough for recall"):
         MinHash(threshold=0.1, recall=0.99, hashes=4)
     with pytest.raises(ConfigError, match="both or neither"):
@@ -136,7 +138,7 @@ def test_minhash_finds_what_it_states(language):
         alphabet, glue = [f"word{i}" for i in range(3000)], " "
     else:
         alphabet, glue = [chr(0x4E00 + i) for i in range(3000)], ""
-    config = MinHash(bands=14, rows=8)
+    config = MinHash(bands=14, rows=8, verify=False)
     texts = [glue.join(words) for words in near_copies(150, 5, alphabet)]
     listed = [plain_words(t) for t in texts]
     grams = [{tuple(w[i : i + 5]) for i in range(len(w) - 4)} for w in listed]

@@ -7,6 +7,9 @@ import math
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 
+# Standard errors below the threshold that an estimate may lie, and how often it lies above that.
+_ERRORS = 2.5
+_VERIFIED = (1 + math.erf(_ERRORS / 2**0.5)) / 2
 REPEAT_UNITS = ("line", "paragraph")
 
 
@@ -23,8 +26,8 @@ class MinHash:
       hashes: a document, at most.
       bands, rows: given both, they are taken instead.
       ngram: words of English, characters of Chinese in one shingle.
-      verify: also ask that the signatures agree in a share of at least ``threshold`` less two
-        standard errors: fewer strangers in a cluster, a little less recall.
+      verify: also ask that the signatures agree in a share of at least ``threshold`` less 2.5
+        standard errors: fewer strangers in a cluster. ``recall`` is with it.
       seed: of the hash functions.
     """
 
@@ -34,7 +37,7 @@ class MinHash:
     bands: int = 0
     rows: int = 0
     ngram: int = 5
-    verify: bool = False
+    verify: bool = True
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -58,9 +61,10 @@ class MinHash:
         """(bands, rows): the most rows whose bands reach ``recall`` within ``hashes``."""
         if self.bands:
             return self.bands, self.rows
-        for rows in range(min(self.hashes, 64), 0, -1):
+        wanted = self.recall / _VERIFIED if self.verify else self.recall
+        for rows in range(min(self.hashes, 64) if wanted < 1 else 0, 0, -1):
             met = self.threshold**rows
-            bands = math.ceil(math.log1p(-self.recall) / math.log1p(-met)) if met < 1 else 1
+            bands = math.ceil(math.log1p(-wanted) / math.log1p(-met)) if met < 1 else 1
             if bands * rows <= self.hashes:
                 return bands, rows
         raise ConfigError(
@@ -71,9 +75,22 @@ class MinHash:
         )
 
     def found(self, similarity: float) -> float:
-        """Probability that a pair of this similarity meets in a band."""
+        """Probability that a pair of this similarity is found."""
         bands, rows = self.shape
-        return 1 - (1 - similarity**rows) ** bands
+        met = 1 - (1 - similarity**rows) ** bands
+        if not self.verify:
+            return met
+        error = max(1e-12, (similarity * (1 - similarity) / (bands * rows)) ** 0.5)
+        return met * (1 + math.erf((similarity - self.least_agreement) / error / 2**0.5)) / 2
+
+    @property
+    def least_agreement(self) -> float:
+        """The share of a signature that ``verify`` asks to be equal."""
+        bands, rows = self.shape
+        return (
+            self.threshold
+            - _ERRORS * (self.threshold * (1 - self.threshold) / (bands * rows)) ** 0.5
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,10 +54,3 @@ def band_keys(signatures: np.ndarray, config: MinHash) -> tuple[np.ndarray, np.n
 def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """[n] share of equal values in signatures [n, hashes]: an estimate of Jaccard similarity."""
     return (one == other).mean(1)
-
-
-def least_agreement(config: MinHash) -> float:
-    """The agreement that ``verify`` asks for: two standard errors below the threshold."""
-    bands, rows = config.shape
-    t = config.threshold
-    return t - 2 * (t * (1 - t) / (bands * rows)) ** 0.5

@@ -70,7 +70,7 @@ def find_pairs(context: Context, partition: int, base: str) -> Any:
 
 
 def _agree(signatures: Any, pairs: np.ndarray, context: Context) -> np.ndarray:
-    least = minhash.least_agreement(context.minhash)
+    least = context.minhash.least_agreement
     found = [
         minhash.agreement(signatures(some[:, 0]), signatures(some[:, 1])) >= least
         for some in np.array_split(pairs, len(pairs) // _ROWS + 1)
