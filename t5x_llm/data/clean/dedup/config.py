@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
@@ -56,7 +57,7 @@ class MinHash:
             )
         self.shape  # noqa: B018  a recall that cannot be had is found now
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """(bands, rows): the most rows whose bands reach ``recall`` within ``hashes``."""
         if self.bands:
