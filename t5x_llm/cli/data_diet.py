@@ -39,7 +39,7 @@ def _main(argv: Sequence[str]) -> None:
         "length": diet.length,
         "sources": {name: dataclasses.asdict(s) for name, s in diet.servings.items()},
         "course": [
-            {"stream_position": start, "weights": dict(weights), "why": why}
+            {"row": start, "weights": dict(weights), "why": why}
             for start, weights, why in diet.course
         ],
         "warnings": diet.warnings(),

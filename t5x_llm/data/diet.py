@@ -55,7 +55,7 @@ class Diet:
       length: T.
       manner: packing and bins, in words.
       servings: by source.
-      course: (stream position, {source: share} that are not 0, why it begins there).
+      course: (row of the run, {source: share} that are not 0, why it begins there).
       overdrawn: sources read beyond their budgets in the run, as nothing else was left.
       step_at: rows -> step, for ``course``; None if it is not known.
     """
@@ -142,10 +142,10 @@ class Diet:
             for row in table
         ]
 
-    def _stage(self, position: int, weights: Mapping[str, float], why: str) -> str:
-        step = f"step {self.step_at(position):,}, " if self.step_at is not None else ""
+    def _stage(self, row: int, weights: Mapping[str, float], why: str) -> str:
+        step = f"step {self.step_at(row):,}, " if self.step_at is not None else ""
         shares = ", ".join(f"{name} {share:.1%}" for name, share in weights.items())
-        place = f"from {step}row {position:,} ({short(position * self.length)} tokens)"
+        place = f"from {step}row {row:,} ({short(row * self.length)} tokens)"
         return f"{place}: {shares}" + (f"  ({why})" if why else "")
 
 
@@ -198,16 +198,17 @@ def _course(
     planned = {start for start, _ in stream.blend.stages}
     found = []
     for i, (start, weights) in enumerate(stream.history):
-        if examples is not None and start >= examples:
+        row = start - sum(max(min(stop, start) - first, 0) for first, stop in stream.skips)
+        if examples is not None and row >= examples:
             break
         total = sum(weights.values())
         shares = {name: weight / total for name, weight in weights.items() if weight > 0}
         why = ""
         if i and start not in planned:
-            gone = [n for n in stream.history[i - 1][1] if stream.history[i - 1][1][n] > 0]
-            gone = [name for name in gone if name not in shares]
+            before = stream.history[i - 1][1]
+            gone = [n for n in stream.blend.budgets if before.get(n, 0) > 0 and n not in shares]
             why = f"{', '.join(gone)} used up" if gone else ""
-        found.append((start, shares, why))
+        found.append((row, shares, why))
     return tuple(found)
 
 
