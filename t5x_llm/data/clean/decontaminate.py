@@ -86,16 +86,22 @@ class Decontaminate:
 
 
 class _Search:
-    """The n-grams of all items, sorted, and which item each is of."""
+    """The n-grams of all items, sorted, and which item each is of.
+
+    Attributes:
+      notes: what it will not find, for the user.
+    """
 
     def __init__(self, config: Decontaminate):
         self._hits = config.hits
         self._names: list[str] = []
+        self.notes: list[str] = []
         grams: dict[int, list[np.ndarray]] = {}
         owners: dict[int, list[np.ndarray]] = {}
         for each in config.sets:
-            looked_for = 0
+            items = looked_for = 0
             for name, text in _items(each):
+                items += 1
                 hashes = words(text)[0]
                 size = min(config.ngram, len(hashes))
                 if size < min(config.shortest, config.ngram):
@@ -109,6 +115,11 @@ class _Search:
                 raise DataError(
                     f"EvalSet {each.name!r}: no item has {config.shortest} words (characters of "
                     "Chinese) or more. Lower Decontaminate.shortest, or check EvalSet.fields."
+                )
+            if looked_for < items:
+                self.notes.append(
+                    f"{each.name}: {items - looked_for:,} of {items:,} texts have fewer than "
+                    f"{config.shortest} words and are not looked for"
                 )
         self._tables = {size: _sorted(grams[size], owners[size]) for size in sorted(grams)}
 

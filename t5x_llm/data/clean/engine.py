@@ -72,7 +72,9 @@ def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
     begin = time.monotonic()
     check_writable("Clean.output", clean.output)
     out = str(as_path(clean.output)).rstrip("/")
-    open_steps(clean)  # what they lack is found before anything is read
+    _, search = open_steps(clean)  # what they lack is found before anything is read
+    for note in search.notes if search else ():
+        say(f"clean: {note}")
     runner = PoolRunner(clean.workers) if clean.runner == "pool" else BeamRunner(clean.beam_options)
     with _lock(out), runner:
         phases = Phases(f"{out}/.work", runner)

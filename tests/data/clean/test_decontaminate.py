@@ -49,6 +49,8 @@ def test_short_items_are_looked_for_whole(tmp_path):
     assert isinstance(step(Document("d", f"he asked {short} and left")), Drop)
     document = Document("d", "what is the tallest mountain on the planet? two words")
     assert step(document) is document
+    # "two words", and twice the answer "8".
+    assert step.notes == ["gsm: 3 of 4 texts have fewer than 8 words and are not looked for"]
 
 
 def test_more_hits_can_be_asked_for(tmp_path):
