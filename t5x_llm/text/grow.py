@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
-from t5x_llm.text.grow_json import grown_json, learn_merges
+from t5x_llm.text.grow_json import admissible, grown_json, learn_merges
 from t5x_llm.text.hf_json import HFTokenizer
 from t5x_llm.text.sentencepiece import SPACE, SentencePieceTokenizer, parse
 from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer
@@ -37,8 +37,9 @@ class Growing:
       order: of merges. 'after' the old ones; or 'first', as Colossal-LLaMA-2 has it, whose pieces
         of score 0 come before all others. (Among themselves ours keep the order in which they were
         learned: equal scores cannot be written in a tokenizer.json.)
-      ascii: whether new pieces may hold ASCII letters and digits. Without them English keeps its
-        ids; with them 'linux' may become a token of its own, of which the model knows nothing.
+      ascii: whether new pieces may hold ASCII letters and digits, or nothing but marks that English
+        has too, such as a dash. Without them English keeps its ids; with them 'linux' may become a
+        token of its own, of which the model knows nothing.
       character_coverage: share of the characters in the new text that get a piece of their own.
       max_piece_length: characters of a new piece at most.
       sample_bytes: how much of the new text to learn from at most.
@@ -137,11 +138,6 @@ def _found(found: Additions) -> Additions:
     return found
 
 
-def admissible(piece: str, ascii: bool) -> bool:
-    """Whether a new piece may be written so."""
-    return ascii or not (piece.isascii() or re.search("[A-Za-z0-9]", piece))
-
-
 def _learn_pieces(base: SentencePieceTokenizer, sample: list[str], how: Growing) -> Additions:
     old = base.proto
     trainer = old.trainer_spec
@@ -155,7 +151,7 @@ def _learn_pieces(base: SentencePieceTokenizer, sample: list[str], how: Growing)
     if not sample:
         raise DataError("The new text holds nothing but ASCII; allow ASCII in new pieces (ascii).")
     known = {p.piece for p in old.pieces}
-    have = sum(admissible(p, how.ascii) for p in known) if not how.ascii else len(known)
+    have = sum(admissible(p.encode(), how.ascii) for p in known) if not how.ascii else len(known)
     letters = {c for text in sample for c in text}
     # Bytes, special tokens, rare characters and what the old one has come off what is trained.
     size = 261 + how.most + len(letters) + min(have, 10 * len(letters))
@@ -171,7 +167,7 @@ def _learn_pieces(base: SentencePieceTokenizer, sample: list[str], how: Growing)
         _count_parts(rank, times)
     saved: dict[str, tuple[float, int, int]] = {}
     for piece, at in rank.items():
-        if piece in known or not admissible(piece.replace(SPACE, " "), how.ascii):
+        if piece in known or not admissible(piece.replace(SPACE, " ").encode(), how.ascii):
             continue
         if len(piece) == 1:
             # Unknown, it was its bytes; or was lost.

@@ -20,8 +20,15 @@ from t5x_llm.text.hf_json import HFTokenizer
 
 _FIRST = 0xE000  # of the letters that stand for tokens: past the surrogates
 _LAST = 0x10FFFF
+# ASCII, Latin-1's marks and general punctuation (dashes, quotes), of which the end may be missing.
+_SHARED = re.compile(rb"(?:[\x00-\x7f]|\xc2[\x80-\xbf]?|\xe2(?:[\x80\x81][\x80-\xbf]?)?)*")
 # Files beside a tokenizer.json that hold its vocabulary once more.
 _COPIES = ("vocab.json", "merges.txt")
+
+
+def admissible(piece: bytes, ascii: bool) -> bool:
+    """Whether a new piece of these bytes of UTF-8 may be."""
+    return ascii or not (_SHARED.fullmatch(piece) or re.search(rb"[A-Za-z0-9]", piece))
 
 
 def learn_merges(
@@ -62,7 +69,7 @@ def learn_merges(
         if left not in known or right not in known or len(pieces) == most:
             continue
         text = _bytes(left + right)
-        if (text.isascii() and not ascii) or len(text.decode(errors="replace")) > max_length:
+        if not admissible(text, ascii) or len(text.decode(errors="replace")) > max_length:
             continue
         if left + right not in known:
             pieces[left + right] = None

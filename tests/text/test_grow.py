@@ -171,13 +171,14 @@ def test_new_merges_first(languages, tmp_path):
 
 def test_ascii_if_asked_for(languages):
     old = load_tokenizer_of(english("llama", languages[0]))
-    texts = ["kubernetes 集群 kubernetes 集群"] * 20
+    texts = ["kubernetes — 集群 kubernetes — 集群，“集群”"] * 20
     found = {
         ascii: learn(old, texts, Growing(40, ascii=ascii), progress=False).pieces
         for ascii in (False, True)
     }
     assert not any(c.isascii() and c.isalnum() for piece in found[False] for c in piece)
     assert any("kubernetes" in piece for piece in found[True])
+    assert {"集", "，"} <= set(found[False]) and not {"—", "“", "▁—"} & set(found[False])
 
 
 def test_what_cannot_grow(languages):
