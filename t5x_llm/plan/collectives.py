@@ -78,6 +78,8 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or name not in runs:
                 continue
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # as TPUs have it: a kernel that keeps a slice
             channel = _CHANNEL.search(instruction.text)
             key = channel[1] if channel else f"{name}.{instruction.name}"
             split = instruction.opcode.endswith("-start") or bool(

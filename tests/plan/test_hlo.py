@@ -96,6 +96,13 @@ TEXT = """HloModule m, is_scheduled=true
   ROOT %g = bf16[32,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, custom_call_target="AsyncCollectiveStart"
 }
 
+%all-reduce-scatter.2.clone.1 (q: f32[8,128]) -> f32[4,128] {
+  %q = f32[8,128]{1,0} parameter(0)
+  %s = f32[8,128]{1,0} all-reduce(%q), channel_id=9, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %z = s32[] constant(0)
+  ROOT %d = f32[4,128]{1,0} dynamic-slice(%s, %z, %z), dynamic_slice_sizes={4,128}
+}
+
 %cond (t: (s32[], f32[4])) -> pred[] {
   %t = (s32[], f32[4]{0}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0
@@ -106,6 +113,7 @@ TEXT = """HloModule m, is_scheduled=true
 %body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
   %t.1 = (s32[], /*index=1*/f32[4]{0}) parameter(0)
   %f = bf16[32,128]{1,0} fusion(%t.1), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
+  %e = f32[4,128]{1,0} fusion(%t.1), kind=kCustom, calls=%all-reduce-scatter.2.clone.1
   %r = f32[4]{0} all-reduce(%t.1), channel_id=8, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
   ROOT %o = (s32[], f32[4]{0}) tuple(%t.1, %r)
 }
@@ -120,9 +128,12 @@ ENTRY %main (x: (s32[], f32[4])) -> (s32[], f32[4]) {
 def test_the_forms_that_tpus_have():
     found = parse(TEXT)
     [loop] = [i for i, _ in found.scheduled() if i.opcode == "while"]
-    assert found.trips(loop) == 3 and found.fused == {"fused"}
+    assert found.trips(loop) == 3
+    assert found.fused == {"fused", "all-reduce-scatter.2.clone.1", "add"}
     assert sum(i.cycles * n for i, n in found.scheduled() if i.cycles) == 300
-    gather, reduce = collectives(found, {"fsdp": 4, "tensor": 2})
+    gather, scatter, reduce = collectives(found, {"fsdp": 4, "tensor": 2})
+    assert (scatter.kind, scatter.axes, scatter.times) == ("reduce-scatter", ("tensor",), 3)
+    assert scatter.bytes == 8 * 128 * 4 and scatter.sent == 3 * scatter.bytes / 2
     assert (gather.axes, gather.group, gather.times, gather.hidden) == (("fsdp",), 4, 3, True)
     assert gather.bytes == 32 * 128 * 2
     assert (reduce.axes, reduce.group, reduce.times, reduce.hidden) == (("tensor",), 2, 3, False)
