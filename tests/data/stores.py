@@ -45,13 +45,14 @@ def make_store(
         "fingerprint": f"{path.name}-{hash(tuple(flat))}",
         "tokenizer_fingerprint": "t" * 64,
         "masked": masks is not None,
-        "scored": scores is not None,
         "splits": {
             "train": {"documents": len(lengths), "tokens": len(flat), "bytes": 3 * len(flat)},
             "validation": {"documents": 0, "tokens": 0, "bytes": 0},
         },
         "files": [f"{path.name}.jsonl"],
     }
+    if scores is not None:
+        manifest["scored"] = True
     (path / "manifest.json").write_text(json.dumps(manifest))
     return TokenStore.open(str(path))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stores import make_store, random_documents
 
 from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.data.bins import Order
 from t5x_llm.data.denoise import Draw, noise_counts
 from t5x_llm.data.denoisers import SpanCorruption
 from t5x_llm.data.denoising import Denoising
@@ -184,6 +185,22 @@ def test_an_epoch_holds_every_token_once(stores, documents, case, packing):
         assert count(map(tuple, got)) == count(
             tuple(text[i : i + longest]) for i in range(0, len(text), longest)
         )
+
+
+@pytest.mark.parametrize("case", ["t5", "mlm"])
+def test_bins_and_a_curriculum_hold_every_token_once(stores, documents, case):
+    made, order = objective(CASES[case], Pieces(), LENGTH), Order(3, "longest")
+    for packing in ("whole", "similar"):
+        stream = Stream({"a": stores["a"]}, {"a": 1.0}, LENGTH, 3, packing, objective=made,
+                        orders={"a": order})  # fmt: skip
+        batch = stream.batch(0, stream.rows["a"])
+        got = collections.Counter(t for _, _, s in segments(batch) for t in original(case, s))
+        kept = documents if case == "mlm" else [d[1:-1] for d in documents]
+        assert got == collections.Counter(t for d in kept for t in d)
+    if case == "t5":  # which joins what follows each other in the store
+        with pytest.raises(ConfigError, match=r"Data\.packing.*'whole' or 'similar'"):
+            Stream({"a": stores["a"]}, {"a": 1.0}, LENGTH, 3, "concat", objective=made,
+                   orders={"a": order})  # fmt: skip
 
 
 @pytest.mark.parametrize("packing", ["concat", "whole"])

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 from course import SPIKE, B, Rows, equal, go
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t5x_llm.core.errors import SpikeError
 from t5x_llm.data.positions import DataState
 from t5x_llm.train.hooks.guard import easing
 from t5x_llm.train.journal import Decision, decisions
-from t5x_llm.train.recovery import living, mixture_history
+from t5x_llm.train.recovery import living, mixture_history, news
 from t5x_llm.train.state import TrainState
 
 STEPS, ONSET, LENGTH = 120, 71, 20
@@ -254,6 +256,21 @@ def test_mixture_changes_are_read_back():
         {"event": "mixture", "stream_position": 40, "weights": {"zh": 1.0}},
     ]
     assert mixture_history(lines) == ((0, {"en": 1.0}), (40, {"zh": 1.0}))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 30), unique=True, max_size=4), min_size=1, max_size=4))
+def test_what_is_written_of_a_plan_is_read_back_as_the_plan(plans):
+    """However often it changes on the way, also where a planned change is taken back."""
+    lines, history = [], ()
+    for weight, starts in enumerate(plans):
+        planned = tuple((s, {"en": float(weight + s % 3)}) for s in sorted({0, *starts}))
+        if planned == history:
+            continue
+        lines += [{"event": "mixture", "stream_position": s, "weights": w}
+                  for s, w in news(history, planned)]  # fmt: skip
+        history = planned
+        assert mixture_history(lines) == history
 
 
 def test_skips_add_no_consumed_examples(healed):
