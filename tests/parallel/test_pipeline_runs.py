@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from strategy_runs import Trained, assert_same, make_batch, prepared
 
+from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.models.families.jamba import Jamba
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.families.mamba import Mamba
@@ -144,3 +146,61 @@ def test_losses_gradients_and_parameters_are_those_of_one_device(case):
         # gradients) are told to all stages, and what shares of the vocabulary add up to.
         assert each.kind in ("collective-permute", "all-reduce", "all-to-all"), each
         assert each.bytes <= hidden, each
+
+
+def test_a_checkpoint_is_restored_with_other_stages_and_with_none(tmp_path):
+    """Nothing of a pipeline is in the state: the same tree, in other pieces."""
+    meshes = [
+        MeshConfig(fsdp=2, stage=4, pipeline=Pipeline(4, 2)),
+        MeshConfig(fsdp=4, stage=2, pipeline=Pipeline(4, 1, (3, 5))),
+        MeshConfig(fsdp=8),
+    ]
+    states = []
+    for config in meshes:
+        model, mesh, rules, tx, _ = prepared(config, family("dense", 8))
+        places = state_shardings(model, tx, mesh, rules)
+        states.append(with_shardings(abstract_state(model, tx), places))
+    params = fresh("dense", 8)
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    first = jax.device_put(state, jax.tree.map(lambda x: x.sharding, states[0]))
+    kernel = first.params["group_0"]["block_0"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 64)  # 8 layers over 4 stages
+    keeper = Checkpointer(tmp_path / "c", CheckpointConfig())
+    assert keeper.save(1, first, {})
+    keeper.close()
+    for wanted in states:
+        got, _ = Checkpointer(tmp_path / "c", read_only=True).restore(wanted)
+        jax.tree.map(np.testing.assert_array_equal, got, state)
+        jax.tree.map(lambda x, y: x.sharding == y.sharding or pytest.fail(str(x)), got, wanted)
+
+
+PROGRAM = """
+from t5x_llm.parallel import initialize
+assert initialize()
+import sys
+sys.path[:0] = sys.argv[1:]
+import jax, numpy as np
+import test_pipeline_runs as runs
+from t5x_llm.parallel import MeshConfig, Pipeline, global_batch
+from t5x_llm.train.state import init_state
+
+config = MeshConfig(fsdp=1, stage=2, tensor=2, pipeline=Pipeline(2, 2))
+model, mesh, rules, tx, step = runs.prepared(config, runs.family("dense", 4))
+stages = [{d.process_index for d in mesh.devices[0, 0, 0, s].flat} for s in range(2)]
+assert stages == [{0}, {1}], stages
+batch = runs.make_batch(8, 32)
+batch = global_batch(lambda r: jax.tree.map(lambda x: x[r], batch), 8, mesh, rules)
+state, metrics = step(init_state(model, tx, jax.random.key(0), mesh, rules), batch)
+print("STEP", float(metrics["loss"]), float(metrics["grad_norm"]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_each_a_stage(two_processes):
+    here = pathlib.Path(__file__).parent
+    results = two_processes(PROGRAM, str(here), str(here.parent), timeout=900)
+    expected = reference("dense", 4, 8, 1).metrics
+    for out in results:
+        loss, norm = next(x for x in out.splitlines() if x.startswith("STEP")).split()[1:]
+        np.testing.assert_allclose(float(loss), expected["loss"], rtol=2e-5)
+        np.testing.assert_allclose(float(norm), expected["grad_norm"], rtol=2e-5)
