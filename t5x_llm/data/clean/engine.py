@@ -19,6 +19,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -147,13 +148,13 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
 
 def _batches(files: Sequence[File]) -> Iterator[tuple[File, ...]]:
     held: list[File] = []
+    size = 0
     for file in files:
-        if held and (
-            len(held) >= _SCAN_FILES or sum(f.size for f in held) + file.size > _SCAN_BYTES
-        ):
+        if held and (len(held) >= _SCAN_FILES or size + file.size > _SCAN_BYTES):
             yield tuple(held)
-            held = []
+            held, size = [], 0
         held.append(file)
+        size += file.size
     if held:
         yield tuple(held)
 
@@ -186,9 +187,8 @@ def _content_of(described: Any) -> list[str]:
         return [h for value in described for h in _content_of(value)]
     if isinstance(described, str) and 0 < len(described) < 1024 and "\0" not in described:
         with contextlib.suppress(OSError):
-            path = as_path(described)
-            if not path.is_dir() and path.exists():
-                with path.open("rb") as file:
+            if os.path.isfile(described) or "://" in described:
+                with as_path(described).open("rb") as file:
                     return [hashlib.file_digest(file, "sha256").hexdigest()]
     return []
 

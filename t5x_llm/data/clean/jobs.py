@@ -71,9 +71,7 @@ def scan_files(context: Context, argument: tuple[int, tuple[File, ...]], base: s
             kind = format_of(source, file.path)
             with as_path(file.path).open("rb") as opened:
                 check_head(opened.read(_HEAD), kind)
-            seen = scan(
-                file.path, is_cut(source, kind), most=context.clean.shard_bytes
-            )  # a DataError is a file that cannot be read
+            seen = scan(file.path, is_cut(source, kind), most=context.clean.shard_bytes)
             cuts = list(seen.cuts)
             if kind.name == "parquet":
                 cuts = _row_cuts(file.path, context.clean.shard_bytes)
@@ -117,7 +115,7 @@ def clean_shard(context: Context, shard: Shard, base: str) -> Any:
     """Reads and cleans a shard.
 
     Returns:
-      ``parts`` written, ``tally``, how many were ``quarantined`` and ``contaminated``.
+      ``parts`` written, ``tally``, how many were ``quarantined``.
     """
     clean = context.clean
     source = clean.inputs[shard.source]
@@ -125,7 +123,7 @@ def clean_shard(context: Context, shard: Shard, base: str) -> Any:
     tally = chain.tally = Tally()
     name = base.rsplit("/", 1)[-1]
     writer = PartWriter(context.folder, name, clean.compression, context.part_bytes)
-    bad = removed = 0
+    bad = 0
     with LineWriter(base + QUARANTINE) as quarantine, LineWriter(base + REMOVED) as listed:
         for stretch, file, kind in zip(shard.stretches, shard.names, shard.kinds, strict=True):
             for found in read(source, clean.limits, stretch, file, kind):
@@ -149,7 +147,6 @@ def clean_shard(context: Context, shard: Shard, base: str) -> Any:
                             id=found.id, step="decontaminate", reason=verdict.reason,
                             detail=verdict.detail,
                         )  # fmt: skip
-                        removed += 1
                         continue
                 writer.write(answer)
                 if clean.dedup is None:
@@ -158,5 +155,4 @@ def clean_shard(context: Context, shard: Shard, base: str) -> Any:
         "parts": [dataclasses.astuple(part) for part in writer.close()],
         "tally": tally.to_json(),
         "quarantined": bad,
-        "removed": removed,
     }

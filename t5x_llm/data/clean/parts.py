@@ -22,7 +22,7 @@ class Part:
     """A file of documents.
 
     Attributes:
-      file: its name; sorted by it, parts are in the order of the inputs.
+      file: its name.
       documents: how many.
       bytes: of their texts.
       sha256: of the file, hex.

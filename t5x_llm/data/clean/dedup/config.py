@@ -119,7 +119,7 @@ class Suffix:
     """Long repeats wherever they begin, by a suffix array (Lee et al. 2022, arXiv 2107.06499).
 
     The first of two stays. Repeats are looked for within windows of the output in its order: memory
-    is nine times a window.
+    is up to forty times a window.
 
     Attributes:
       length: bytes of a repeat, at least.
@@ -127,7 +127,7 @@ class Suffix:
     """
 
     length: int = 300
-    window_bytes: int = 32 << 20
+    window_bytes: int = 16 << 20
 
     def __post_init__(self) -> None:
         check_number("Suffix.length", self.length, low=8, integer=True)

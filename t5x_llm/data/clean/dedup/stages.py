@@ -20,7 +20,7 @@ from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import text_key
 from t5x_llm.data.clean.jobs import REMOVED
 from t5x_llm.data.clean.parts import LineWriter, Part, PartWriter, dump_parts, read_part
-from t5x_llm.data.clean.phases import Phases, Task, fingerprint
+from t5x_llm.data.clean.phases import Function, Phases, Task, fingerprint
 from t5x_llm.data.clean.tally import Tally
 
 STEP = "dedup"
@@ -54,12 +54,18 @@ def deduplicate(
         for number, part in enumerate(parts)
     ]
 
-    def partitioned(context: Context, phase: str, records: int, *rest: Any) -> Context:
+    def partitioned(
+        context: Context, phase: str, records: int, function: Function, argument: Any
+    ) -> Context:
         """Runs a phase that looks at all keys, one range of them a task."""
         count = keys.partitions(records, dedup.partition_bytes)
-        function, argument = rest
         ranges = [
-            Task(f"{i:04d}", fingerprint(mark, count, i), records * 20 // count, argument(i))
+            Task(
+                f"{i:04d}",
+                fingerprint(mark, count, i),
+                records * keys.STORED.itemsize // count,
+                argument(i),
+            )
             for i in range(count)
         ]
         context = dataclasses.replace(context, partitions={**context.partitions, phase: count})
@@ -95,6 +101,7 @@ def deduplicate(
         context = Context(clean, work, f"{out}/data", folder, listing)
         tasks = suffix.tasks(context, mark)
         phases.run("suffix", suffix.cut, context, tasks)
+        removed += [phases.path("suffix", task) + REMOVED for task in tasks]
         made = _collect(phases, "suffix", tasks, tally)
     return made, removed
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from t5x_llm.data.clean.dedup.config import Suffix
 from t5x_llm.data.clean.dedup.context import Context, stem
 from t5x_llm.data.clean.document import Answer, Document, Drop
-from t5x_llm.data.clean.parts import Part, PartWriter, read_part
+from t5x_llm.data.clean.jobs import REMOVED
+from t5x_llm.data.clean.parts import LineWriter, Part, PartWriter, read_part
 from t5x_llm.data.clean.phases import Task, fingerprint
 from t5x_llm.data.clean.tally import Tally
 
@@ -54,9 +56,8 @@ def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
     parts: list[Part] = []
     documents = ((n, d) for n in numbers for d in read_part(context.path(n)))
     writer, current = None, -1
-    for window in _windows(documents, suffix.window_bytes):
-        texts = without_repeats([d.text for _, d in window], suffix.length)
-        for (number, document), text in zip(window, texts, strict=True):
+    with LineWriter(base + REMOVED) as listed:
+        for number, document, text in _cut(documents, suffix):
             if number != current:
                 parts += writer.close() if writer else []
                 current, name = number, stem(context.parts[number])
@@ -65,15 +66,25 @@ def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
             if text != document.text:
                 answer = document.with_text(text) if text.strip() else Drop(EMPTIED)
             tally.answered(STEP, document, answer)
-            if isinstance(answer, Document):
-                assert writer is not None
-                writer.write(answer)
-                tally.kept(answer)
+            if isinstance(answer, Drop):
+                listed.write(id=document.id, step=STEP, reason=answer.reason)
+                continue
+            assert writer is not None
+            writer.write(answer)
+            tally.kept(answer)
     parts += writer.close() if writer else []
     return {"parts": [dataclasses.astuple(part) for part in parts], "tally": tally.to_json()}
 
 
 _Numbered = tuple[int, Document]
+
+
+def _cut(documents: Iterator[_Numbered], suffix: Suffix) -> Iterator[tuple[int, Document, str]]:
+    """Number of the part, document, and what is left of its text."""
+    for window in _windows(documents, suffix.window_bytes):
+        texts = without_repeats([d.text for _, d in window], suffix.length)
+        for (number, document), text in zip(window, texts, strict=True):
+            yield number, document, text
 
 
 def _windows(documents: Iterator[_Numbered], most: int) -> Iterator[list[_Numbered]]:
@@ -122,21 +133,22 @@ def _repeated(data: np.ndarray, length: int) -> np.ndarray:
     common = pydivsufsort.kasai(data, order)  # of each suffix with the next in order
     n = len(data)
     # Runs of suffixes that share their first ``length`` bytes.
-    joined = np.asarray(common[: n - 1]) >= length
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], joined, [False])).astype(np.int8)))
-    change = np.zeros(n + 1, np.int32)
-    if not len(edges):
+    joined = np.zeros(n + 1, bool)
+    np.greater_equal(common[: n - 1], length, out=joined[1:n])
+    del common
+    places = np.flatnonzero(joined[:-1] | joined[1:])
+    if not len(places):
         return np.zeros(n, bool)
-    ends_of_texts = np.flatnonzero(data == _SEPARATOR[0])
-    firsts, lasts = edges[::2], edges[1::2] + 1
-    places = np.concatenate([np.arange(a, b) for a, b in zip(firsts, lasts, strict=True)])
-    run = np.repeat(np.arange(len(firsts)), lasts - firsts)
-    at = order[places].astype(np.int64)
-    earliest = np.full(len(firsts), n, np.int64)
+    run = np.cumsum(~joined[places], dtype=np.int32) - 1
+    at = order[places].astype(np.int32)
+    del order, places, joined
+    earliest = np.full(run[-1] + 1, n, np.int32)
     np.minimum.at(earliest, run, at)
-    inside = ends_of_texts[np.searchsorted(ends_of_texts, at)] >= at + length
-    repeats = (at != earliest[run]) & inside
-    begin = np.maximum(at, earliest[run] + length)[repeats]
-    np.add.at(change, begin, 1)
+    first = earliest[run]
+    ends_of_texts = np.flatnonzero(data == _SEPARATOR[0]).astype(np.int32)
+    repeats = at != first
+    repeats &= ends_of_texts[np.searchsorted(ends_of_texts, at)] >= at + length
+    change = np.zeros(n + 1, np.int32)
+    np.add.at(change, np.maximum(at, first + length)[repeats], 1)
     np.add.at(change, at[repeats] + length, -1)
-    return np.cumsum(change[:n]) > 0
+    return np.cumsum(change[:n], out=change[:n]) > 0

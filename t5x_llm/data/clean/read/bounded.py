@@ -7,7 +7,7 @@ import contextlib
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from t5x_llm.core.paths import as_path
@@ -34,8 +34,8 @@ class QuarantineError(Exception):
 class Counted(io.RawIOBase):
     """A file that tells how much of it was read."""
 
-    def __init__(self, file: Any, progress: Callable[[int], Any] = int):
-        self._file, self._progress, self.count = file, progress, 0
+    def __init__(self, file: Any):
+        self._file, self.count = file, 0
 
     def readable(self) -> bool:
         return True
@@ -43,7 +43,6 @@ class Counted(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         data: bytes = self._file.read(size)
         self.count += len(data)
-        self._progress(len(data))
         return data
 
     def readinto(self, buffer: Any) -> int:
@@ -90,9 +89,7 @@ class Expanded(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_bounded(
-    path: str, compression: str, most: int, ratio: float, progress: Callable[[int], Any] = int
-) -> Iterator[BinaryIO]:
+def open_bounded(path: str, compression: str, most: int, ratio: float) -> Iterator[BinaryIO]:
     """A buffered file of the content of ``path``.
 
     Args:
@@ -100,10 +97,9 @@ def open_bounded(
       compression: ``gz``, ``zst``, ``bz2`` or nothing.
       most: decompressed bytes.
       ratio: decompressed bytes of one compressed byte, at most.
-      progress: called with the bytes read of the file itself.
     """
     with as_path(path).open("rb") as file:
-        counted = Counted(file, progress)
+        counted = Counted(file)
         if not compression:
             yield io.BufferedReader(counted, 1 << 18)
             return

@@ -49,7 +49,6 @@ def read(
     stretch: Stretch,
     name: str,
     kind: Format,
-    progress: Callable[[int], Any] = int,
 ) -> Iterator[Read]:
     """The documents of a stretch of a file.
 
@@ -59,12 +58,11 @@ def read(
       stretch: what to read.
       name: of the file in ids.
       kind: its format.
-      progress: called with the bytes read of the file.
     """
     base = {"language": source.language} if source.language else {}
     number = stretch.line
     try:
-        for number, found, meta in _READERS[kind.name](source, limits, stretch, kind, progress):
+        for number, found, meta in _READERS[kind.name](source, limits, stretch, kind):
             where = f"{source.name}/{name}#{number}"
             if isinstance(found, QuarantineError):
                 yield Bad(where, found.reason, found.detail)
@@ -100,18 +98,14 @@ def _too_long(size: int, raw: bytes) -> QuarantineError:
     return QuarantineError("too long", f"{size:,} bytes: {head}")
 
 
-def _opened(limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]) -> Any:
-    return open_bounded(
-        stretch.path, kind.compression, limits.expanded_bytes, limits.ratio, progress
-    )
+def _opened(limits: Limits, stretch: Stretch, kind: Format) -> Any:
+    return open_bounded(stretch.path, kind.compression, limits.expanded_bytes, limits.ratio)
 
 
-def _file_lines(
-    limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]
-) -> Iterator[tuple[int, bytes, int]]:
+def _file_lines(limits: Limits, stretch: Stretch, kind: Format) -> Iterator[tuple[int, bytes, int]]:
     """Number, bytes and size of each line of a stretch."""
     if kind.compression:
-        with _opened(limits, stretch, kind, progress) as file:
+        with _opened(limits, stretch, kind) as file:
             for number, (raw, size) in enumerate(lines(file, limits.document_bytes), 1):
                 yield number, raw.removeprefix(_BOM) if number == 1 else raw, size
         return
@@ -121,17 +115,14 @@ def _file_lines(
         for number, (raw, size) in enumerate(lines(file, limits.document_bytes), stretch.line):
             yield number, raw.removeprefix(_BOM) if position == 0 else raw, size
             position += size
-            progress(size)
             if position >= stretch.stop:
                 return
 
 
-def _text(
-    source: Input, limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]
-) -> Iterator[_Record]:
+def _text(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iterator[_Record]:
     most = limits.document_bytes
     if source.unit == "file":
-        with _opened(limits, stretch, kind, progress) as file:
+        with _opened(limits, stretch, kind) as file:
             raw = file.read(most + 1)
             if len(raw) > most:
                 yield 1, QuarantineError("too long", f"more than {most:,} bytes"), {}
@@ -139,7 +130,7 @@ def _text(
                 yield 1, _decode(raw.removeprefix(_BOM), source.encoding), {}
         return
     if source.unit == "line":
-        for number, raw, size in _file_lines(limits, stretch, kind, progress):
+        for number, raw, size in _file_lines(limits, stretch, kind):
             if size > most:
                 yield number, _too_long(size, raw), {}
             elif raw.strip():
@@ -148,7 +139,7 @@ def _text(
         return
     held: list[bytes] = []
     begin = total = 0
-    for number, raw, size in _file_lines(limits, stretch, kind, progress):
+    for number, raw, size in _file_lines(limits, stretch, kind):
         if size <= most and not raw.strip():
             if total:
                 yield begin, _paragraph(held, total, most, source.encoding), {}
@@ -171,10 +162,8 @@ def _paragraph(held: list[bytes], total: int, most: int, encoding: str) -> str |
     return found.strip("\r\n") if isinstance(found, str) else found
 
 
-def _jsonl(
-    source: Input, limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]
-) -> Iterator[_Record]:
-    for number, raw, size in _file_lines(limits, stretch, kind, progress):
+def _jsonl(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iterator[_Record]:
+    for number, raw, size in _file_lines(limits, stretch, kind):
         if size > limits.document_bytes:
             yield number, _too_long(size, raw), {}
             continue
@@ -220,9 +209,7 @@ def _plain(value: Any) -> Any:
         return str(value).encode("utf-8", "replace").decode()
 
 
-def _parquet(
-    source: Input, limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]
-) -> Iterator[_Record]:
+def _parquet(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iterator[_Record]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -241,7 +228,7 @@ def _parquet(
                    pa.types.is_large_binary)  # fmt: skip
         if not any(is_kind(kept) for is_kind in stringy):
             raise QuarantineError("wrong type", f"{source.field} is {kept}")
-        end, groups = stretch.start, []
+        groups = []
         for group in row_groups(file):
             if not stretch.start <= group.offset < stretch.stop:
                 continue
@@ -273,15 +260,10 @@ def _parquet(
                         number += 1
             except (pa.ArrowException, UnicodeDecodeError) as e:
                 raise QuarantineError("damaged parquet", str(e)[:_SAMPLE]) from e
-            progress(group.offset + group.compressed - end)
-            end = group.offset + group.compressed
-        progress(stretch.stop - end)
 
 
-def _html(
-    source: Input, limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]
-) -> Iterator[_Record]:
-    with _opened(limits, stretch, kind, progress) as file:
+def _html(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iterator[_Record]:
+    with _opened(limits, stretch, kind) as file:
         raw = file.read(limits.document_bytes + 1)
     if len(raw) > limits.document_bytes:
         yield 1, QuarantineError("too long", f"more than {limits.document_bytes:,} bytes"), {}
@@ -289,14 +271,12 @@ def _html(
         yield 1, extract(raw), {}
 
 
-def _warc(
-    source: Input, limits: Limits, stretch: Stretch, kind: Format, progress: Callable[[int], Any]
-) -> Iterator[_Record]:
+def _warc(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iterator[_Record]:
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
     number = 0
-    with _opened(limits, stretch, kind, progress) as file:
+    with _opened(limits, stretch, kind) as file:
         try:
             for record in ArchiveIterator(_Forward(file)):
                 if record.rec_type not in ("response", "resource", "conversion"):
