@@ -107,7 +107,8 @@ class Run:
       optimizer: with its schedule.
       precision: parameter and compute dtypes.
       remat: what the backward pass finds saved: none, full, dots, save_qkv, save_qkv_context,
-        save_projections.
+        save_projections; or in the host's memory, offload_stream (layers' inputs, as full has them)
+        and offload_projections (what save_projections keeps).
       stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
       embed_gradient: share of the gradient that reaches the embedding table by way of the input,

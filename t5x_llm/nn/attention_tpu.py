@@ -7,7 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.parallel import compute_spec, current
+from t5x_llm.nn.attention_context import repeat_heads
+from t5x_llm.parallel import compute_spec, current, pieces
 
 _LANES = 128
 
@@ -82,6 +83,9 @@ def splash_attend(
 
     context = current()
     if context is not None and context.mesh.size > 1 and not context.local:
+        if k.shape[2] > 1:  # each piece of the query heads finds its own keys
+            cut = pieces("heads", q.shape[2])
+            k, v = (repeat_heads(a, q.shape[2], cut) for a in (k, v))
         queries = compute_spec(("batch", None, "heads", None), q.shape)
         keys = compute_spec(("batch", None, "kv_heads", None), k.shape)
         rows = compute_spec(("batch", None), q_segment_ids.shape)

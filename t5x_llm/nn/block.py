@@ -230,7 +230,7 @@ def run_units(
 
     def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
         layer, states, mine = xs
-        x = before = keep_stream(x) if again else x
+        x = before = keep_stream(x, remat) if again else x
         new, auxes = {}, {}
         for name, graphdef in graphdefs.items():
             block = nnx.merge(graphdef, layer[name])

@@ -22,12 +22,24 @@ _SAVED_NAMES: dict[str, tuple[str, ...]] = {
     ),
 }
 _STREAM = "stream"
-REMAT = ("none", "full", "dots", *_SAVED_NAMES)
+# Saved in the host's memory, from where the backward pass fetches it layer by layer.
+_OFFLOADED_NAMES: dict[str, tuple[str, ...]] = {
+    "offload_stream": (_STREAM,),
+    "offload_projections": (_STREAM, *_SAVED_NAMES["save_projections"]),
+}
+REMAT = ("none", "full", "dots", *_SAVED_NAMES, *_OFFLOADED_NAMES)
 
 
 def remat_policy(name: str) -> Any:
     """The jax.checkpoint policy of a named choice other than 'none'."""
     policies = jax.checkpoint_policies
+    if name in _OFFLOADED_NAMES:
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(_OFFLOADED_NAMES[name]),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     if name == "dots":
         stream = policies.save_only_these_names(_STREAM)
         return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, stream)
@@ -45,9 +57,10 @@ def keep(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-def keep_stream(x: jax.Array) -> jax.Array:
+def keep_stream(x: jax.Array, remat: str) -> jax.Array:
     """The input of a layer that is computed again: saved in any case, and as its bits too."""
-    return keep(x, _STREAM) if x.dtype == jnp.bfloat16 and one_cpu() else x
+    named = remat in _OFFLOADED_NAMES or (x.dtype == jnp.bfloat16 and one_cpu())
+    return keep(x, _STREAM) if named else x
 
 
 def _bits(name: str, x: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from t5x_llm.nn import attention_cpu, attention_kernels
 from t5x_llm.nn.attention_kernels import attend
 from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
+from t5x_llm.parallel import MeshConfig, make_mesh, use
 
 H = 16
 
@@ -176,6 +177,27 @@ def test_splash_attention_interpreted(kwargs):
     real = np.asarray(seg > 0)
     np.testing.assert_allclose(
         np.asarray(out)[real], np.asarray(_dense(q, k, v, seg, pos, **full))[real], atol=2e-3
+    )
+
+
+@pytest.mark.slow
+def test_splash_attention_where_key_heads_are_fewer_than_devices():
+    """Four heads on four ways, two key heads: each device has the keys of its own head."""
+    t, config = 128, MeshConfig(fsdp=2, tensor=4)
+    q, k, v = _qkv(2, t, 4, 2, h=64)
+    seg, pos = _packed([[60, 50], [t]], t)
+    full = dict(causal=True, window=None, softcap=None, scale=0.125, sinks=None)
+
+    @jax.jit
+    def sharded(q, k, v):
+        with use(make_mesh(config), config.rules()):
+            return splash_attend(q, k, v, seg, seg, **full, interpret=True)
+
+    real = np.asarray(seg > 0)
+    np.testing.assert_allclose(
+        np.asarray(sharded(q, k, v))[real],
+        np.asarray(_dense(q, k, v, seg, pos, **full))[real],
+        atol=2e-3,
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_llm.core.dtypes import Policy
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
 from t5x_llm.nn.remat import keep, remat_policy
@@ -22,7 +23,7 @@ def _layers(x, kernels, policy):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("policy", ["save_projections", "full"])
+@pytest.mark.parametrize("policy", ["save_projections", "full", "offload_projections"])
 def test_gradients_are_those_without_names(dtype, policy):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 16)), dtype)
@@ -63,3 +64,22 @@ def test_the_input_of_a_layer_is_stacked_as_its_bits(one_device, remat):
     again, plain = (jax.jit(jax.grad(lambda p, c=c: loss(p, c)))(params) for c in (remat, "none"))
     for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=2e-2 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("remat", ["offload_stream", "full"])
+def test_what_is_offloaded_goes_to_the_host(remat):
+    """The layers' inputs, stacked, lie in the host's memory between the passes, and only there."""
+    family = Llama(vocab_size=32, d_model=8, n_layers=3, n_heads=2, d_ff=24)
+    tokens = jnp.zeros((2, 16), jnp.int32)
+
+    def gradient(remat):
+        model = Model(family.decoder(), Policy(compute="float32"), remat)
+        return jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, tokens)[0])))
+
+    params = Model(family.decoder()).init(jax.random.key(0))
+    text = str(jax.make_jaxpr(gradient(remat))(params))
+    found = [stack in text for stack in ("f32<host>[3,2,16,8]", "f32[3,2,16,8]")]
+    assert found == ([True, False] if remat == "offload_stream" else [False, True])
+    got, plain = (jax.jit(gradient(name))(params) for name in (remat, "none"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
