@@ -190,31 +190,75 @@ def _exchanged(w: jax.Array, layout: Layout) -> jax.Array:
     each = layout.n_units // p
     if v == 1 and slots == each:
         return w
-    places = layout.places
     me = jax.lax.axis_index(STAGE)
     out = jax.lax.pcast(jnp.zeros((v * slots, *w.shape[1:]), w.dtype), (STAGE,), to="varying")
-    for shift in range(p):
-        # Units that go to the device ``shift`` further on: where they are, where they go.
-        moves: list[list[tuple[int, int]]] = [[] for _ in range(p)]
-        for unit, (stage, repeat, slot) in enumerate(places):
-            if (stage - unit // each) % p == shift:
-                moves[unit // each].append((unit % each, repeat * slots + slot))
-        most = max(map(len, moves))
-        if not most:
-            continue
+    for pairs in _rounds(layout):
+        most = max(len(moves) for moves in pairs.values())
         send, receive = np.zeros((p, most), int), np.full((p, most), v * slots)
-        for device, pairs in enumerate(moves):
-            for i, (source, target) in enumerate(pairs):
-                send[device, i] = source
-                receive[(device + shift) % p, i] = target
+        for (source, target), moves in pairs.items():
+            for i, (unit, place) in enumerate(moves):
+                send[source, i], receive[target, i] = unit, place
         part = w[jnp.asarray(send)[me]]
-        if shift:
-            part = jax.lax.ppermute(part, STAGE, [(d, (d + shift) % p) for d in range(p)])
+        if any(source != target for source, target in pairs):
+            part = jax.lax.ppermute(part, STAGE, list(pairs))
         out = out.at[jnp.asarray(receive)[me]].set(part, mode="drop")
     if not layout.held.all():  # a value for slots that no unit fills: computed with, never used
         fill = np.array([_filled(row) for row in layout.held])
         out = out[jnp.asarray(fill)[me]]
     return out
+
+
+_Round = dict[tuple[int, int], list[tuple[int, int]]]
+
+
+def _rounds(layout: Layout) -> list[_Round]:
+    """Who sends which units to whom, a partner each at a time.
+
+    Counts of units by device and stage, made up to equal sums, are a sum of permutations
+    (Birkhoff), so that no device sends more than the largest stage holds.
+
+    Returns:
+      rounds of (device, stage) to [(place in the device's part, place in the stage's [v * slots])].
+    """
+    p, slots, each = layout.stages, layout.slots, layout.n_units // layout.stages
+    left: _Round = {(d, s): [] for d in range(p) for s in range(p)}
+    for unit, (stage, repeat, slot) in enumerate(layout.places.tolist()):
+        left[unit // each, stage].append((unit % each, repeat * slots + slot))
+    count = np.array([[len(left[d, s]) for s in range(p)] for d in range(p)])
+    total = max(count.sum(0).max(), count.sum(1).max())
+    for d in range(p):  # units that are none, to make the sums equal
+        for s in range(p):
+            count[d, s] += min(total - count[d].sum(), total - count[:, s].sum())
+    rounds = []
+    while count.any():
+        partner = _matching(count)
+        size = min(count[d, s] for d, s in enumerate(partner))
+        pairs: _Round = {}
+        for d, s in enumerate(partner):
+            count[d, s] -= size
+            pairs[d, s], left[d, s] = left[d, s][:size], left[d, s][size:]
+        if any(pairs.values()):
+            rounds.append(pairs)
+    return rounds
+
+
+def _matching(count: np.ndarray) -> list[int]:
+    """A column for each row, all different, where ``count`` is positive; its sums are equal."""
+    p = len(count)
+    owner = [-1] * p
+
+    def place(row: int, seen: set[int]) -> bool:
+        for column in sorted(range(p), key=lambda c: -count[row, c]):
+            if count[row, column] and column not in seen:
+                seen.add(column)
+                if owner[column] < 0 or place(owner[column], seen):
+                    owner[column] = row
+                    return True
+        return False
+
+    for row in range(p):
+        place(row, set())
+    return [owner.index(row) for row in range(p)]
 
 
 def _filled(held: np.ndarray) -> np.ndarray:

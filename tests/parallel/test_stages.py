@@ -58,4 +58,8 @@ def test_each_stage_gets_its_own_units_and_their_gradients_go_back(
     found = collectives(parse(compiled.as_text()), dict(mesh.shape))
     moved = {c.kind for c in found if c.axes == ("stage",) and c.kind != "all-reduce"}
     assert moved == kinds
+    # There and back, no more than the largest stage holds.
+    stage = max(int(layout.held[s].sum()) for s in range(4))
+    permuted = sum(c.bytes * c.times for c in found if c.kind == "collective-permute")
+    assert permuted <= 2 * stage * np.prod(got.sharding.shard_shape(got.shape)[2:]) * 4
     assert all("stage" in c.axes for c in found) or not found
