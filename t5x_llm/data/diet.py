@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Up to 4 times, repeated text is worth nearly what new text is (arXiv 2305.16264).
 EPOCHS = 4.0
+_FILLED = 0.9
 _SLACK = 1e-3  # of the rows; budgets and batches are rounded
 
 
@@ -83,6 +84,11 @@ class Diet:
                 found.append(
                     f"{name} is read {serving.epochs:.1f} times; beyond {EPOCHS:g} times, repeated "
                     "text is worth little (arXiv 2305.16264)"
+                )
+            if serving.filled < _FILLED:
+                found.append(
+                    f"{name} leaves {1 - serving.filled:.0%} of its rows empty: short documents to "
+                    "fit behind long ones are missing"
                 )
         return found if self.examples is not None else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import itertools
@@ -73,10 +74,10 @@ class Rows:
         self.rows = count
         if part < 1:
             self.rows = max(round(count * part), min(count, 1))
-        self._starts = np.array(starts, np.int64)
+        self._starts = [int(start) for start in starts]
         self._shuffles: list[Shuffle] = []
         self._kept: list[Shuffle | None] = []  # of bins read in part: which of the part
-        for b, (start, stop) in enumerate(itertools.pairwise(map(int, starts))):
+        for b, (start, stop) in enumerate(itertools.pairwise(self._starts)):
             name = what if len(starts) == 2 else f"{what}/{b}"
             self._shuffles.append(Shuffle(stop - start, name, seed))
             kept = self.rows - start if start < self.rows < stop else 0
@@ -87,8 +88,8 @@ class Rows:
     def row(self, ordinal: int) -> int:
         """Row of the plan that comes as the ``ordinal``-th."""
         epoch, index = divmod(ordinal, self.rows)
-        b = int(np.searchsorted(self._starts, index, side="right")) - 1
-        start, shuffle, kept = int(self._starts[b]), self._shuffles[b], self._kept[b]
+        b = bisect.bisect_right(self._starts, index) - 1
+        start, shuffle, kept = self._starts[b], self._shuffles[b], self._kept[b]
         if kept is not None:
             return start + shuffle(kept(epoch * kept.rows + index - start))
         return start + shuffle(epoch * shuffle.rows + index - start)

@@ -21,7 +21,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TUTORIALS = ("docs/tutorial.md", "docs/continual.md")
+TUTORIALS = ("docs/tutorial.md", "docs/continual.md", "docs/blending.md")
 RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
 TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in TUTORIALS}
 ALL = sorted({*RUN, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
