@@ -134,6 +134,7 @@ class Mixture:
       temperature: 1 is proportional, large is equal.
       stages: other weights from some point of the run on: ((start, {source: weight}), ...), start
         a step (1000) or tokens of the run (``'20B'``), ascending; ``rates`` hold before the first.
+        Rows skipped after a spike count as read.
       replay: share of the rows, in every stage, of a source or of all sources of a language, such
         as ``{'en': 0.1}``; the others share the rest.
       max_epochs: no source may be read more often by the end of the run; None for no limit.
