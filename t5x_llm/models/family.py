@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, cast
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
-from t5x_llm.models.hf_config import check_hf_config
+from t5x_llm.models.hf_config import check_copies, check_hf_config
 from t5x_llm.models.weight_map import Entry
 
 REQUIRED = object()
@@ -29,6 +29,7 @@ class Family:
       FIXED: the same, but accepted only: old names, switches that are off.
       IGNORED: fields that change no inference: dropout rates, initialisation.
       READ: fields that ``read_hf`` reads.
+      COPIES: fields that repeat, if they are there, an attribute of ours; refused if they do not.
       UNUSED: pattern of tensors that files may have and the model does not use; none if empty.
       OLD_NAMES: endings of tensors' names to what old files have there.
     """
@@ -40,6 +41,7 @@ class Family:
     FIXED: ClassVar[Mapping[str, Any]] = {}
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     READ: ClassVar[frozenset[str]] = frozenset()
+    COPIES: ClassVar[Mapping[str, str]] = {}
     UNUSED: ClassVar[str] = ""
     OLD_NAMES: ClassVar[Mapping[str, str]] = {}
 
@@ -84,7 +86,7 @@ class Family:
           ConfigError: naming a field this family does not know or a value it cannot express.
           KeyError: naming a field that is missing.
         """
-        known = {hf for hf, _ in cls.FIELDS.values()} | cls.IGNORED | cls.READ
+        known = {hf for hf, _ in cls.FIELDS.values()} | cls.IGNORED | cls.READ | cls.COPIES.keys()
         fixed = {"model_type": cls.hf_type, **cls.FIXED, **cls.WRITTEN}
         check_hf_config(config, known=known, fixed=fixed)
         kwargs: dict[str, Any] = {}
@@ -97,7 +99,9 @@ class Family:
                 kwargs[ours] = default if value is None else value
             if kwargs[ours] is not default:
                 _check_kind(f"config.json {hf}", kwargs[ours], kinds[ours])
-        return cls(**(kwargs | cls.read_hf(config)))
+        preset = cls(**(kwargs | cls.read_hf(config)))
+        check_copies(config, {hf: getattr(preset, ours) for hf, ours in cls.COPIES.items()})
+        return preset
 
     def to_hf_config(self) -> dict[str, Any]:
         """config.json of the transformers class."""

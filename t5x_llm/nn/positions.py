@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 
@@ -89,20 +90,22 @@ class RotaryConfig:
 Tables = tuple[jax.Array, jax.Array]
 
 
-def frequencies(config: RotaryConfig) -> jax.Array:
-    """Radians a position for each pair: [dim/2] float32 (of each half where ``two_d``: [dim/4])."""
+def frequencies(config: RotaryConfig) -> np.ndarray:
+    """Radians a position for each pair: [dim/2] float32 (of each half where ``two_d``: [dim/4]).
+
+    Rounded once: a power in float32 is a few units off, which 512 positions make 1e-4 of a logit.
+    """
     dim = config.dim // 2 if config.two_d else config.dim
-    exponent = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
-    plain = 1.0 / config.theta**exponent
+    plain = config.theta ** -(np.arange(0, dim, 2) / dim)
     scaling = config.scaling
     if scaling is None:
-        return plain
+        return plain.astype(np.float32)
     if scaling.kind == "linear":
-        return plain / scaling.factor
+        return (plain / scaling.factor).astype(np.float32)
     if scaling.kind == "llama3":
         turns = scaling.original_length * plain / (2 * math.pi)
-        smooth = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
-        return plain * (smooth + (1.0 - smooth) / scaling.factor)
+        smooth = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+        return (plain * (smooth + (1.0 - smooth) / scaling.factor)).astype(np.float32)
 
     def channel(turns: float) -> float:  # the pair that turns so often over the original length
         ratio = scaling.original_length / (turns * 2 * math.pi)
@@ -110,9 +113,9 @@ def frequencies(config: RotaryConfig) -> jax.Array:
 
     low = max(math.floor(channel(scaling.high)), 0)
     high = min(math.ceil(channel(scaling.low)), dim - 1)
-    ramp = (jnp.arange(dim // 2, dtype=jnp.float32) - low) / max(high - low, 1e-3)
-    keep = 1.0 - jnp.clip(ramp, 0.0, 1.0)
-    return plain * (keep + (1.0 - keep) / scaling.factor)
+    ramp = (np.arange(dim // 2) - low) / max(high - low, 1e-3)
+    keep = 1.0 - np.clip(ramp, 0.0, 1.0)
+    return (plain * (keep + (1.0 - keep) / scaling.factor)).astype(np.float32)
 
 
 def rotary_tables(

@@ -12,7 +12,9 @@ from perturb import changes
 from zoo import CASES, CUT, GOLDEN, LENGTH, STRIDE
 
 from t5x_llm.core.dtypes import Policy
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf.import_ import family_of
+from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import flatten, from_hf, to_hf
 
@@ -155,6 +157,16 @@ def test_it_learns_and_eight_devices_do_as_one(name):
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]) - 0.2
     assert np.all(np.isfinite(losses[0]))
+
+
+@pytest.mark.parametrize("model_type", [t for t, family in FAMILIES.items() if family.COPIES])
+def test_fields_that_repeat_others_are_read_and_refused_where_they_disagree(model_type):
+    config = next(c for c in CASES.values() if c["model_type"] == model_type)
+    for field, ours in FAMILIES[model_type].COPIES.items():
+        value = getattr(family_of(config), ours)
+        assert family_of(config | {field: value}) == family_of(config)
+        with pytest.raises(ConfigError, match=field):
+            family_of(config | {field: value + 1})
 
 
 def test_every_case_is_compared_with_something():

@@ -49,7 +49,8 @@ class Dbrx(LlamaLike):
     }
     WRITTEN = {"resid_pdrop": 0.0, "emb_pdrop": 0.0}
     FIXED = {"output_router_logits": False}
-    READ = LlamaLike.READ | {"attn_config", "ffn_config", "num_key_value_heads"}
+    READ = LlamaLike.READ | {"attn_config", "ffn_config"}
+    COPIES = {"num_key_value_heads": "kv_heads"}
 
     def norm(self) -> NormConfig:
         """LayerNorm without bias."""
@@ -83,13 +84,11 @@ class Dbrx(LlamaLike):
             | {"moe_jitter_eps": None, "uniform_expert_assignment": False},
             prefix="ffn_config.",
         )
-        kv_heads = attention.get("kv_n_heads", 1)
-        check_copies(config, {"num_key_value_heads": kv_heads})
         check_copies(inner, {"hidden_size": config.get("d_model", 2048)}, "ffn_config.")
         theta = attention.get("rope_theta")
         rope = config if theta is None else {**config, "rope_theta": theta}
         return super().read_hf(rope) | {
-            "n_kv_heads": kv_heads,
+            "n_kv_heads": attention.get("kv_n_heads", 1),
             "qkv_clip": attention.get("clip_qkv"),
             "d_ff": inner.get("ffn_hidden_size", 3584),
             "n_experts": inner.get("moe_num_experts", 4),

@@ -9,7 +9,6 @@ from typing import Any
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import dense, norm
-from t5x_llm.models.hf_config import check_copies
 from t5x_llm.models.layer_types import grouped
 from t5x_llm.models.moe import expert_entries, experts
 from t5x_llm.models.rope import read_rope, write_rope
@@ -82,17 +81,19 @@ class DeepseekV2(LlamaLike):
         {"head_dim", "pretraining_tp", "aux_loss_alpha", "seq_aux"}
         | {"moe_layer_freq", "ep_size", "scoring_func", "output_router_logits"}
     )
-    READ = (
-        LlamaLike.READ
-        | {"q_lora_rank", "topk_method", "n_group", "topk_group"}
-        | {"qk_head_dim", "num_key_value_heads"}
-    )
+    READ = LlamaLike.READ | {"q_lora_rank", "topk_method", "n_group", "topk_group"}
+    COPIES = {"qk_head_dim": "query_dim", "num_key_value_heads": "n_heads"}
 
     def __post_init__(self) -> None:
         if not 0 <= self.n_dense < self.n_layers:
             field = f"{type(self).__name__}.n_dense"
             raise ConfigError(field, self.n_dense, f"0 to {self.n_layers - 1}, fewer than layers")
         self.decoder()
+
+    @property
+    def query_dim(self) -> int:
+        """Of a query or key, both parts."""
+        return self.nope_dim + self.rope_dim
 
     def limit(self, score: str) -> GroupLimitConfig | None:
         """The limit to groups, if there is one."""
@@ -102,7 +103,6 @@ class DeepseekV2(LlamaLike):
 
     def latent_attention(self) -> LatentAttentionConfig:
         """The attention of every layer."""
-        size = self.nope_dim + self.rope_dim
         return LatentAttentionConfig(
             n_heads=self.n_heads,
             q_rank=self.q_rank,
@@ -112,7 +112,7 @@ class DeepseekV2(LlamaLike):
             rotary=RotaryConfig(self.rope_theta, self.rope_dim, True, self.rope_scaling, False),
             norm=self.inner_norm(),
             bias=False,
-            scale=size**-0.5 * self.yarn_mscale**2,
+            scale=self.query_dim**-0.5 * self.yarn_mscale**2,
         )
 
     def inner_norm(self) -> Any:
@@ -146,9 +146,6 @@ class DeepseekV2(LlamaLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Rotary settings, with YaRN's factor on logits, and the limit to groups."""
-        nope, rope = config.get("qk_nope_head_dim", 128), config.get("qk_rope_head_dim", 64)
-        heads = config.get("num_attention_heads")
-        check_copies(config, {"qk_head_dim": nope + rope, "num_key_value_heads": heads})
         theta, scaling, raw = read_rope(config, length=config.get("max_position_embeddings"))
         mscale = 1.0
         if scaling is not None and raw.get("mscale_all_dim"):

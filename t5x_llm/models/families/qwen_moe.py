@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from t5x_llm.models.families.qwen import Qwen2, Qwen3
 from t5x_llm.models.moe import expert_entries, experts
@@ -106,6 +108,14 @@ class Qwen3Moe(Qwen3):
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
     FIXED = _SWITCHES
+    COPIES = {"num_local_experts": "n_experts"}
+
+    @classmethod
+    def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of experts has either of two names."""
+        if config.get("num_experts") is not None or "num_local_experts" not in config:
+            return super().read_hf(config)
+        return super().read_hf(config) | {"n_experts": config["num_local_experts"]}
 
     def feed_forward(self) -> LayerConfig:
         """Experts."""
