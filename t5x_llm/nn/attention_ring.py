@@ -105,7 +105,8 @@ def _dealt(static: Ring, tree: Any, back: bool) -> Any:
         pairs = [(p, min(2 * p + i, 2 * size - 1 - 2 * p - i)) for p in range(size)]
         pairs = [(b, a) for a, b in pairs] if back else pairs
         half = jax.tree.map(lambda x, i=i: jnp.split(x, 2, axis=1)[i], tree)
-        halves.append(jax.lax.ppermute(half, static.axes, pairs))
+        stays = all(a == b for a, b in pairs)
+        halves.append(half if stays else jax.lax.ppermute(half, static.axes, pairs))
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *halves)
     return joined if back else swapped(joined)
 

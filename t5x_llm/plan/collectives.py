@@ -72,7 +72,7 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
       mesh_shape: axis sizes, in the mesh's order.
     """
     runs = module.runs
-    seen: dict[str, Collective] = {}
+    found: list[tuple[str | None, Collective]] = []
     for name, instructions in module.computations.items():
         for instruction in instructions:
             kind = instruction.opcode.removesuffix("-start")
@@ -80,13 +80,13 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
                 continue
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # as TPUs have it: a kernel that keeps a slice
-            channel = _CHANNEL.search(instruction.text)
-            key = channel[1] if channel else f"{name}.{instruction.name}"
-            split = instruction.opcode.endswith("-start") or bool(
+            started = instruction.opcode.endswith("-start")
+            channel = None if started else _CHANNEL.search(instruction.text)
+            split = started or bool(
                 _ASYNC.search(name) or any(_ASYNC.search(i.text) for i in instructions)
             )
             groups = _groups(instruction.text, math.prod(mesh_shape.values()))
-            found = Collective(
+            one = Collective(
                 kind=kind,
                 axes=_axes(groups, mesh_shape),
                 group=len(groups[0]) if groups else 1,
@@ -96,10 +96,11 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
                 line=module.line(instruction),
                 op_name=instruction.op_name,
             )
-            other = seen.get(key)
-            if other is None or split and not other.hidden:
-                seen[key] = found
-    return sorted(seen.values(), key=lambda c: -c.sent)
+            found.append((channel and channel[1], one))
+    # What shard_map writes has one channel for all, so a channel alone does not make one of two.
+    parted = {channel: one for channel, one in found if channel and one.hidden}
+    kept = [one for channel, one in found if channel not in parted] + list(parted.values())
+    return sorted(kept, key=lambda c: -c.sent)
 
 
 def _whole(instruction: Instruction, module: Module) -> int:

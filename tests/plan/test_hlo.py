@@ -140,6 +140,23 @@ def test_the_forms_that_tpus_have():
     assert found.named["p"].shapes[0].space == 1
 
 
+def test_a_channel_that_many_have():
+    """Both permutations of a shard_map, and the sum of it, are on one channel."""
+    along = functools.partial(jax.lax.ppermute, axis_name="fsdp", perm=[(0, 1), (1, 0)])
+
+    def program(x):
+        return jax.lax.psum(along(jnp.sin(along(x))), "data")
+
+    specs = dict(in_specs=P("data"), out_specs=P(), check_vma=False)
+    program = jax.shard_map(program, mesh=mesh(), **specs)
+    text = jax.jit(program).lower(jnp.ones((16, 64))).compile().as_text()
+    found = summed(collectives(parse(text), dict(mesh().shape)))
+    assert {(c.kind, c.axes): c.count for c in found} == {
+        ("collective-permute", ("fsdp",)): 2,
+        ("all-reduce", ("data",)): 1,
+    }
+
+
 def test_refusals():
     said = (
         "Ran out of memory on HBM, the total memory required for HLO temporaries (1005.94G) exceeds"
