@@ -107,6 +107,12 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
     owners: list[tuple[Input, tuple[File, ...]]] = []
     for number, source in enumerate(clean.inputs):
         files, wrong = find_files(source)
+        inside = [file for file in files if file.path.startswith(f"{out}/")]
+        if inside:
+            raise ConfigError(
+                "Clean.output", clean.output, f"a directory that input {source.name!r} does not read",
+                f"It would read {inside[0].path}; choose another directory.",
+            )  # fmt: skip
         bad += wrong
         about = [dataclasses.asdict(source), dataclasses.asdict(clean.limits), clean.shard_bytes]
         for batch in _batches(files):

@@ -206,3 +206,7 @@ def test_mistakes_are_found_before_anything_is_read(tmp_path):
             run(Clean((Input("s", str(tmp_path / files)),), str(tmp_path / "out")), say=str)
     with pytest.raises(DataError, match="unknown format"):
         run(Clean((Input("s", str(tmp_path / "b.bin")),), str(tmp_path / "out")), say=str)
+    (tmp_path / "in" / "out").mkdir(parents=True)
+    (tmp_path / "in" / "out" / "b.jsonl").write_bytes(lines(TEXTS))
+    with pytest.raises(ConfigError, match="does not read"):
+        run(Clean((Input("s", str(tmp_path / "in")),), str(tmp_path / "in" / "out")), say=str)
