@@ -110,7 +110,8 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
         inside = [file for file in files if file.path.startswith(f"{out}/")]
         if inside:
             raise ConfigError(
-                "Clean.output", clean.output, f"a directory that input {source.name!r} does not read",
+                "Clean.output", clean.output,
+                f"a directory that input {source.name!r} does not read",
                 f"It would read {inside[0].path}; choose another directory.",
             )  # fmt: skip
         bad += wrong
