@@ -11,14 +11,15 @@ from t5x_llm.data.clean.characters import HAN
 from t5x_llm.data.clean.sentences import sentence_spans
 
 LANGUAGES = ("en", "zh")
-# English: a word keeps what an apostrophe or full stop joins (it's, U.S.A); each sign is a word.
-_ENGLISH = re.compile(r"\w+(?:['’.]\w+)*|[^\w\s]")
+# English: a word keeps what an apostrophe, full stop or @ joins (it's, U.S.A); an address of the
+# web is a word, as is a run of signs.
+_ENGLISH = re.compile(r"https?://\S+|www\.\S+|\w+(?:['’.@]\w+)*|[^\w\s]+")
 # Chinese: a character is a word, as are runs of other letters and digits.
 _CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
 
 def words(text: str, language: str) -> list[str]:
-    """The words of a text: English words, or Chinese characters; signs are words of their own."""
+    """The words of a text: English words, or Chinese characters; signs are words too."""
     return (_CHINESE if language == "zh" else _ENGLISH).findall(text)
 
 
