@@ -95,9 +95,9 @@ def over_stages(run):
 # name, layers, pipeline, other axes
 QUICK = [
     ("dense", 4, Pipeline(2, 2), dict(stage=2, data=2, tensor=2)),
-    ("mamba", 4, Pipeline(4), dict(stage=4, fsdp=2)),
 ]
 SLOW = [
+    ("mamba", 4, Pipeline(4), dict(stage=4, fsdp=2)),
     ("dense", 4, Pipeline(2, 1, (1, 3)), dict(stage=2, fsdp=4)),
     ("moe", 4, Pipeline(2), dict(stage=2, fsdp=4)),
     ("dense", 8, Pipeline(4, 2), dict(stage=4, fsdp=2)),
