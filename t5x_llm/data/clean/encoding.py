@@ -27,7 +27,7 @@ class FixEncoding:
     ftfy undoes UTF-8 read as Latin-1, Windows code pages and the like, and unescapes HTML entities
     of texts without tags; it leaves quotes, ligatures and full-width forms as they are. Two more
     happen to Chinese: UTF-8 read as GBK, undone where a run turns into valid UTF-8, and GBK read as
-    Latin-1, undone where a line turns into common Chinese characters.
+    Latin-1, undone where lines turn into common Chinese characters.
 
     Attributes:
       max_lost: share of characters that may be marks of lost bytes, such as U+FFFD.

@@ -101,6 +101,7 @@ class Normalise:
 
 def _blanks(text: str, indent: bool) -> str:
     """Runs of blanks become one space, those at the start of a line stay if wanted."""
+
     def one(match: re.Match[str]) -> str:
         at = match.start()
         start = at == 0 or text[at - 1] == "\n"

@@ -171,7 +171,8 @@ class MaskPii:
             if not found:
                 return document
             parts, counts, end = [], Counter[str](), 0
-            for start, stop, name in sorted(found):
+            # Of two that overlap the first, and the longer: a number may be part of an address.
+            for start, stop, name in sorted(found, key=lambda each: (each[0], -each[1])):
                 if start >= end:
                     parts += [text[end:start], masks[name]]
                     counts[name] += 1
@@ -193,7 +194,7 @@ def _emails(text: str) -> list[Found]:
 
 
 def _places(text: str, hexadecimal: bool) -> Iterator[tuple[int, int]]:
-    """Where numbers may be; one more character is for what must not follow."""
+    """Where numbers may be, with what must not follow them."""
     for match in _NUMBER.finditer(text):
         yield match.start(), match.end() + 2
     if hexadecimal and ":" in text:

@@ -136,6 +136,7 @@ def test_masks_are_counted_and_masked_text_stays():
         once = step(Document("a", text))
         assert once.meta["masked"] == {"email": 1, "ip": 1, "phone": 2}
         assert step(once) is once
+    assert answer(MaskPii(), "QQ：13812345678@qq.com。").text == "QQ：<email>。"
     assert answer(MaskPii(kinds="email"), text).text == text.replace("a.b@c.org", "<email>")
 
 
