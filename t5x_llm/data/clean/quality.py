@@ -203,7 +203,7 @@ class GopherRepetition:
             if isinstance(answer, Drop) or not document.concerns(self.language):
                 return answer
             found, size = split_into_words(document.text, words), len(document.text)
-            for n, share in self.top_n_grams:
+            for n, share in self._suspects(found, size):
                 if self._top(found, n) / size > share:
                     return Drop(f"top {n} gram")
             if repeats_little(found, size, self.repeated_n_grams):
@@ -211,6 +211,16 @@ class GopherRepetition:
             return by_n_grams(document)
 
         return step
+
+    def _suspects(self, found: Sequence[str], size: int) -> Fractions:
+        """Rules on the most frequent n-gram that may drop: none occurs more often than some pair of
+        words, nor is longer than n of the longest word."""
+        pairs = Counter(_n_grams(found, 2))
+        often = max(pairs.values(), default=0)
+        width = max(map(len, found), default=0) + self.blank
+        return tuple(
+            (n, share) for n, share in self.top_n_grams if n < 2 or n * width * often / size > share
+        )
 
     def _top(self, found: Sequence[str], n: int) -> int:
         """Characters of the most frequent n-gram, times how often it occurs."""
