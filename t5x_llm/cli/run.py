@@ -281,9 +281,9 @@ def check_fits(run: Run, mesh: Any) -> None:
                         field = f"{model}.{name}"
                         check_divisible(mesh, rules, axis, field, getattr(layer, name))
                 ulysses = mesh.shape["context"] > 1 and rules.context_attention == "ulysses"
-                if ulysses and layer.part == "attention":
-                    field = f"{model}.n_heads"
-                    check_divisible(mesh, rules, "scan_heads", field, layer.n_heads)
+                heads = getattr(layer, "n_heads", None)
+                if ulysses and layer.part == "attention" and heads is not None:
+                    check_divisible(mesh, rules, "scan_heads", f"{model}.n_heads", heads)
 
 
 def check_pipeline(run: Run, mesh: Any) -> None:
