@@ -175,10 +175,11 @@ def test_a_checkpoint_is_restored_with_other_stages_and_with_none(tmp_path):
 
 
 PROGRAM = """
-from t5x_llm.parallel import initialize
-assert initialize()
 import sys
 sys.path[:0] = sys.argv[1:]
+import conftest  # the flags that compile faster
+from t5x_llm.parallel import initialize
+assert initialize()
 import jax, numpy as np
 import test_pipeline_runs as runs
 from t5x_llm.parallel import MeshConfig, Pipeline, global_batch
