@@ -11,9 +11,9 @@ from t5x_llm.data.clean.characters import HAN
 from t5x_llm.data.clean.sentences import sentence_spans
 
 LANGUAGES = ("en", "zh")
-# English: a word keeps what an apostrophe, full stop or @ joins (it's, U.S.A); an address of the
-# web is a word, as is a run of signs.
-_ENGLISH = re.compile(r"https?://\S+|www\.\S+|\w+(?:['’.@]\w+)*|[^\w\s]+")
+# English: a word keeps what an apostrophe, full stop or @ joins (it's, U.S.A), a number its
+# commas; an address of the web is a word, as is a run of signs.
+_ENGLISH = re.compile(r"https?://\S+|www\.\S+|\w+(?:['’.@]\w+|,\d+)*|[^\w\s]+")
 # Chinese: a character is a word, as are runs of other letters and digits.
 _CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
