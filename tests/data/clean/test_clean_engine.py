@@ -17,7 +17,7 @@ from t5x_llm.data.clean.config import Clean, Input
 from t5x_llm.data.clean.decontaminate import Decontaminate, EvalSet
 from t5x_llm.data.clean.dedup.config import Dedup, MinHash, Repeats, Suffix
 from t5x_llm.data.clean.document import Document, Drop
-from t5x_llm.data.clean.engine import run
+from t5x_llm.data.clean.engine import _content_of, run
 from t5x_llm.data.clean.parts import read_part
 
 
@@ -155,7 +155,7 @@ PROGRAM = """
 import sys, pathlib
 sys.path.insert(0, {tests!r})
 from test_clean_engine import configured
-from t5x_llm.data.clean.engine import run
+from t5x_llm.data.clean.engine import _content_of, run
 if __name__ == "__main__":
     run(configured(pathlib.Path({inputs!r}), pathlib.Path({out!r}), workers={workers}), say=str)
 """
@@ -213,6 +213,19 @@ def test_a_step_sees_documents_with_their_ids(tmp_path):
     source = Input("s", str(tmp_path / "a.txt"), unit="line", language="en")
     run(Clean((source,), str(tmp_path / "out"), steps=(Look(),), workers=1), say=str)
     assert seen == [Document(f"s/a.txt#{i}", "x", {"language": "en"}) for i in (1, 2, 3)]
+
+
+def test_other_contents_of_a_model_or_list_are_another_configuration(tmp_path):
+    model, words = tmp_path / "model", tmp_path / "words.txt"
+    model.mkdir()
+    seen = set()
+    for text in ("a", "b"):
+        (model / "classifier.json").write_text(text)
+        words.write_text("w")
+        seen.add(tuple(_content_of([{"model": str(model)}, {"files": [str(words)]}])))
+    words.write_text("v")
+    seen.add(tuple(_content_of([{"model": str(model)}, {"files": [str(words)]}])))
+    assert len(seen) == 3 and all(len(hashes) == 2 for hashes in seen)
 
 
 def test_two_runs_do_not_write_one_output(tmp_path):
