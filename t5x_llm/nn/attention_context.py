@@ -98,27 +98,28 @@ def context_attend(
     heads = PartitionSpec(layout.batch, layout.length, layout.heads, None)
     tokens = PartitionSpec(layout.batch, None if by_heads else layout.length)
 
-    def first_head(count: int) -> Any:
+    def of_heads(count: int, sinks: jax.Array | None) -> dict[str, Any]:
+        """Sinks and bias of the ``count`` heads that this device attends for."""
         over = mesh_axes(layout.heads) + (axes if by_heads else ())
-        return jax.lax.axis_index(over) * count
 
-    def own(bias: Bias, count: int) -> Bias:
-        """The bias of this device's heads."""
+        def cut(x: jax.Array, axis: int) -> jax.Array:
+            first = jax.lax.axis_index(over) * count
+            return jax.lax.dynamic_slice_in_dim(x, first, count, axis)
 
-        def cut(q_positions: jax.Array, kv_positions: jax.Array) -> jax.Array:
-            every = bias(q_positions, kv_positions)
-            return jax.lax.dynamic_slice_in_dim(every, first_head(count), count, axis=1)
+        def own(q_positions: jax.Array, kv_positions: jax.Array) -> jax.Array:
+            assert bias is not None
+            return cut(bias(q_positions, kv_positions), 1)
 
-        return cut
+        return {
+            "sinks": None if sinks is None else cut(sinks, 0),
+            "bias": None if bias is None else own,
+        }
 
     def exchanged(
         q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, keys: Keys, sinks: Any
     ) -> jax.Array:
         swap = functools.partial(jax.lax.all_to_all, axis_name=axes, tiled=True)
         q, k, v = (swap(a, split_axis=2, concat_axis=1) for a in (q, k, v))
-        count = q.shape[2]
-        if sinks is not None:
-            sinks = jax.lax.dynamic_slice_in_dim(sinks, first_head(count), count)
         with per_device():
             y = attend(
                 *(q, k, v),
@@ -127,8 +128,7 @@ def context_attend(
                 q_positions=rows.positions,
                 kv_positions=keys.positions,
                 kv_prefix=keys.prefix,
-                sinks=sinks,
-                bias=None if bias is None else own(bias, count),
+                **of_heads(q.shape[2], sinks),
                 **static,
             )
         return swap(y, split_axis=1, concat_axis=2)
@@ -136,11 +136,9 @@ def context_attend(
     def round_(
         q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, keys: Keys, sinks: Any
     ) -> jax.Array:
-        count = q.shape[2]
-        if sinks is not None:
-            sinks = jax.lax.dynamic_slice_in_dim(sinks, first_head(count), count)
-        share = None if bias is None else own(bias, count)
-        return ring(Ring(axes, pieces, bias=share, **static), q, k, v, rows, keys, sinks)
+        mine = of_heads(q.shape[2], sinks)
+        whole = Ring(axes, pieces, bias=mine["bias"], **static)
+        return ring(whole, q, k, v, rows, keys, mine["sinks"])
 
     rows = Rows(q_segment_ids, q_positions)
     keys = Keys(kv_segment_ids, kv_positions, kv_prefix)
