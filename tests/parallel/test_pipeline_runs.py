@@ -53,7 +53,7 @@ def family(name, layers):
         ).decoder()
         return with_router_losses(config)
     if name == "yuan":
-        return Yuan(vocab_size=64, d_model=32, n_layers=layers, n_heads=4, n_kv_heads=4, d_ff=64)
+        return Yuan(vocab_size=64, d_model=32, n_layers=layers, n_heads=4, d_ff=64)
     return dataclasses.replace(Llama(**SIZES, n_layers=layers).decoder(), neftune=5.0)
 
 
