@@ -23,6 +23,7 @@ def usage() -> str:
     """What ``t5x-llm data --help`` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "options:", "  -h, --help  show this message, or that of a command, and exit"]
     return "\n".join(["usage: t5x-llm data COMMAND [--help] ...", "", "commands:", *lines])
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
-        return
+        sys.exit(0)
     if argv[0] not in COMMANDS:
         near = nearest(argv[0], COMMANDS)
         hint = f" Did you mean {near!r}?" if near else ""
