@@ -189,9 +189,10 @@ def _shards(
 def _content_of(described: Any) -> list[str]:
     """Hashes of the files that a configuration names: lists of words, models."""
     if isinstance(described, dict):
-        folder = described.get("model")  # of a classifier
-        inside = sorted(os.listdir(folder)) if folder and os.path.isdir(folder) else []
-        values = [*described.values(), *(os.path.join(folder, name) for name in inside)]
+        values = list(described.values())
+        folder = described.get("model")
+        if isinstance(folder, str) and os.path.isdir(folder):  # a classifier
+            values += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
         return [h for value in values for h in _content_of(value)]
     if isinstance(described, list):
         return [h for value in described for h in _content_of(value)]
