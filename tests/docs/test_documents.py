@@ -21,10 +21,11 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TUTORIALS = ("docs/tutorial.md", "docs/continual.md", "docs/blending.md")
+TUTORIALS = ("docs/tutorial.md", "docs/data.md", "docs/continual.md", "docs/blending.md")
+SCALE = ("docs/parallelism.md", "docs/pipeline.md")
 RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
-TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in TUTORIALS}
-ALL = sorted({*RUN, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
+TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in (*TUTORIALS, *SCALE)}
+ALL = sorted({*RUN, *SCALE, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
 BLOCK = re.compile(r"((?:^<!-- test: [^\n]*-->\n)*)^```(\w+)\n(.*?)^```$", re.M | re.S)
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # What makes the copy small: a model of nothing, a few steps. Appended to every model and recipe.
