@@ -54,6 +54,7 @@ def train(out: pathlib.Path, name: str, steps: int, args: argparse.Namespace) ->
         "Loop.eval_every": 0 if steps == TRIAL else max(steps // 6, 1),
         "Evaluation.compare": steps != TRIAL,
         "Schedule.peak": args.rate,
+        "Policy.compute": repr(args.compute),
         "Schedule.warmup_steps": max(steps // 20, 1),
         "CheckpointConfig.every_steps": steps + 1,
         "Export.enabled": False,
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--compute", default="bfloat16", help="float32 on a CPU without bfloat16")
     parser.add_argument("--limit", type=int, default=4000, help="tokens of a source evaluated")
     args = parser.parse_args()
 

@@ -69,8 +69,9 @@ def may_send(config, family):
         sent["all-gather"] |= cut & {"fsdp", "context", "expert"}
     if config.sequence_sharded:
         sent["all-gather"] |= cut & {"tensor"}
-    if family == "moe":
+    if family == "moe":  # tokens, and the router's kernel
         sent["all-to-all"] |= cut & {"expert"}
+        sent["all-gather"] |= cut & {"expert"}
     context = cut & {"context"}
     if family == "mamba":  # channels for the sequence, last tokens, and b and c of each token
         sent["all-to-all"] |= context
@@ -93,10 +94,15 @@ def check_sent(got, config, family):
     gathers = [one for one in got.collectives if one.kind == "all-gather"]
     logits = ROWS * LENGTH * VOCAB * 4 // (config.data * config.replica)
     assert all(one.bytes < logits for one in gathers)
+    if family == "moe":  # neither the experts of a layer nor the tokens of a row of devices
+        most = min(4 * 32 * 64, ROWS // config.data // config.replica * LENGTH * 32) * 4
+        assert all(one.bytes < most for one in gathers if "expert" in one.axes)
     if family == "mamba" and config.context > 1:
         return
-    # Parameters or updates are gathered once; the optimizer has twice as much.
-    size = 4 * Model(FAMILIES[family].decoder()).parameter_count()["total"]
+    # Parameters or updates are gathered once, the optimizer has twice as much; segments and
+    # positions for Ulysses.
+    size = 2 * ROWS * LENGTH * 4 if config.context_attention == "ulysses" else 0
+    size += 4 * Model(FAMILIES[family].decoder()).parameter_count()["total"]
     pieces = [one for one in gathers if "tensor" not in one.axes]
     assert sum(one.bytes * one.times for one in pieces) <= size
 
