@@ -29,6 +29,7 @@ class Plan:
       collectives: of a step.
       time: of a step, or None.
       seconds: that tracing and compiling took.
+      cpu_seconds: that all threads of the process worked meanwhile.
     """
 
     memory: Memory | None
@@ -37,6 +38,7 @@ class Plan:
     collectives: tuple[Collective, ...]
     time: StepTime | None
     seconds: float
+    cpu_seconds: float
 
     @property
     def fits(self) -> bool:
@@ -63,15 +65,15 @@ def plan_step(
       slice_: what those devices are.
       mesh_shape: axis sizes of the mesh.
     """
-    begun = time.monotonic()
+    begun = time.monotonic(), time.process_time()
     try:
         compiled = step.lower(*arguments).compile()
     except Exception as e:
         limits = refused(str(e))
         if limits is None:
             raise
-        return Plan(None, limits, (), (), None, time.monotonic() - begun)
-    seconds = time.monotonic() - begun
+        return Plan(None, limits, (), (), None, *_since(begun))
+    seconds, cpu_seconds = _since(begun)
     state = arguments[0]
     available = CHIPS[slice_.generation].hbm
     memory = memory_of(compiled, held(state.params), held(state.opt_state), available)
@@ -84,7 +86,12 @@ def plan_step(
         collectives=tuple(found),
         time=step_time(module, found, slice_),
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
     )
+
+
+def _since(begun: tuple[float, float]) -> tuple[float, float]:
+    return time.monotonic() - begun[0], time.process_time() - begun[1]
 
 
 def held(tree: Any) -> int:

@@ -64,6 +64,7 @@ def figures(plan: Plan, work: Work) -> dict[str, Any]:
         "fits": plan.fits,
         "over_bytes": plan.over,
         "compile_seconds": plan.seconds,
+        "compile_cpu_seconds": plan.cpu_seconds,
     }
     if plan.memory is None or plan.time is None:
         return data
@@ -103,7 +104,8 @@ def text(plan: Plan, work: Work) -> str:
     ]
     if plan.memory is not None and plan.time is not None:
         lines += ["", *_memory(plan), "", *_collectives(plan), "", *_time(plan, work)]
-    lines += ["", f"Compiled by libtpu in {plan.seconds:.0f} s; nothing was run."]
+    took = f"{plan.seconds:.0f} s ({plan.cpu_seconds:.0f} s of CPU time)"
+    lines += ["", f"Compiled by libtpu in {took}; nothing was run."]
     return "\n".join(lines)
 
 
