@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +69,7 @@ def plan_step(
     """
     begun = time.monotonic(), time.process_time()
     try:
-        compiled = step.lower(*arguments).compile()
+        compiled, text = _compile(step.lower(*arguments))
     except Exception as e:
         limits = refused(str(e))
         if limits is None:
@@ -77,7 +79,7 @@ def plan_step(
     state = arguments[0]
     available = CHIPS[slice_.generation].hbm
     memory = memory_of(compiled, held(state.params), held(state.opt_state), available)
-    module = parse(compiled.as_text())
+    module = parse(text)
     found = collectives(module, mesh_shape)
     return Plan(
         memory=memory,
@@ -88,6 +90,18 @@ def plan_step(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
     )
+
+
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The compiled step and its scheduled HLO, as libtpu itself writes it.
+
+    ``compiled.as_text()`` parses it once more with jaxlib's XLA, which refuses what a newer libtpu
+    has (collectives on the SparseCores of v5p).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        written = sorted(pathlib.Path(folder).glob("*.after_codegen.txt"))
+        return compiled, written[-1].read_text() if written else compiled.as_text()
 
 
 def _since(begun: tuple[float, float]) -> tuple[float, float]:
