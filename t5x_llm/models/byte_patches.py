@@ -153,7 +153,7 @@ class PatchLevel(nnx.Module):
         self.config = config
         d, init, size = config.d_model, config.init, (config.patch_size, config.vocab_size)
         axes, std = (("positions", "vocab"), ("embed",)), init.kernel(config.patch_size)
-        self.project = Dense(size, (d,), *axes, std=std, bias=True, rngs=rngs)
+        self.project = Dense(size, (d,), *axes, std=std, bias=True, rngs=rngs, exact=True)
         rows = config.max_patches
         self.position_embed = Embedding(rows, d, init.embed_std, rngs, axis="positions")
         make_groups(self, config.patches, d, init, rngs)

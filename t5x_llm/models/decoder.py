@@ -132,7 +132,7 @@ class Decoder(nnx.Module):
         if config.embed_norm is not None:
             self.embed_norm = Norm(config.embed_norm, d)
         if width != d:
-            kwargs: dict[str, Any] = dict(bias=False, rngs=rngs)
+            kwargs: dict[str, Any] = dict(bias=False, rngs=rngs, exact=True)
             axes = ("rank",), ("embed",)
             self.embed_in = Dense((width,), (d,), *axes, std=init.kernel(width), **kwargs)
             self.embed_out = Dense((d,), (width,), *axes[::-1], std=init.kernel(d), **kwargs)

@@ -64,7 +64,7 @@ class Transform(nnx.Module):
 
     def __init__(self, config: TransformConfig, d_model: int, std: float, rngs: nnx.Rngs):
         self.config = config
-        kwargs: dict[str, Any] = dict(std=std, bias=True, rngs=rngs)
+        kwargs: dict[str, Any] = dict(std=std, bias=True, rngs=rngs, exact=True)
         self.dense = Dense((d_model,), (d_model,), ("embed",), ("rank",), **kwargs)
         self.norm = Norm(config.norm, d_model)
 

@@ -14,6 +14,7 @@ from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
 from t5x_llm.models.pipelined import microbatch_means
 from t5x_llm.nn.linear import one_cpu
+from t5x_llm.nn.quantized import quantized
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.objectives.lm import cross_entropy
 from t5x_llm.parallel import constrain, pieces
@@ -161,9 +162,16 @@ class Model:
         if positions is None:
             start = 0 if cache is None else cache["index"]
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
-        return self.bind(params)(
-            tokens, positions, segment_ids, cache, self.policy.compute_dtype, self.remat, **extra
-        )
+        with quantized(self.policy.quantized):
+            return self.bind(params)(
+                tokens,
+                positions,
+                segment_ids,
+                cache,
+                self.policy.compute_dtype,
+                self.remat,
+                **extra,
+            )
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [B, T, V] float32 of hidden states [B, T, D]."""

@@ -8,6 +8,7 @@ from flax import nnx
 
 from t5x_llm.nn.linear import linear
 from t5x_llm.nn.param import constant, normal
+from t5x_llm.nn.quantized import quantization, quantized_product
 from t5x_llm.parallel import constrain
 
 
@@ -15,7 +16,8 @@ class Dense(nnx.Module):
     """Contracts the trailing axes of its input with a kernel of shape ``inputs + outputs``.
 
     The kernel is cast to the input's dtype first, so that the gather over the fsdp axis moves
-    compute-dtype bytes.
+    compute-dtype bytes. ``exact`` keeps the product in that dtype whatever ``Policy.quantized``
+    says.
     """
 
     def __init__(
@@ -28,8 +30,10 @@ class Dense(nnx.Module):
         std: float,
         bias: bool,
         rngs: nnx.Rngs,
+        exact: bool = False,
     ):
         self.n_inputs = len(inputs)
+        self.exact = exact
         self.axes = input_axes + output_axes
         self.kernel = normal(rngs, inputs + outputs, std, self.axes)
         self.use_bias = bias
@@ -38,7 +42,12 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *inputs] -> [..., *outputs]."""
-        y = linear(x, self.weights(x.dtype), self.n_inputs)
+        kind = "" if self.exact else quantization()
+        if kind:
+            kernel = self.kernel[...].astype(x.dtype)
+            y = quantized_product(x, kernel, self.axes, self.n_inputs, kind)
+        else:
+            y = linear(x, self.weights(x.dtype), self.n_inputs)
         return y + self.bias[...].astype(y.dtype) if self.use_bias else y
 
     def weights(self, dtype: jnp.dtype) -> jax.Array:

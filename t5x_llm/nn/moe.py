@@ -128,7 +128,7 @@ class Moe(nnx.Module):
         if config.shared_gate:
             std = init.kernel(d_model)
             self.shared_gate = Dense(
-                (d_model,), (1,), ("embed",), ("rank",), std=std, bias=False, rngs=rngs
+                (d_model,), (1,), ("embed",), ("rank",), std=std, bias=False, rngs=rngs, exact=True
             )
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:

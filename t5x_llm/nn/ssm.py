@@ -92,7 +92,8 @@ class Selective(nnx.Module):
         self.inner = Dense((d_model,), (i,), ("embed",), ("inner",), **into)
         self.gate = Dense((d_model,), (i,), ("embed",), ("inner",), **into)
         self.conv = ShortConv(config.conv_width, i, "inner", bias=config.conv_bias, rngs=rngs)
-        kwargs: dict[str, Any] = dict(bias=False, rngs=rngs)
+        # Rates and states are float32; what makes them is not rounded further.
+        kwargs: dict[str, Any] = dict(bias=False, rngs=rngs, exact=True)
         self.select = Dense(
             (i,), (rank + 2 * r,), ("inner",), ("rank",), std=init.kernel(i), **kwargs
         )
@@ -230,6 +231,7 @@ class Ssd(nnx.Module):
                 std=init.kernel(d_model, branch=branch),
                 bias=config.bias,
                 rngs=rngs,
+                exact=axis != "inner",  # rates and states are float32
             )
 
         def conv(width: int, axis: str) -> ShortConv:

@@ -232,7 +232,9 @@ class TTT(nnx.Module):
         kwargs["std"] = init.kernel(n * h, residual=True)
         self.out = Dense((n, h), (d_model,), *axes[::-1], **kwargs)
         std = init.kernel(d_model)
-        self.rate = Dense((d_model,), (n,), ("embed",), ("heads",), std=std, bias=True, rngs=rngs)
+        self.rate = Dense(
+            *((d_model,), (n,), ("embed",), ("heads",)), std=std, bias=True, rngs=rngs, exact=True
+        )
         self.steps = constant((config.mini_batch,), 0.0, ("positions",))
         self.inner_kernel = normal(rngs, (n, h, h), init.kernel(h), ("heads", "head", "head"))
         self.inner_bias = constant((n, h), 0.0, ("heads", "head"))
