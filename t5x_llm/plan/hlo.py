@@ -212,7 +212,7 @@ def parse(text: str) -> Module:
         elif head := _COMPUTATION.match(line):
             table, current, lines = None, head[2], []
             entry = current if head[1] else entry
-        elif line == "}" and current is not None:
+        elif line.startswith("}") and current is not None:  # some name the thread that runs them
             computations[current], current = tuple(lines), None
         elif current is not None and (found := _INSTRUCTION.match(line)):
             lines.append(_instruction(found[2], found[3], bool(found[1])))

@@ -49,6 +49,13 @@ def test_loops_are_counted():
     assert found.runs[body] == LOOPS and found.runs[found.entry] == 1
 
 
+def test_computations_that_another_core_runs():
+    inside = "  ROOT %y = f32[3]{0} parameter(0)\n"
+    text = f'%inner (y: f32[3]) -> f32[3] {{\n{inside}}}, execution_thread="sparsecore"\n\n'
+    found = parse(text + f"ENTRY %main (y: f32[3]) -> f32[3] {{\n{inside}}}\n")
+    assert [len(found.computations[name]) for name in ("inner", "main")] == [1, 1]
+
+
 def test_collectives_have_their_axes_bytes_and_counts():
     found = {(c.kind, c.axes): c for c in collectives(module(), dict(mesh().shape))}
     gathered = [c for (kind, _), c in found.items() if kind == "all-gather"]
