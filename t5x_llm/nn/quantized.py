@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from t5x_llm.parallel import constrain
+from t5x_llm.parallel import constrain, constrain_stored
 
 # ``Policy.quantized`` to the types of the forward product, and of dy.
 _TYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
@@ -75,7 +75,8 @@ def _forward(
     qx = qwix.quantize(x, _TYPES[kind][0], channelwise_axes=rows)
     qk = qwix.quantize(kernel, _TYPES[kind][0], channelwise_axes=range(n_inputs, kernel.ndim))
     scale_axes = (None,) * n_inputs + axes[n_inputs:]
-    qk = qwix.QArray(constrain(qk.qvalue, axes), constrain(qk.scale, scale_axes))
+    values = constrain(constrain_stored(qk.qvalue, axes), axes)
+    qk = qwix.QArray(values, constrain(qk.scale, scale_axes))
     contracted = tuple(range(len(rows), x.ndim)), tuple(inputs)
     return qwix.dot_general(qx, qk, (contracted, ((), ()))), (qx, qk)
 

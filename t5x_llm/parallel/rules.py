@@ -49,6 +49,7 @@ _COMPUTE: dict[str, MeshAxes] = {
     "pieces": ("context", "replica", "data", "fsdp", "expert"),
     "length": "context",
     "stream": "context",
+    "residual": None,
     "embed": None,
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -128,6 +129,7 @@ def strategy_rules(
     compute = dict(_COMPUTE)
     if sequence_sharded:
         compute["stream"] = ("context", "tensor")
+        compute["residual"] = "tensor"  # where it does not divide the sequence
     tables = {"params": (params, grads, optimizer), "compute": (compute,)}
     for rule in overrides:
         pair = isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)
@@ -289,6 +291,18 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
 
 
+def constrain_stored(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
+    """Lays out ``x``, made of a parameter alone, as parameters are stored.
+
+    What is then laid out by ``constrain`` travels in the dtype of ``x``.
+    """
+    context = current()
+    if context is None or compute_spec(logical_axes, x.shape) is None:
+        return x
+    spec = resolve(context.rules.params, logical_axes, context.mesh, x.shape)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
+
+
 def pieces(logical_axis: str, size: int) -> int:
     """How many pieces the current mesh cuts a dimension of an activation into."""
     context, spec = current(), compute_spec((logical_axis,), (size,))
@@ -300,6 +314,15 @@ def pieces(logical_axis: str, size: int) -> int:
 def ways(mesh: Mesh, rules: Rules, logical_axis: str) -> int:
     """How many pieces the compute table cuts a logical axis into."""
     return math.prod(mesh.shape.get(a, 1) for a in mesh_axes(rules.compute[logical_axis]))
+
+
+def padded_size(logical_axis: str, size: int) -> int:
+    """``size``, or the next one that the current mesh cuts evenly."""
+    context = current()
+    if context is None or context.local:
+        return size
+    count = ways(context.mesh, context.rules, logical_axis)
+    return -(-size // count) * count
 
 
 def check_divisible(mesh: Mesh, rules: Rules, logical_axis: str, field: str, size: int) -> None:
