@@ -1,5 +1,6 @@
 # make quickstart   from shipped text to an exported model, a few minutes on two CPU cores
 # make test         the test suite
+# make test-extended  more cases of the same; CI runs them too
 # make test-zoo     every architecture at length: gradients, decoding, training, every field
 # make test-docs    every command of the documents
 # make test-slow    the tests of minutes, those that need the TPU compiler among them
@@ -18,7 +19,7 @@ export UV_PYTHON_DOWNLOADS = never
 # The interpreter itself, not a shim that resolves to it.
 INTERPRETER = $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: quickstart test test-zoo test-docs test-slow lint parity bench setup lock clean
+.PHONY: quickstart test test-extended test-zoo test-docs test-slow lint parity bench setup lock clean
 
 quickstart: setup
 	$(RUN) train.py --gin_file=configs/recipes/quickstart.gin
@@ -28,6 +29,9 @@ test: setup
 
 test-zoo: setup
 	$(RUN) -m pytest tests/zoo -m zoo -n 2 $(PYTEST_ARGS)
+
+test-extended: setup
+	$(RUN) -m pytest -m extended -n 2 $(PYTEST_ARGS)
 
 test-docs: setup
 	$(RUN) -m pytest tests/docs -m slow -n 2 $(PYTEST_ARGS)

@@ -70,6 +70,7 @@ def test_bad_text(here, capfd, case):
     assert not leftovers(here) and not (here / "store" / "mixture.json").exists()
 
 
+@pytest.mark.extended
 def test_bad_text_ends_training_too(here):
     (here / "en.jsonl").write_text("{\n")
     done = tiny.train(here, check=False)
@@ -188,6 +189,7 @@ def test_full_disk_while_saving(trained, tmp_path):
         assert tiny.losses(tmp_path / "disk" / "run") == tiny.losses(directory / "run")
 
 
+@pytest.mark.extended
 def test_a_disk_that_is_freed_in_time_ends_nothing(trained, tmp_path):
     directory, _ = trained
     with small_disk(tmp_path / "disk", 900_000) as mounted:
@@ -211,6 +213,7 @@ def test_a_disk_that_is_freed_in_time_ends_nothing(trained, tmp_path):
             np.testing.assert_array_equal(array, got[name], err_msg=name)
 
 
+@pytest.mark.extended
 def test_limit_on_file_size(trained, tmp_path):
     directory, _ = trained
 

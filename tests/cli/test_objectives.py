@@ -84,6 +84,7 @@ def test_span_corruption(place):
     assert texts[0].startswith("ab cd\n") and texts[0] == texts[1]
 
 
+@pytest.mark.extended
 def test_masked_lm(place):
     """BERT: trained, evaluated and exported; it continues nothing."""
     made, losses, evaluations = run(place, "bert", "--gin.Denoising.objective='mlm'", gin=BERT_GIN)
@@ -100,7 +101,7 @@ def test_masked_lm(place):
 @pytest.mark.parametrize(
     "objective",
     [
-        "blank_filling",
+        pytest.param("blank_filling", marks=pytest.mark.extended),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("prefix_lm", "ul2")),
     ],
 )

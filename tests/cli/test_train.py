@@ -101,6 +101,7 @@ def test_killed_and_resumed_is_the_same_run(trained, tmp_path):
         np.testing.assert_array_equal(array, got[name], err_msg=name)
 
 
+@pytest.mark.extended
 def test_a_finished_run_says_so(trained, tmp_path):
     directory, _ = trained
     shutil.copytree(directory / "run", tmp_path / "run")
@@ -109,6 +110,7 @@ def test_a_finished_run_says_so(trained, tmp_path):
     assert tiny.losses(tmp_path / "run") == tiny.losses(directory / "run")
 
 
+@pytest.mark.extended
 def test_resume_says_what_is_wanted(trained, tmp_path):
     directory, _ = trained
     done = tiny.train(directory, "--resume=never", check=False)
@@ -118,6 +120,7 @@ def test_resume_says_what_is_wanted(trained, tmp_path):
     assert done.returncode == 2 and "a checkpoint, as --resume=always" in done.stderr
 
 
+@pytest.mark.extended
 def test_other_rates_hold_from_there_on(trained, tmp_path):
     """The past stays as it was: its history is in the journal and in the checkpoint."""
     directory, _ = trained

@@ -178,7 +178,7 @@ def _replaced(config, name, value):
         return None
 
 
-@pytest.mark.parametrize("name", ["gqa", "gpt2"])
+@pytest.mark.parametrize("name", [pytest.param("gqa", marks=pytest.mark.extended), "gpt2"])
 def test_every_field_matters(name):
     """A field that changes neither a shape nor an output is a field nobody reads."""
     config = FAMILIES[name].decoder()

@@ -43,7 +43,14 @@ def test_a_saved_bfloat16_value_is_stacked_as_its_bits():
     assert ((3, 8, 16), "uint16") in kept
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "save_projections"])
+@pytest.mark.parametrize(
+    "remat",
+    [
+        "dots",
+        pytest.param("full", marks=pytest.mark.extended),
+        pytest.param("save_projections", marks=pytest.mark.extended),
+    ],
+)
 def test_the_input_of_a_layer_is_stacked_as_its_bits(one_device, remat):
     """Nothing in bfloat16 is stacked over layers, and the gradients are those of ``none``."""
     layers, b, t = 3, 2, 16

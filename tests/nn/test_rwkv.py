@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 
 from t5x_llm.nn.rwkv import WKV, wkv
 
@@ -60,6 +61,7 @@ def test_cut_anywhere_it_goes_on_from_the_state():
         np.testing.assert_allclose(*means, atol=1e-5)
 
 
+@pytest.mark.extended
 def test_gradients_are_finite_and_those_of_differences():
     k, v, decay, bonus, starts = _inputs(3.0)
     weight = np.random.default_rng(1).normal(size=(B, T, A)).astype(np.float32)

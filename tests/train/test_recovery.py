@@ -90,6 +90,7 @@ def test_killed_between_decision_and_restore_it_obeys_the_decision(healed, tmp_p
     assert equal(again.run.state, course.run.state)
 
 
+@pytest.mark.extended
 def test_killed_before_it_began_anew_it_saves_over_the_course_given_up(tmp_path):
     """The only checkpoint is younger than the decision allows: none of it may stay."""
     course = go(tmp_path, 90, stream=poisoned(), every=70)
@@ -104,6 +105,7 @@ def test_killed_before_it_began_anew_it_saves_over_the_course_given_up(tmp_path)
     assert rewinds_of_checkpoint(again, 70) == 1
 
 
+@pytest.mark.extended
 def test_without_a_checkpoint_before_the_spike_it_begins_anew(tmp_path):
     course = go(tmp_path, 90, stream=poisoned(), every=0)
     assert events(course, "rewind")[0]["to_step"] == 0
@@ -165,6 +167,7 @@ def heavy_step(factor):
     return wrap
 
 
+@pytest.mark.extended
 def test_scaled_gradients_are_left_out_then_jumped_over(tmp_path):
     where, wrap = marked(POISON), heavy_step(60.0)
     off = dataclasses.replace(SPIKE, enabled=False)
@@ -280,6 +283,7 @@ def test_skips_add_no_consumed_examples(healed):
     assert DataState.from_json(json.loads(json.dumps(data.to_json()))).skips == data.skips
 
 
+@pytest.mark.extended
 def test_a_ramp_is_counted_in_examples(tmp_path):
     from t5x_llm.optim import BatchRamp
 

@@ -82,7 +82,16 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("fsdp", "replica_data_fsdp", "data_fsdp_tensor"),
+        *(
+            pytest.param(name, marks=pytest.mark.extended)
+            for name in ("data", "data_fsdp", "tensor", "data_tensor", "replica_fsdp")
+        ),
+    ],
+)
 def test_every_strategy_equals_one_device(name, reference):
     params, metrics = run_steps(STRATEGIES[name], None, [make_batch(0), make_batch(1)])
     for got, expected in zip(metrics, reference[1], strict=True):
@@ -93,7 +102,7 @@ def test_every_strategy_equals_one_device(name, reference):
     )
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [pytest.param(2, marks=pytest.mark.extended), 4])
 def test_accumulated_gradients_are_those_of_the_large_batch(microbatches):
     params = MODEL.init(jax.random.key(0))
     batch = make_batch()
@@ -200,7 +209,7 @@ def test_resolved_shardings_are_these():
         assert spec in found[path], found[path]
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.extended), 2])
 def test_frozen_parameters_keep_every_bit_and_cost_no_gradient(microbatches):
     batch = make_batch()
     config = MeshConfig(fsdp=2)
