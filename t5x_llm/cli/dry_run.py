@@ -23,6 +23,7 @@ from t5x_llm.cli.assemble import (
     token_flops,
 )
 from t5x_llm.cli.memory import Estimate, estimate
+from t5x_llm.cli.precision import describe_precision
 from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
@@ -67,6 +68,7 @@ def describe(run: Run, resolved: Any) -> str:
     parts = [
         ("Config", resolved.operative_config_text()),
         ("Parameters", _parameters(run, model)),
+        ("Precision", describe_precision(run.precision, model, None if note else jax.devices())),
         ("Mesh", _mesh(mesh, note)),
         *_pipeline(run, model, mesh),
         ("Parameter shardings", table),

@@ -45,11 +45,14 @@ def _main(argv: Sequence[str]) -> None:
     # The described devices are the only TPU; this machine's own are not asked.
     os.environ["JAX_PLATFORMS"] = "cpu"
 
+    from t5x_llm.cli.precision import no_faster_on
     from t5x_llm.cli.run import load_run
     from t5x_llm.plan.report import figures, text
 
     run = load_run(flags)[0]
     slice_ = parse_slice("--slice", args.slice)
+    if reason := no_faster_on(run.precision, slice_.generation):
+        print(f"warning: {reason}", file=sys.stderr)
     made = []
     runs = _candidates(run, slice_.chips * args.slices, args.most) if args.search else [run]
     for i, candidate in enumerate(runs):
@@ -120,7 +123,8 @@ def _plan(run: Any, slice_: Any, args: Any) -> tuple[Any, Any]:
         flops_per_token=token_flops(run, model),
         tokens=args.tokens,
         price=args.price,
-        settings=f"{run.loop.microbatches} microbatches, remat {run.remat}",
+        settings=f"{run.loop.microbatches} microbatches, remat {run.remat}"
+        + (f", {run.precision.quantized} linear layers" if run.precision.quantized else ""),
     )
     return plan_step(step, (state, batch, control), slice_, work.mesh), work
 

@@ -84,6 +84,7 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
 
     from t5x_llm import parallel
     from t5x_llm.cli import assemble
+    from t5x_llm.cli.precision import no_faster
     from t5x_llm.cli.prepare import prepare_in_subprocess
     from t5x_llm.cli.run import check_fits, check_tokenizer_size
     from t5x_llm.core.paths import check_writable
@@ -115,6 +116,8 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
             run.mesh.replication_tolerance,
         ):
             print(f"warning: {each}", file=sys.stderr)
+        if reason := no_faster(run.precision, jax.devices()):
+            print(f"warning: {reason}", file=sys.stderr)
     journals: list[Journal] = []  # made when there is something to train on
 
     def tell(event: str, **fields: str) -> None:

@@ -13,6 +13,7 @@ from flax import nnx
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
 from t5x_llm.models.pipelined import microbatch_means
+from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.linear import one_cpu
 from t5x_llm.nn.quantized import quantized
 from t5x_llm.nn.remat import REMAT
@@ -248,6 +249,18 @@ class Model:
             for name, part in self.abstract_params().items()
         }
         return parts | {"total": sum(parts.values())}
+
+    def quantized_kernels(self) -> dict[str, int]:
+        """Sizes of the kernels that ``Policy.quantized`` is about, by part: ``mlp.up`` and such."""
+        sizes: dict[str, int] = {}
+        for path, module in nnx.iter_modules(nnx.merge(*self._abstract)):
+            inside = next(
+                (i for i, name in enumerate(path) if str(name).startswith("block_")), None
+            )
+            if inside is not None and isinstance(module, Dense) and not module.exact:
+                part = ".".join(map(str, path[inside + 1 :]))
+                sizes[part] = sizes.get(part, 0) + module.kernel.size
+        return sizes
 
     def idle_parameters(self) -> int:
         """Parameters that a token does not meet: others' experts, levels with fewer tokens."""

@@ -15,27 +15,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from t5x_llm.core.slices import GENERATIONS
+from t5x_llm.core.slices import GENERATIONS, generation_of
 
 CONVENTION = "6N + causal attention + recurrences per predicted token, recomputation not counted"
 
-# Dense bfloat16 FLOP/s of one chip, by a part of jax's device_kind; vendors' figures.
-_PEAKS = (
-    ("TPU v4", GENERATIONS["v4"].peak),
-    ("TPU v5 lite", GENERATIONS["v5e"].peak),
-    ("TPU v5e", GENERATIONS["v5e"].peak),
-    ("TPU v5p", GENERATIONS["v5p"].peak),
-    ("TPU v5", GENERATIONS["v5p"].peak),
-    ("TPU v6 lite", GENERATIONS["v6e"].peak),
-    ("TPU v6e", GENERATIONS["v6e"].peak),
-    ("TPU7x", GENERATIONS["v7x"].peak),
-    ("TPU v7x", GENERATIONS["v7x"].peak),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("A100", 312e12),
-)
+# Dense bfloat16 FLOP/s of one GPU, by a part of jax's device_kind; vendors' figures.
+_GPUS = (("H100", 989e12), ("H200", 989e12), ("A100", 312e12))
 # A device is one of the two cores of these chips.
-_TWO_DEVICES = ("TPU7x", "TPU v7x")
+_TWO_DEVICES = ("v7x",)
 
 
 def flops_per_token(n_params: int, attention_width: int, length: int, state_size: int = 0) -> float:
@@ -75,10 +62,12 @@ def peak_of(devices: Sequence[Any], dtype: str = "bfloat16") -> Peak | None:
       dtype: the compute dtype, for the measurement.
     """
     kind = devices[0].device_kind
-    for name, flops in _PEAKS:
-        if name in kind:
-            flops = flops / 2 if name in _TWO_DEVICES else flops
-            return Peak(flops * len(devices), f"{len(devices)} x {kind}, vendor's bfloat16 peak")
+    generation = generation_of(kind)
+    found = next((flops for name, flops in _GPUS if name in kind), None)
+    if generation is not None:
+        found = GENERATIONS[generation].peak / (2 if generation in _TWO_DEVICES else 1)
+    if found is not None:
+        return Peak(found * len(devices), f"{len(devices)} x {kind}, vendor's bfloat16 peak")
     if devices[0].platform == "cpu":
         processes = len({d.process_index for d in devices})
         return Peak(_measure(dtype) * processes, f"a {dtype} matmul measured on this CPU")
