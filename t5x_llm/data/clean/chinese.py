@@ -15,7 +15,7 @@ from t5x_llm.core.errors import check_number
 from t5x_llm.data.clean.characters import CHINESE_PAUSES, CHINESE_STOPS, CLOSING, HAN
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.quality import FineWebQuality, Fractions, GopherRepetition, check_ratios
-from t5x_llm.data.clean.sentences import split_sentences
+from t5x_llm.data.clean.sentences import has_sentences, split_sentences
 
 # Frequent words of one character, modern and classical, simplified and traditional.
 FUNCTION_WORDS = "的是在了和不有我他这這中人上大为為个個之以也而其于於者所与與無无何如来來此一"
@@ -195,8 +195,8 @@ class ChineseC4:
         if "lorem ipsum" in text.lower():
             return Drop("lorem ipsum")
         kept = [line for line in text.splitlines() if not line.strip() or self._stays(line.strip())]
-        sentences = sum(len(split_sentences(line)) for line in kept)
-        if sentences < self.min_sentences:
+        if not has_sentences(filter(str.strip, kept), self.min_sentences):
+            sentences = sum(len(split_sentences(line)) for line in kept)
             return Drop("too few sentences", str(sentences))
         found = "\n".join(kept).strip("\n")
         return document if found == text else document.with_text(found)

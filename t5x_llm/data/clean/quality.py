@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.data.clean.document import Answer, Document, Drop
-from t5x_llm.data.clean.splitting import LANGUAGES, splitter
-
-Fractions = tuple[tuple[int, float], ...]
+from t5x_llm.data.clean.sentences import has_sentences
+from t5x_llm.data.clean.shortcuts import (
+    Fractions,
+    n_grams,
+    passes_gopher,
+    repeats_little,
+    top_suspects,
+)
+from t5x_llm.data.clean.splitting import BLANKS, LANGUAGES, splitter
 
 # Reasons in plain words, by datatrove's names.
 _REASONS = {
@@ -111,6 +117,7 @@ class GopherQuality:
 
     def open(self) -> Callable[[Document], Answer]:
         from datatrove.pipeline.filters import GopherQualityFilter
+        from datatrove.utils.text import PUNCTUATION_SET, split_into_words
 
         theirs = GopherQualityFilter(
             min_doc_words=self.min_words,
@@ -125,7 +132,17 @@ class GopherQuality:
             stop_words=list(self.stop_words) or None,
             language=splitter(self.language),
         )
-        return through(theirs, self.language)
+        decide, words = through(theirs, self.language), theirs.language
+
+        def step(document: Document) -> Answer:
+            text = document.text
+            if document.concerns(self.language) and passes_gopher(
+                self, theirs.stop_words, PUNCTUATION_SET, text, split_into_words(text, words)
+            ):
+                return document
+            return decide(document)
+
+        return step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +220,8 @@ class GopherRepetition:
             if isinstance(answer, Drop) or not document.concerns(self.language):
                 return answer
             found, size = split_into_words(document.text, words), len(document.text)
-            for n, share in self._suspects(found, size):
+            suspects = top_suspects(found, size, self.blank, self.least, self.top_n_grams)
+            for n, share in suspects:
                 if self._top(found, n) / size > share:
                     return Drop(f"top {n} gram")
             if repeats_little(found, size, self.repeated_n_grams):
@@ -212,50 +230,13 @@ class GopherRepetition:
 
         return step
 
-    def _suspects(self, found: Sequence[str], size: int) -> Fractions:
-        """Rules on the most frequent n-gram that may drop: none occurs more often than some pair of
-        words, nor is longer than n of the longest word."""
-        pairs = Counter(_n_grams(found, 2))
-        often = max(pairs.values(), default=0)
-        width = max(map(len, found), default=0) + self.blank
-        return tuple(
-            (n, share) for n, share in self.top_n_grams if n < 2 or n * width * often / size > share
-        )
-
     def _top(self, found: Sequence[str], n: int) -> int:
         """Characters of the most frequent n-gram, times how often it occurs."""
-        counts = Counter(_n_grams(found, n))
+        counts = Counter(n_grams(found, n))
         if not counts:
             return 0
         gram, count = counts.most_common(1)[0]
         return (sum(map(len, gram)) + self.blank * (n - 1)) * count if count >= self.least else 0
-
-
-def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool:
-    """Whether no rule on repeated n-grams can drop the words of a text of ``size`` characters.
-
-    A repeated n-gram consists of repeated k-grams for every k <= n, so that the characters of all
-    words in repeated k-grams, for the smallest k, bound those that any rule counts.
-    """
-    if not repeated:
-        return True
-    k, least = min(n for n, _ in repeated), min(share for _, share in repeated)
-    grams = list(_n_grams(found, k))
-    if len(set(grams)) == len(grams):
-        return True
-    seen: set[tuple[str, ...]] = set()
-    characters, end = 0, 0
-    for at, gram in enumerate(grams):
-        if gram in seen:
-            characters += sum(map(len, found[max(end, at) : at + k]))
-            end = at + k
-        else:
-            seen.add(gram)
-    return characters / size <= least
-
-
-def _n_grams(found: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(found[i:] for i in range(n)), strict=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,18 +276,34 @@ class C4Quality:
     def open(self) -> Callable[[Document], Answer]:
         from datatrove.pipeline.filters import C4QualityFilter
 
-        theirs = C4QualityFilter(
-            min_num_sentences=self.min_sentences,
-            min_words_per_line=self.min_words_per_line,
-            max_word_length=self.max_word_length,
-            filter_no_terminal_punct=self.end_of_sentence,
-            remove_citations=self.citations,
-            filter_curly_bracket=self.curly_brackets,
-            filter_javascript=self.javascript,
-            filter_policy=self.policies,
-            language=splitter(self.language),
-        )
-        return through(theirs, self.language)
+        def theirs(**limits: int) -> Callable[[Document], Answer]:
+            filter_ = C4QualityFilter(
+                min_words_per_line=self.min_words_per_line,
+                filter_no_terminal_punct=self.end_of_sentence,
+                remove_citations=self.citations,
+                filter_curly_bracket=self.curly_brackets,
+                filter_javascript=self.javascript,
+                filter_policy=self.policies,
+                language=splitter(self.language),
+                **limits,
+            )
+            return through(filter_, self.language)
+
+        # Nearly all of the time would go into the lengths of words and into counting sentences
+        # further than is asked.
+        of_lines = theirs(min_num_sentences=-1, max_word_length=-1)
+        decide = theirs(min_num_sentences=self.min_sentences, max_word_length=self.max_word_length)
+
+        def step(document: Document) -> Answer:
+            if max(map(len, document.text.split()), default=0) > self.max_word_length:
+                return decide(document)
+            answer = of_lines(document)
+            if isinstance(answer, Document) and document.concerns(self.language):
+                if not has_sentences(answer.text.split("\n"), self.min_sentences):
+                    return decide(document)
+            return answer
+
+        return step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,13 +340,27 @@ class FineWebQuality:
     def open(self) -> Callable[[Document], Answer]:
         from datatrove.pipeline.filters import FineWebQualityFilter
 
-        theirs = FineWebQualityFilter(
-            line_punct_thr=self.min_line_ends,
-            short_line_thr=self.max_short_lines,
-            short_line_length=self.short_line,
-            char_duplicates_ratio=self.max_repeated,
-            new_line_ratio=self.max_new_lines,
-            stop_chars=tuple(self.line_ends) or None,
-            language=splitter(self.language),
-        )
-        return through(theirs, self.language)
+        def theirs(words: Any) -> Callable[[Document], Answer]:
+            filter_ = FineWebQualityFilter(
+                line_punct_thr=self.min_line_ends,
+                short_line_thr=self.max_short_lines,
+                short_line_length=self.short_line,
+                char_duplicates_ratio=self.max_repeated,
+                new_line_ratio=self.max_new_lines,
+                stop_chars=tuple(self.line_ends) or None,
+                language=words,
+            )
+            return through(filter_, self.language)
+
+        decide = theirs(splitter(self.language))
+        if self.language == "zh":
+            return decide
+        # Words only matter to their number: what is no list by fewer words is none.
+        by_fewer = theirs(splitter(BLANKS))
+
+        def step(document: Document) -> Answer:
+            answer = by_fewer(document)
+            listed = isinstance(answer, Drop) and answer.reason == _REASONS["list_ratio"]
+            return decide(document) if listed else answer
+
+        return step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable, Iterator
 
 from t5x_llm.data.clean.characters import CLOSING, HAN
 
@@ -29,7 +31,17 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     follows. Chinese full stops, question and exclamation marks, ellipses and semicolons do, with
     the quotes and brackets that close after them; so does an empty line.
     """
-    spans, start = [], 0
+    return list(_spans(text))
+
+
+def has_sentences(lines: Iterable[str], least: int) -> bool:
+    """Whether lines have so many sentences in all; the rest of them is not looked at."""
+    found = (span for line in lines for span in _spans(line))
+    return sum(1 for _ in itertools.islice(found, least)) == least
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    start, last = 0, None
     for match in _END.finditer(text):
         if not _ends(text, start, match):
             continue
@@ -37,14 +49,15 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         while end < len(text) and text[end].isspace():
             end += 1
         if end > start and text[start:end].strip():
-            spans.append((start, end))
-            start = end
-    if start < len(text):
-        if text[start:].strip() or not spans:
-            spans.append((start, len(text)))
-        else:
-            spans[-1] = (spans[-1][0], len(text))
-    return spans
+            if last is not None:
+                yield last
+            last, start = (start, end), end
+    if start < len(text) and (last is None or text[start:].strip()):
+        if last is not None:
+            yield last
+        last = (start, len(text))
+    if last is not None:
+        yield last[0], len(text)
 
 
 def split_sentences(text: str) -> list[str]:

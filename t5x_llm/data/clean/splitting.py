@@ -11,6 +11,7 @@ from t5x_llm.data.clean.characters import HAN
 from t5x_llm.data.clean.sentences import sentence_spans
 
 LANGUAGES = ("en", "zh")
+BLANKS = "blanks"  # words that blank space parts: never more than those of a language
 # English: a word keeps what an apostrophe, full stop or @ joins (it's, U.S.A), a number its
 # commas; an address of the web is a word, as is a run of signs.
 _ENGLISH = re.compile(r"https?://\S+|www\.\S+|\w+(?:['’.@]\w+|,\d+)*|[^\w\s]+")
@@ -20,6 +21,8 @@ _CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
 def words(text: str, language: str) -> list[str]:
     """The words of a text: English words, or Chinese characters; signs are words too."""
+    if language == BLANKS:
+        return text.split()
     return (_CHINESE if language == "zh" else _ENGLISH).findall(text)
 
 
@@ -31,7 +34,7 @@ def splitter(language: str) -> Any:
     Raises:
       ConfigError: for a language other than ``en`` and ``zh``.
     """
-    check_choice("language", language, LANGUAGES)
+    check_choice("language", language, (*LANGUAGES, BLANKS))
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class Splitter(WordTokenizer):

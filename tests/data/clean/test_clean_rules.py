@@ -22,7 +22,14 @@ from t5x_llm.data.clean.chinese import (
     ChineseRepetition,
 )
 from t5x_llm.data.clean.document import Document, Drop
-from t5x_llm.data.clean.quality import C4Quality, FineWebQuality, GopherQuality, GopherRepetition
+from t5x_llm.data.clean.quality import (
+    _REASONS,
+    C4Quality,
+    FineWebQuality,
+    GopherQuality,
+    GopherRepetition,
+)
+from t5x_llm.data.clean.sentences import has_sentences, sentence_spans
 from t5x_llm.data.clean.splitting import splitter, words
 
 EN = [curly(t) for t in shipped("en_sotu", 30)]
@@ -41,15 +48,15 @@ def answer(step, text, **meta):
 
 
 def decisions(ours, theirs, texts):
-    """(kept, text) of each, ours and datatrove's with its own defaults."""
+    """(kept, text or reason) of each, ours and datatrove's with its own defaults."""
     step, other = ours().open(), theirs(language=splitter("en"))
     for text in texts:
         mine, given_ = step(Document("a", text)), Theirs(text=text, id="a")
         result = other.filter(given_)
-        kept = result if isinstance(result, bool) else result[0]
+        kept, reason = (result, "") if isinstance(result, bool) else result
         yield (
-            (not isinstance(mine, Drop), mine.text if isinstance(mine, Document) else None),
-            (kept, given_.text if kept else None),
+            (True, mine.text) if isinstance(mine, Document) else (False, mine.reason),
+            (kept, given_.text if kept else _REASONS.get(reason, reason.replace("_", " "))),
         )
 
 
@@ -73,12 +80,37 @@ def test_decisions_are_datatroves(ours, theirs):
     assert 0 < kept < len(found)  # both answers occur
 
 
-@given(st.lists(st.sampled_from(["a", "bb", "c", "dd. ", "e\n", "ff\n\n", "g!"]), max_size=60))
-@settings(max_examples=100, deadline=None)
-def test_repetition_is_datatroves_for_any_text(parts):
-    text = " ".join(parts)
-    for mine, other in decisions(GopherRepetition, GopherRepetitionFilter, [text]):
-        assert mine[0] == other[0]
+PARTS = [
+    "a",
+    "bb",
+    "c",
+    "dd. ",
+    "e\n",
+    "ff\n\n",
+    "g!",
+    "[1] [2] [3]",
+    "the",
+    "to",
+    "-",
+    "...\n",
+    "é",
+]
+
+
+@pytest.mark.parametrize("ours, theirs", PAIRS)
+@given(st.lists(st.sampled_from(PARTS), max_size=60), st.sampled_from([PARTS[:7], PARTS]))
+@settings(max_examples=60, deadline=None)
+def test_decisions_are_datatroves_for_any_text(ours, theirs, parts, allowed):
+    text = " ".join(p for p in parts if p in allowed)
+    for mine, other in decisions(ours, theirs, [text] if text.strip() else []):
+        assert mine == other
+
+
+def test_sentences_are_counted_no_further_than_asked():
+    for text in (*EN[:5], *ZH[:5], "", " ", "One. Two? Mr. X said so. \n\n e.g. this"):
+        count = sum(len(sentence_spans(line)) for line in text.split("\n"))
+        for least in (0, 1, count - 1, count, count + 1):
+            assert has_sentences(text.split("\n"), max(0, least)) == (count >= least)
 
 
 @given(st.text(max_size=80))

@@ -1,0 +1,124 @@
+"""Quick proofs that datatrove's filters would keep a text; what they do not settle, it decides."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from t5x_llm.data.clean.quality import GopherQuality
+
+Fractions = tuple[tuple[int, float], ...]
+
+
+def passes_gopher(
+    rules: GopherQuality, stop_words: Iterable[str], signs: set[str], text: str, found: list[str]
+) -> bool:
+    """Whether a text with these words passes every rule of quality.
+
+    Each different word is looked at once. ``signs``: a word of nothing else is none.
+    """
+    counts = Counter(found)
+    plain = size = letters = 0
+    for word, count in counts.items():
+        if not signs.issuperset(word):
+            plain += count
+            size += count * len(word)
+        if word.isalpha() or any(map(str.isalpha, word)):
+            letters += count
+    total = len(found)
+    return (
+        rules.min_words <= plain <= rules.max_words
+        and rules.min_word_length <= size / plain <= rules.max_word_length
+        and text.count("#") / total <= rules.max_symbol_ratio
+        and (text.count("...") + text.count("…")) / total <= rules.max_symbol_ratio
+        and letters / total >= rules.min_letter_words
+        and sum(word in counts for word in set(stop_words)) >= rules.min_stop_words
+        and _passes_lines(rules, text)
+    )
+
+
+def _passes_lines(rules: GopherQuality, text: str) -> bool:
+    dots, bullets = "..." in text or "…" in text, "•" in text or "-" in text
+    if not (dots or bullets):
+        return True
+    lines = text.splitlines()
+    started = sum(line.lstrip().startswith(("•", "-")) for line in lines) if bullets else 0
+    ended = sum(line.rstrip().endswith(("...", "…")) for line in lines) if dots else 0
+    return (
+        started / len(lines) <= rules.max_bullet_lines
+        and ended / len(lines) <= rules.max_ellipsis_lines
+    )
+
+
+def top_suspects(
+    found: Sequence[str], size: int, blank: int, least: int, top: Fractions
+) -> Fractions:
+    """Rules on the most frequent n-gram that may drop the words of a text of ``size`` characters.
+
+    The words of an n-gram are those of n / 2 pairs, rounded up, none of which is rarer: their
+    characters, times how often it occurs, are no more than those of the pairs that have most.
+    """
+    wanted = {n: share * size / ((n + 1) // 2) for n, share in top}
+    low = min(wanted.values(), default=0)
+    width = 2 * (max(map(len, found), default=0) + blank)
+    most = 0
+    for (one, other), count in Counter(itertools.pairwise(found)).items():
+        if count >= least and count * width > low:
+            most = max(most, count * (len(one) + len(other) + 2 * blank))
+    return tuple((n, share) for n, share in top if n < 2 or most > wanted[n])
+
+
+def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool:
+    """Whether no rule on repeated n-grams drops the words of a text of ``size`` characters.
+
+    A repeated n-gram consists of repeated k-grams for every k <= n, so that the characters of all
+    words in repeated k-grams bound those that any rule from k on counts.
+    """
+    rules = sorted(repeated)
+    for at, (n, share) in enumerate(rules):
+        grams = list(n_grams(found, n))
+        if len(set(grams)) == len(grams):
+            return True
+        most = _covered(found, grams, n) / size
+        if most <= min(share for _, share in rules[at:]):
+            return True
+        if most > share and _repeated(found, n) / size > share:
+            return False
+    return True
+
+
+def _covered(found: Sequence[str], grams: Sequence[tuple[str, ...]], n: int) -> int:
+    """Characters of the words in n-grams that were there before."""
+    seen: set[tuple[str, ...]] = set()
+    characters, end = 0, 0
+    for at, gram in enumerate(grams):
+        if gram in seen:
+            characters += sum(map(len, found[max(end, at) : at + n]))
+            end = at + n
+        else:
+            seen.add(gram)
+    return characters
+
+
+def _repeated(found: Sequence[str], n: int) -> int:
+    """Characters of n-grams that were there before, as datatrove counts them: one after another."""
+    text, starts = "".join(found), list(itertools.accumulate(map(len, found), initial=0))
+    seen: set[str] = set()
+    characters, at, last = 0, 0, len(found) - n
+    while at <= last:
+        gram = text[starts[at] : starts[at + n]]
+        if gram in seen:
+            characters += len(gram)
+            at += n
+        else:
+            seen.add(gram)
+            at += 1
+    return characters
+
+
+def n_grams(found: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    """Of n words that follow each other."""
+    return zip(*(found[i:] for i in range(n)), strict=False)
