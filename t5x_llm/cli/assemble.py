@@ -356,9 +356,10 @@ def check_start_from(run: Run) -> None:
 
 def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:
     """What the record of a run begins with."""
+    servings = data.stream.diet(run.loop.examples).servings
     return {
         "parameters": model.parameter_count()["total"],
-        "mixture": data.stream.weights,
+        "mixture": {name: serving.share for name, serving in servings.items()},
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "environment": environment(list(mesh.devices.flat)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
