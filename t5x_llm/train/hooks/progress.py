@@ -51,10 +51,8 @@ class Progress(Hook):
         self._quiet = not run.primary
         if self._quiet or run.last:
             return
-        start = f"from step {run.step}" if run.step else "from scratch"
-        self._say(
-            f"Training {start} to step {run.config.steps}; the first step compiles for a while."
-        )
+        first, last = run.step, run.config.steps
+        self._say(f"Training from step {first} to {last}; the first step compiles for a while.")
         if self.stream.isatty():
             from tqdm import tqdm
 
