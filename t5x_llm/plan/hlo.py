@@ -22,6 +22,7 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
+_END = re.compile(r'^\}(, execution_thread="[^"]*")?$')
 _OPCODE = re.compile(r" ([a-z][\w-]*)\(")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%[\w.-]+)")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
@@ -182,6 +183,17 @@ class Module:
         """Every instruction; names are unique in a module."""
         return {i.name: i for inside in self.computations.values() for i in inside}
 
+    @functools.cached_property
+    def carried(self) -> dict[str, list[tuple[Instruction, int]]]:
+        """Loops that an instruction's result goes into, and its place in what they carry."""
+        found: dict[str, list[tuple[Instruction, int]]] = {}
+        for loop in self.named.values():
+            start = self.named.get(loop.operands[0]) if loop.opcode == "while" else None
+            if start is not None and start.opcode == "tuple":
+                for at, name in enumerate(start.operands):
+                    found.setdefault(name, []).append((loop, at))
+        return found
+
     def line(self, instruction: Instruction) -> str:
         """``file:line`` it comes from, or ''."""
         found = _FRAME.search(instruction.text)
@@ -205,17 +217,21 @@ def parse(text: str) -> Module:
     computations: dict[str, tuple[Instruction, ...]] = {}
     tables: dict[str, list[str]] = {}
     entry = current = table = None
-    lines: list[Instruction] = []
+    lines: list[tuple[str, str, bool]] = []
     for line in text.splitlines():
         if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
             table = tables.setdefault(line, [])
         elif head := _COMPUTATION.match(line):
             table, current, lines = None, head[2], []
             entry = current if head[1] else entry
-        elif line.startswith("}") and current is not None:  # some name the thread that runs them
-            computations[current], current = tuple(lines), None
+        elif _END.match(line) and current is not None:
+            computations[current] = tuple(_instruction(*each) for each in lines)
+            current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
-            lines.append(_instruction(found[2], found[3], bool(found[1])))
+            lines.append((found[2], found[3], bool(found[1])))
+        elif current is not None and lines:  # attributes of kernels have lines of their own
+            name, begun, root = lines[-1]
+            lines[-1] = name, begun + line, root
         elif table is not None and line.strip():
             table.append(line)
     if entry is None:

@@ -7,10 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_llm.plan.hlo import Instruction, Module
+from t5x_llm.plan.hlo import Instruction, Module, Shape
 
 # Results that are views of what is there already.
-_VIEWS = ("bitcast", "get-tuple-element", "tuple", "parameter", "while", "conditional", "constant")
+_VIEWS = (
+    *("bitcast", "get-tuple-element", "tuple", "parameter", "while", "conditional", "constant"),
+    *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done"),
+    *("dynamic-update-slice", "optimization-barrier", "async-update"),
+)
+_ALIASED = re.compile(
+    r"output_to_operand_aliasing=\{((?:\{[\d, ]*\}: \(\d+, \{[\d, ]*\}\)(?:, )?)+)\}"
+)
 _OOM = re.compile(r"([\d.]+)([KMGT])?B?\) exceeds available HBM \(([\d.]+)([KMGT])?B?\)")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 _UNITS = {None: 1, "": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -105,16 +112,87 @@ def largest_live(module: Module, most: int = 10) -> list[Buffer]:
     alive = _fullest(module, module.entry, {})[1]
     grouped: dict[tuple[str, str, str], list[int]] = {}
     for instruction in alive:
-        for shape in instruction.shapes:
-            if shape.space == 0:
-                source = module.origin(instruction)
-                key = str(shape), module.line(source), source.op_name
-                grouped.setdefault(key, []).append(shape.bytes)
+        source = _maker(module, instruction)
+        for shape in allocated(module, instruction):
+            key = str(shape), module.line(source), source.op_name
+            grouped.setdefault(key, []).append(shape.bytes)
     found = [
         Buffer(sizes[0], shape, line, op_name, len(sizes))
         for (shape, line, op_name), sizes in grouped.items()
     ]
     return sorted(found, key=lambda b: -b.bytes * b.count)[:most]
+
+
+def activations(module: Module) -> int:
+    """Bytes of the forward pass's values that are alive at the schedule's fullest moment."""
+    alive = _fullest(module, module.entry, {})[1]
+    return sum(
+        shape.bytes
+        for instruction in alive
+        if _forward(_maker(module, instruction).op_name)
+        for shape in allocated(module, instruction)
+    )
+
+
+def _forward(op_name: str) -> bool:
+    return "jvp(" in op_name and "transpose(" not in op_name
+
+
+def _maker(module: Module, instruction: Instruction) -> Instruction:
+    """What fills a result: for an empty buffer that a loop writes, what writes it there."""
+    if not module.line(instruction):
+        for loop, at in module.carried.get(instruction.name, ()):
+            body = module.computations[loop.called["body"][0]]
+            root = next(i for i in body if i.root)
+            if at < len(root.operands):
+                written = module.origin(module.named[root.operands[at]])
+                if written.opcode == "get-tuple-element" and written.operands:
+                    written = module.named.get(written.operands[0], written)
+                if written.op_name:
+                    return written
+    return module.origin(instruction)
+
+
+def allocated(module: Module, instruction: Instruction) -> list[Shape]:
+    """Arrays in main memory that an instruction makes anew: not views, nor what it updates."""
+    if instruction.opcode in _VIEWS:
+        return []
+    shapes = list(instruction.shapes)
+    if instruction.opcode == "copy-start":  # (destination, source, semaphore)
+        shapes = shapes[:1]
+    elif instruction.opcode.endswith("-start"):  # (operands, results, semaphores)
+        for operand in instruction.operands:
+            for shape in module.named[operand].shapes if operand in module.named else ():
+                if len(shapes) > 1 and shape in shapes:
+                    shapes.remove(shape)
+    elif instruction.opcode == "fusion":
+        inside = [module.computations[c] for c in instruction.called.get("calls", ())]
+        roots = {i.name: i for c in inside for i in c}
+        root = next((i for c in inside for i in c if i.root), None)
+        names = root.operands if root is not None and root.opcode == "tuple" else ()
+        results = [roots.get(n) for n in names] if names else [root]
+        if len(results) == len(shapes):
+            shapes = [
+                shape
+                for shape, result in zip(shapes, results, strict=True)
+                if not _in_place(result, roots)
+            ]
+    elif found := _ALIASED.search(instruction.text):
+        same = {int(n or 0) for n in re.findall(r"\{(\d*)[\d, ]*\}: \(", found[1])}
+        shapes = [shape for i, shape in enumerate(shapes) if i not in same]
+    return [shape for shape in shapes if shape.space == 0]
+
+
+def _in_place(result: Instruction | None, inside: Mapping[str, Instruction]) -> bool:
+    """Whether a fusion's result is one of its arguments, of which it replaces a part."""
+    while result is not None and result.opcode in ("bitcast", "dynamic-update-slice"):
+        first = inside.get(result.operands[0]) if result.operands else None
+        if result.opcode == "dynamic-update-slice":
+            while first is not None and first.opcode == "bitcast":
+                first = inside.get(first.operands[0])
+            return first is not None and first.opcode == "parameter"
+        result = first
+    return False
 
 
 _Moment = tuple[int, list[Instruction]]
@@ -125,8 +203,11 @@ def _fullest(module: Module, name: str, known: dict[str, _Moment]) -> _Moment:
     if name in known:
         return known[name]
     instructions = module.computations[name]
-    last = _last_uses(instructions)
+    updating = {i.name for i in instructions if i.opcode == "fusion" and _updates(module, i)}
+    last = _last_uses(instructions, updating)
+    results = _results(module, instructions) if name == module.entry else set()
     alive: dict[str, Instruction] = {}
+    sizes: dict[str, int] = {}
     held = 0
     best: _Moment = (0, [])
     for at, instruction in enumerate(instructions):
@@ -134,30 +215,47 @@ def _fullest(module: Module, name: str, known: dict[str, _Moment]) -> _Moment:
         if instruction.opcode in ("while", "conditional", "call"):
             bodies = [c for k, v in instruction.called.items() if k != "condition" for c in v]
             inner = max((_fullest(module, c, known) for c in bodies), key=lambda m: m[0])
-        if instruction.opcode not in _VIEWS:
+        size = sum(shape.bytes for shape in allocated(module, instruction))
+        if size and instruction.name not in results:
             alive[instruction.name] = instruction
-            held += _main(instruction)
+            sizes[instruction.name] = size
+            held += size
         if held + inner[0] > best[0]:
             best = held + inner[0], [*alive.values(), *inner[1]]
         for gone in [n for n in alive if last.get(n, at) <= at]:
-            held -= _main(alive.pop(gone))
+            del alive[gone]
+            held -= sizes[gone]
     known[name] = best
     return best
 
 
-def _last_uses(instructions: tuple[Instruction, ...]) -> Mapping[str, int]:
+def _results(module: Module, instructions: tuple[Instruction, ...]) -> set[str]:
+    """Instructions whose result is the program's, and lies where the donated state lay."""
+    found: set[str] = set()
+    names = [i.name for i in instructions if i.root]
+    while names:
+        name = names.pop()
+        if name not in found and module.named[name].opcode != "while":
+            found.add(name)
+            if module.named[name].opcode in _VIEWS:
+                names += [n for n in module.named[name].operands if n in module.named]
+    return found
+
+
+def _updates(module: Module, fusion: Instruction) -> bool:
+    whole = sum(shape.space == 0 for shape in fusion.shapes)
+    return len(allocated(module, fusion)) < whole
+
+
+def _last_uses(instructions: tuple[Instruction, ...], updating: set[str]) -> Mapping[str, int]:
     """Index of the last instruction that reads each, by itself or through a view of it."""
     last: dict[str, int] = {}
     for at in range(len(instructions) - 1, -1, -1):
         instruction = instructions[at]
-        view = instruction.opcode in _VIEWS
+        view = instruction.opcode in _VIEWS or instruction.name in updating
         end = max(last.get(instruction.name, at), at) if view else at
         if instruction.root:
             end = len(instructions)
         for operand in instruction.operands:
             last[operand] = max(last.get(operand, 0), end)
     return last
-
-
-def _main(instruction: Instruction) -> int:
-    return sum(shape.bytes for shape in instruction.shapes if shape.space == 0)

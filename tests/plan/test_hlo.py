@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5x_llm.plan.collectives import collectives, summed
 from t5x_llm.plan.hlo import parse
-from t5x_llm.plan.memory import largest_live, refused
+from t5x_llm.plan.memory import activations, largest_live, refused
 
 LOOPS = 5
 
@@ -145,6 +145,49 @@ def test_the_forms_that_tpus_have():
     assert gather.bytes == 32 * 128 * 2
     assert (reduce.axes, reduce.group, reduce.times, reduce.hidden) == (("tensor",), 2, 3, False)
     assert found.named["p"].shapes[0].space == 1
+
+
+IN_PLACE = """HloModule m, is_scheduled=true
+
+%write (p: f32[8,1024], q: f32[1,1024]) -> f32[8,1024] {
+  %p = f32[8,1024]{1,0} parameter(0)
+  %q = f32[1,1024]{1,0} parameter(1)
+  %i = s32[] constant(0)
+  ROOT %u = f32[8,1024]{1,0} dynamic-update-slice(%p, %q, %i, %i)
+}
+
+%body (t: (f32[8,1024])) -> (f32[8,1024]) {
+  %t = (f32[8,1024]{1,0}) parameter(0)
+  %old = f32[8,1024]{1,0} get-tuple-element(%t), index=0
+  %k = f32[1,1024]{1,0} custom-call(%old), custom_call_target="tpu_custom_call", frontend_attributes={kernel={
+"sizes":"{512}"
+}}, metadata={op_name="jit(f)/jvp()/kernel" stack_frame_id=3}
+  %w = f32[8,1024]{1,0} fusion(%old, %k), kind=kLoop, calls=%write, metadata={op_name="jit(f)/jvp()/while/body/dot"}
+  ROOT %o = (f32[8,1024]{1,0}) tuple(%w)
+}
+
+ENTRY %main (x: f32[512]) -> f32[512] {
+  %x = f32[512]{0} parameter(0)
+  %empty = f32[8,1024]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %into = (f32[512]{0:S(1)}, f32[512]{0}, u32[]{:S(2)}) copy-start(%x)
+  %there = f32[512]{0:S(1)} copy-done(%into)
+  %start = (f32[8,1024]{1,0}) tuple(%empty)
+  %loop = (f32[8,1024]{1,0}) while(%start), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %all = f32[8,1024]{1,0} get-tuple-element(%loop), index=0
+  ROOT %new = f32[512]{0} custom-call(%all, %there), custom_call_target="other"
+}
+"""  # noqa: E501
+
+
+def test_what_is_updated_in_place_is_there_once():
+    """A stack that a loop fills is alive once, and belongs to what fills it; views are nothing."""
+    found = parse(IN_PLACE)
+    assert found.line(found.named["k"]) == "" and "jvp()/kernel" in found.named["k"].op_name
+    assert [i.name for i in found.computations["body"]] == ["t", "old", "k", "w", "o"]
+    stack, kernel = largest_live(found)
+    assert (stack.bytes, stack.count, stack.op_name) == (2**15, 1, "jit(f)/jvp()/while/body/dot")
+    assert (kernel.bytes, kernel.count) == (2**12, 1)
+    assert activations(found) == 2**15 + 2**12
 
 
 def test_a_channel_that_many_have():
