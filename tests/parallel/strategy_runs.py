@@ -28,6 +28,7 @@ FAMILIES = {
     "mamba": Mamba(vocab_size=VOCAB, d_model=32, n_layers=2, dt_rank=4, tied=False),
 }
 # Adam divides the rounding of a tiny gradient by itself; not so with this eps.
+FLOAT32 = Policy(compute="float32")
 OPTIMIZER = Optimizer("adamw", Schedule("constant", 1e-2, warmup_steps=0), eps=1e-2)
 
 
@@ -68,11 +69,19 @@ class Trained:
         return dict(count)
 
 
-def prepared(config, family, devices=None, microbatches=1, remat="none", optimizer=OPTIMIZER):
+def prepared(
+    config,
+    family,
+    devices=None,
+    microbatches=1,
+    remat="none",
+    optimizer=OPTIMIZER,
+    policy=FLOAT32,
+):
     """(model, mesh, rules, tx, step)."""
     mesh, rules = make_mesh(config, devices), config.rules()
     config = family.decoder() if hasattr(family, "decoder") else family
-    model = Model(config, Policy(compute="float32"), remat)
+    model = Model(config, policy, remat)
     tx = optimizer.build(10, model.logical_axes())
     step = make_train_step(
         model,
