@@ -22,6 +22,9 @@ from t5x_llm.nn.relative import RelativeAttentionConfig, RelativeBias, RelativeB
 from t5x_llm.parallel import constrain
 
 
+_NEVER = -1e30  # a logit; an infinity in padding gives NaN once XLA has cut it
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only language model.
@@ -268,17 +271,26 @@ class Decoder(nnx.Module):
     def output_head(self, dtype: jnp.dtype) -> Head:
         """What turns hidden states into logits."""
         config = self.config
-        kernel = (self.embed if config.tied else self.head).weights(dtype)
+        # A soft cap would let the rows of padding in.
+        if config.tied and config.logit_softcap is None:
+            kernel = self.embed.padded(dtype)
+        else:
+            kernel = (self.embed if config.tied else self.head).weights(dtype)
         if config.normalized_head:
             wide = kernel.astype(jnp.float32)
             squares = jnp.sum(wide * wide, axis=1 if config.tied else 0, keepdims=True)
             kernel = (wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(dtype)
         bias = self.head_bias[...] if config.head_bias else None
+        more = kernel.shape[0 if config.tied else 1] - config.vocab_size
+        if more:
+            bias = jnp.zeros(config.vocab_size) if bias is None else bias
+            bias = jnp.pad(bias, (0, more), constant_values=_NEVER)
         return Head(kernel, config.tied, bias, config.logit_scale, config.logit_softcap)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [B, T, D] to logits [B, T, V], float32."""
-        return head_logits(self.output_head(hidden.dtype), hidden)
+        logits = head_logits(self.output_head(hidden.dtype), hidden)
+        return logits[..., : self.config.vocab_size]
 
 
 def _relatives(groups: tuple[GroupConfig, ...]) -> tuple[RelativeBiasConfig, ...]:

@@ -16,7 +16,7 @@ from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.remat import keep_stream, remat_policy
 from t5x_llm.parallel import constrain
 
-RESIDUAL = ("batch", "stream", "embed")
+RESIDUAL = ("batch", "stream", "residual")
 INPUT = ("batch", "length", "embed")
 PARALLEL = ("no", "one_norm", "two_norms")
 

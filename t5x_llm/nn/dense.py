@@ -9,7 +9,7 @@ from flax import nnx
 from t5x_llm.nn.linear import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
-from t5x_llm.parallel import constrain
+from t5x_llm.parallel import constrain, padded_size
 
 
 class Dense(nnx.Module):
@@ -63,12 +63,22 @@ class Embedding(nnx.Module):
         self.table = normal(rngs, (rows, width), std, self.axes)
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Rows for ids [...]: [..., D] in ``dtype``. Ids outside the table give NaN, not a row."""
-        return jnp.take(self.weights(dtype), ids, axis=0, mode="fill")
+        """Rows for ids [...]: [..., D] in ``dtype``. Others give NaN (zeros in padding)."""
+        return jnp.take(self.padded(dtype), ids, axis=0, mode="fill")
 
     def weights(self, dtype: jnp.dtype) -> jax.Array:
         """The table [V, D] in ``dtype``, placed for compute."""
         return constrain(self.table[...].astype(dtype), self.axes)
+
+    def padded(self, dtype: jnp.dtype) -> jax.Array:
+        """``weights`` with rows of zeros at the end, so that the mesh cuts it evenly."""
+        table = self.table[...]
+        more = padded_size(self.axes[0], len(table)) - len(table)
+        if not more:
+            return self.weights(dtype)
+        filled = jnp.pad(table.astype(dtype), ((0, more), (0, 0)))
+        # By way of the layout of a table that is stored so, or XLA gathers all of it.
+        return constrain(constrain(filled, self.axes, "params"), self.axes)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits of x [..., D] against every row: [..., V], float32."""

@@ -35,7 +35,8 @@ class MeshConfig:
       strategy: what lies in pieces over ``fsdp``, ``context`` and ``expert``: nothing (``data``),
         the optimizer's state (``zero1``), gradients too (``zero2``), parameters too (``fsdp``).
       sequence_sharded: between layers, activations lie in pieces along the sequence over
-        ``tensor`` too (arXiv 2205.05198, section 4.2.2).
+        ``tensor`` too (arXiv 2205.05198, section 4.2.2); along the features where ``tensor`` does
+        not divide the sequence.
       context_attention: over ``context``, keys and values go round (``ring``, arXiv 2310.01889),
         or heads are exchanged for the sequence (``ulysses``, arXiv 2309.14509).
       pipeline: what goes through ``stage``, such as ``@Pipeline()``, or None without stages.

@@ -263,28 +263,31 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def compute_spec(logical_axes: LogicalAxes, shape: Sequence[int]) -> PartitionSpec | None:
+def compute_spec(
+    logical_axes: LogicalAxes, shape: Sequence[int], table: str = "compute"
+) -> PartitionSpec | None:
     """The layout of an activation on the current mesh; None outside ``use`` or on one device.
 
-    None too within ``per_device``.
+    None too within ``per_device``. With another ``table``, that of a parameter.
     """
     context = current()
     if context is None or context.mesh.size == 1 or context.local:
         return None
-    return resolve(context.rules.compute, logical_axes, context.mesh, shape)
+    return resolve(getattr(context.rules, table), logical_axes, context.mesh, shape)
 
 
-def constrain(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
+def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -> jax.Array:
     """Lays out activation ``x`` as the current rules say; the identity outside ``use``.
 
     Args:
       x: any array.
-      logical_axes: a name of the compute table, or None, for every dimension of ``x``.
+      logical_axes: a name of the table, or None, for every dimension of ``x``.
+      table: ``compute``, or ``params`` for the layout in which a parameter is stored.
 
     Raises:
       ValueError: for an unknown name or a wrong number of names.
     """
-    spec = compute_spec(logical_axes, x.shape)
+    spec = compute_spec(logical_axes, x.shape, table)
     context = current()
     if spec is None or context is None:
         return x

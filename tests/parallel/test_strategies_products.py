@@ -3,6 +3,7 @@
 Eight devices; a dense model, one with experts, and one with states.
 """
 
+import jax
 import pytest
 from strategy_runs import (
     FAMILIES,
@@ -15,6 +16,7 @@ from strategy_runs import (
     train,
 )
 
+from t5x_llm.models.families.palm import PaLM
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.train.state import state_shardings
@@ -146,3 +148,14 @@ def test_what_lies_in_pieces():
         "fsdp": (8, 8, device),
         "host": (8, 8, "pinned_host"),
     }
+
+
+@pytest.mark.slow
+def test_three_ways_of_a_sequence_and_a_vocabulary_of_a_power_of_two():
+    """Residuals are cut along the features, and the table is padded while computing."""
+    palm = PaLM(vocab_size=VOCAB, d_model=48, n_layers=1, n_heads=6, head_dim=8, d_ff=96)
+    got = train(mesh(fsdp=2, tensor=3, sequence_sharded=True), palm, jax.devices()[:6])
+    assert_same(got, train(MeshConfig(), palm, jax.devices()[:1]))
+    gathered = [one.bytes for one in got.collectives if one.kind == "all-gather"]
+    whole, rows = VOCAB * 48 * 4, ROWS // 2 * LENGTH * 48 * 4
+    assert whole not in gathered and max(gathered) == rows, got.kinds
