@@ -45,6 +45,20 @@ CHIPS = {
 _LIBTPU = {"v7x": "tpu7x"}
 
 
+def wrapped(slice_: Slice) -> tuple[bool, bool, bool]:
+    """Along which axes of its grid a slice's links close to a ring (Google Cloud's pages).
+
+    v4, v5p and v7x are made of cubes of 4 x 4 x 4, whose faces are joined by optical switches; in
+    a pod of v5e or v6e, 16 x 16, only a whole row or column closes. libtpu takes a described slice
+    to be open, and then all-gathers become all-reduces of arrays filled with zeros.
+    """
+    sizes = slice_.topology
+    if len(sizes) == 3:
+        whole = all(n % 4 == 0 for n in sizes)
+        return whole, whole, whole
+    return sizes[0] == 16, sizes[1] == 16, False
+
+
 def described_devices(slice_: Slice, slices: int = 1) -> Sequence[Any]:
     """JAX devices of slices that need not exist.
 
@@ -59,7 +73,7 @@ def described_devices(slice_: Slice, slices: int = 1) -> Sequence[Any]:
     from jax.experimental import topologies
 
     generation = _LIBTPU.get(slice_.generation, slice_.generation)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"wrap": wrapped(slice_)}
     if slice_.generation == "v4":
         options["chip_config_name"] = "megacore"
     if slices > 1:
