@@ -96,7 +96,6 @@ _ANYWHERE = {
     ),
 }
 _LONGEST = 200  # characters of a line that may be boilerplate
-_BLANKS = re.compile(r"\s{2,}|[^\S ]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,19 +135,18 @@ class Boilerplate:
         return "boilerplate"
 
     def open(self) -> Callable[[Document], Answer]:
-        starts = _any([p for language in self.languages for p in _STARTS[language]])
+        starts = [_any(_STARTS[language]) for language in self.languages]
         own = _any(self.patterns)
-        anywhere = [
-            (keys, _any(patterns))
-            for language in self.languages
-            for keys, *patterns in _ANYWHERE[language]
-        ]
+        kinds = [each for language in self.languages for each in _ANYWHERE[language]]
+        anywhere = [(keys, _any(patterns)) for keys, *patterns in kinds]
+        # Of a page's lines few have any of the words: they are looked for all at once first.
+        likely = _any([re.escape(key) for keys, _ in anywhere for key in keys])
 
         def unwanted(line: str) -> bool:
-            line = _BLANKS.sub(" ", line.lower())
-            if starts.match(line) or own.search(line):
+            line = _single(line.lower())
+            if any(pattern.match(line) for pattern in starts) or own.search(line):
                 return True
-            return any(
+            return likely.search(line) is not None and any(
                 pattern.search(line) is not None
                 for keys, pattern in anywhere
                 if any(key in line for key in keys)
@@ -208,7 +206,12 @@ def find_template_lines(texts: Iterable[str], min_share: float = 0.2, least: int
 
 
 def _key(line: str) -> str:
-    return re.sub(r"\d+", "0", _BLANKS.sub(" ", line).strip())
+    return re.sub(r"\d+", "0", _single(line))
+
+
+def _single(line: str) -> str:
+    """The line with single blanks, none at its ends."""
+    return " ".join(line.split())
 
 
 def _without(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 
@@ -14,7 +15,13 @@ from t5x_llm.data.clean.document import Answer, Document, Drop
 # characters and the fills of memory look like when they are read as GBK.
 _LOST = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|锘縷")
 _HIGH = re.compile("[\x80-\uffff]")
-_FOREIGN = re.compile("[^\x00-\x7f\ufffd]{2,}")
+# Runs of signs beyond ASCII that begin as UTF-8 of Chinese read as GBK does: with bytes E2 to EF.
+_LEADS = "".join(
+    sign
+    for pair in itertools.product(range(0xE2, 0xF0), range(0x40, 0xFF))
+    if not (sign := bytes(pair).decode("gbk", "ignore")).isascii()
+)
+_FOREIGN = re.compile(rf"(?<![^\x00-\x7f\ufffd])[{_LEADS}][^\x00-\x7f\ufffd]+")
 # What ftfy may change contains one of these; Chinese, ASCII and typographic marks are left alone.
 _UNUSUAL = re.compile(rf"[^\t\n\x20-\x7e{HAN}{KANA}\u3001-\u303f\uff01-\uff65“”‘’—–…·•]")
 _ENTITY = re.compile(r"&[#\w]")
@@ -83,8 +90,6 @@ def _from_gbk(match: re.Match[str]) -> str:
     """
     run = match.group()
     try:
-        if not 0xE2 <= run[0].encode("gbk")[0] <= 0xEF:  # no sign of Chinese begins otherwise
-            return run
         raw = run.encode("gbk")
     except UnicodeError:
         return run

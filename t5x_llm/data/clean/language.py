@@ -17,6 +17,8 @@ _HAN, _LETTER = re.compile(f"[{HAN}]"), re.compile(r"[^\W\d_]")
 _NOT_CHINESE = re.compile(f"[{KANA}{HANGUL}]")
 # What says nothing about the language and misleads the model: links, addresses, digits, signs.
 _NOISE = re.compile(r"https?://\S+|\S+@\S+|[\d_#*=<>|\\/\[\]{}~^•·-]+|\s+")
+# The same where there is no @, which text without blanks is searched for again and again.
+_NOISE_WITHOUT_MAIL = re.compile(_NOISE.pattern.replace(r"\S+@\S+|", ""))
 # A line with several of these is English, whatever else: most need no closer look.
 _ENGLISH = re.compile(r"\b(?:the|of|and|to|in|is|for|that|with|was|are)\b")
 _PARAGRAPH = 60  # characters that a paragraph must have to be judged by itself
@@ -98,7 +100,8 @@ def identifier(characters: int = 1000) -> Callable[[str], tuple[str, float]]:
     detector: Any = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
     def identify(text: str) -> tuple[str, float]:
-        sample = _NOISE.sub(" ", _sample(text, characters)).strip()
+        sample = _sample(text, characters)
+        sample = (_NOISE if "@" in sample else _NOISE_WITHOUT_MAIL).sub(" ", sample).strip()
         han = 0 if sample.isascii() else len(_HAN.findall(sample))
         if han and not _NOT_CHINESE.search(sample):
             share = han / len(_LETTER.findall(sample))

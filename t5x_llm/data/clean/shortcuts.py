@@ -79,10 +79,7 @@ def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool
     """
     rules = sorted(repeated)
     for at, (n, share) in enumerate(rules):
-        grams = list(n_grams(found, n))
-        if len(set(grams)) == len(grams):
-            return True
-        most = _covered(found, grams, n) / size
+        most = _covered(found, n) / size
         if most <= min(share for _, share in rules[at:]):
             return True
         if most > share and _repeated(found, n) / size > share:
@@ -90,16 +87,15 @@ def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool
     return True
 
 
-def _covered(found: Sequence[str], grams: Sequence[tuple[str, ...]], n: int) -> int:
+def _covered(found: Sequence[str], n: int) -> int:
     """Characters of the words in n-grams that were there before."""
-    seen: set[tuple[str, ...]] = set()
+    before: dict[tuple[str, ...], int] = {}
+    first = map(before.setdefault, n_grams(found, n), itertools.count())
+    again = [at for at, where in enumerate(first) if at != where]
     characters, end = 0, 0
-    for at, gram in enumerate(grams):
-        if gram in seen:
-            characters += sum(map(len, found[max(end, at) : at + n]))
-            end = at + n
-        else:
-            seen.add(gram)
+    for at in again:
+        characters += sum(map(len, found[max(end, at) : at + n]))
+        end = at + n
     return characters
 
 

@@ -50,6 +50,8 @@ class Tally:
         steps, size = self.data["steps"], len(before.text)
         _add(steps, (step, "seen", "documents"))
         _add(steps, (step, "seen", "characters"), size)
+        if answer is before:
+            return
         if isinstance(answer, Drop):
             _add(steps, (step, "dropped", answer.reason, "documents"))
             _add(steps, (step, "dropped", answer.reason, "characters"), size)
@@ -147,9 +149,12 @@ class Chain:
 
 
 def _add(counts: dict[str, Any], keys: Sequence[str], by: int = 1) -> None:
-    for key in keys[:-1]:
-        counts = counts.setdefault(key, {})
-    counts[keys[-1]] = counts.get(keys[-1], 0) + by
+    *path, last = keys
+    for key in path:
+        if key not in counts:
+            counts[key] = {}
+        counts = counts[key]
+    counts[last] = counts.get(last, 0) + by
 
 
 def _sum(into: dict[str, Any], other: Mapping[str, Any]) -> None:
