@@ -21,7 +21,6 @@ from t5x_llm.nn.positions import RotaryConfig, rotary_tables
 from t5x_llm.nn.relative import RelativeAttentionConfig, RelativeBias, RelativeBiasConfig
 from t5x_llm.parallel import constrain
 
-
 _NEVER = -1e30  # a logit; an infinity in padding gives NaN once XLA has cut it
 
 
