@@ -107,6 +107,7 @@ class Run:
       optimizer: with its schedule.
       precision: parameter and compute dtypes.
       remat: what the backward pass finds saved: none, full, dots, save_qkv, save_qkv_context,
+        save_attention, save_attention_up (and one of a gated layer's two products),
         save_projections; or in the host's memory, offload_stream (layers' inputs, as full has them)
         and offload_projections (what save_projections keeps).
       stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.

@@ -13,15 +13,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5x_llm.nn.linear import one_cpu
 
+_ATTENTION = ("query", "key", "value", "context", "log_sum", "attention_out")
+_MIXER = ("mixer_in", "mixer_gate", "mixer_out")
 _SAVED_NAMES: dict[str, tuple[str, ...]] = {
     "save_qkv": ("query", "key", "value"),
     "save_qkv_context": ("query", "key", "value", "context", "log_sum"),
-    "save_projections": (
-        *("query", "key", "value", "context", "log_sum", "attention_out"),
-        *("mlp_gate", "mlp_up", "mlp_out", "mixer_in", "mixer_gate", "mixer_out"),
-    ),
+    "save_attention": (*_ATTENTION, *_MIXER),
+    "save_attention_up": (*_ATTENTION, *_MIXER, "mlp_up"),
+    "save_projections": (*_ATTENTION, *_MIXER, "mlp_gate", "mlp_up", "mlp_out"),
 }
 _STREAM = "stream"
+PRODUCT = "product"  # of 8-bit numbers, once it is as wide as what it was made of
 # Saved in the host's memory, from where the backward pass fetches it layer by layer.
 _OFFLOADED_NAMES: dict[str, tuple[str, ...]] = {
     "offload_stream": (_STREAM,),
@@ -41,9 +43,18 @@ def remat_policy(name: str) -> Any:
             offload_dst="pinned_host",
         )
     if name == "dots":
-        stream = policies.save_only_these_names(_STREAM)
-        return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, stream)
+        return policies.save_from_both_policies(
+            _wide_dots, policies.save_only_these_names(_STREAM, PRODUCT)
+        )
     return policies.save_only_these_names(_STREAM, *_SAVED_NAMES.get(name, ()))
+
+
+def _wide_dots(primitive: Any, *operands: Any, **params: Any) -> Any:
+    """Products but those of 8-bit numbers, whose sums are int32 before they are scaled."""
+    if any(x.dtype.itemsize == 1 for x in operands if hasattr(x, "dtype")):
+        return False
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return dots(primitive, *operands, **params)
 
 
 def keep(x: jax.Array, name: str) -> jax.Array:

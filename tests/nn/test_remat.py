@@ -36,11 +36,15 @@ def test_gradients_are_those_without_names(dtype, policy):
         )
 
 
-def test_a_saved_bfloat16_value_is_stacked_as_its_bits():
+@pytest.mark.parametrize(
+    ("policy", "saved"),
+    [("save_projections", True), ("save_attention_up", True), ("save_attention", False)],
+)
+def test_a_saved_bfloat16_value_is_stacked_as_its_bits(policy, saved):
     x, kernels = jnp.ones((8, 16), jnp.bfloat16), jnp.ones((3, 16, 16), jnp.bfloat16)
-    _, pullback = jax.vjp(lambda x: _layers(x, kernels, "save_projections"), x)
+    _, pullback = jax.vjp(lambda x: _layers(x, kernels, policy), x)
     kept = [(v.shape, str(v.dtype)) for v in jax.tree.leaves(pullback)]
-    assert ((3, 8, 16), "uint16") in kept
+    assert (((3, 8, 16), "uint16") in kept) == saved
 
 
 @pytest.mark.parametrize(
