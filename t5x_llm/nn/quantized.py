@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from t5x_llm.nn.remat import PRODUCT, keep
 from t5x_llm.parallel import constrain, constrain_stored
 
 # ``Policy.quantized`` to the types of the forward product, and of dy.
@@ -46,7 +47,6 @@ def quantization() -> str:
     return _KIND.get()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def quantized_product(
     x: jax.Array, kernel: jax.Array, axes: tuple[str, ...], n_inputs: int, kind: str
 ) -> jax.Array:
@@ -63,6 +63,13 @@ def quantized_product(
     Returns:
       [..., *outputs] in the dtype of ``x``.
     """
+    return keep(_product(x, kernel, axes, n_inputs, kind), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _product(
+    x: jax.Array, kernel: jax.Array, axes: tuple[str, ...], n_inputs: int, kind: str
+) -> jax.Array:
     return _forward(x, kernel, axes, n_inputs, kind)[0]
 
 
@@ -99,4 +106,4 @@ def _backward(
     return dx, dk
 
 
-quantized_product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)

@@ -12,6 +12,8 @@ from flax import nnx
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.model import Model
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.quantized import quantized
 
@@ -136,3 +138,19 @@ def test_off_and_exact_layers_are_as_before():
 def test_a_type_that_is_none(value):
     with pytest.raises(ConfigError, match="Policy.quantized"):
         Policy(quantized=value)
+
+
+def test_dots_keeps_products_as_narrow_as_activations():
+    """int32 sums, four bytes each, are not what ``Run.remat`` = 'dots' saves."""
+    layers, (b, t, f) = 3, (2, 16, 24)
+    family = Llama(vocab_size=32, d_model=8, n_layers=layers, n_heads=2, d_ff=f)
+    model = Model(family.decoder(), Policy(quantized="int8"), remat="dots")
+    tokens = jnp.zeros((b, t), jnp.int32)
+
+    def pulled(params):
+        return jax.vjp(lambda params: jnp.sum(model.apply(params, tokens)[0]), params)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pulled, model.abstract_params()))
+    wide = [x.dtype.itemsize for x in kept if x.shape == (layers, b, t, f)]
+    assert wide == [2, 2]  # mlp.gate and mlp.up
+    assert not [x.shape for x in kept if x.dtype in ("int8", "int32") and x.ndim > 3]
