@@ -47,7 +47,7 @@ from t5x_llm.data.clean.report import write_report
 from t5x_llm.data.clean.tally import Tally
 from t5x_llm.data.reading import Scan, plan_jobs
 
-FORMAT = 1
+FORMAT = 2
 _SCAN_FILES, _SCAN_BYTES = 1000, 256 << 20
 
 

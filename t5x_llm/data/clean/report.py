@@ -245,6 +245,8 @@ def _samples(samples: Counts, order: Sequence[str]) -> str:
             rows.append(cells)
         if not reason and step not in PRIVATE:
             head: tuple[str, ...] = ("document", "before", "after")
+        elif "before" in samples[name][0]:
+            head = ("document", "what stays for it", "text")
         else:
             head = ("document", "text") if "text" in samples[name][0] else ("document",)
         title = f"{step}: {reason or 'changed'}"

@@ -45,8 +45,8 @@ class Tally:
         _add(self.data["quarantined"], (reason,))
         self._sample("quarantined", reason, where, lambda: {"detail": detail[:SHOWN]})
 
-    def answered(self, step: str, before: Document, answer: Answer) -> None:
-        """Counts what the step of that name answered."""
+    def answered(self, step: str, before: Document, answer: Answer, **shown: str) -> None:
+        """Counts what the step of that name answered; ``shown`` goes into samples of drops."""
         steps, size = self.data["steps"], len(before.text)
         _add(steps, (step, "seen", "documents"))
         _add(steps, (step, "seen", "characters"), size)
@@ -59,7 +59,7 @@ class Tally:
             detail = answer.detail
             self._sample(
                 *(step, answer.reason, before.id),
-                lambda: {"text": before.text[:SHOWN], "detail": detail[:SHOWN]},
+                lambda: {"text": before.text[:SHOWN], "detail": detail[:SHOWN], **shown},
             )
             return
         if answer.meta is not before.meta:

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -59,33 +60,53 @@ def test_the_key_of_a_text_minds_neither_case_nor_space_nor_width():
     assert text_key("Ａbc\n d") == text_key("abc  D ") != text_key("abcd")
 
 
+class Files(NamedTuple):
+    """The files of a run, as the context knows them."""
+
+    parts: range
+    bases: list
+    outs: list
+
+    def by_part(self, phase, suffix):
+        return [base + suffix for base in self.bases]
+
+    def by_partition(self, phase, suffix):
+        return self.outs
+
+
 def test_repeats_of_keys_in_many_parts(tmp_path):
     """External grouping against a dictionary, for any number of partitions and copies."""
     rng = random.Random(3)
     parts = [[rng.randrange(60) for _ in range(rng.randrange(80))] for _ in range(5)]
     for copies in (1, 3):
-        seen, expected = collections.Counter(), []
+        seen, first, expected = collections.Counter(), {}, []
         for part, values in enumerate(parts):
             for unit, value in enumerate(values):
                 seen[value] += 1
+                first.setdefault(value, (part, unit))
                 if seen[value] > copies:
                     expected.append((part, unit))
-        local, paths = [], []
+        paths = []
         for part, values in enumerate(parts):
             base = str(tmp_path / f"{copies}-{part}")
             digests = b"".join(text_key(str(v)) for v in values)
             exact.write_keys(digests, np.arange(len(values)), copies, base)
-            local += [(part, int(u)) for u in np.fromfile(base + exact.LOCAL, "<u4")]
             paths.append(base + exact.KEYS)
         for count in (1, 4, 32):
-            found = list(local)
-            for partition in range(count):
+            outs = [str(tmp_path / f"{i:04d}{exact.UNITS}") for i in range(count)]
+            for partition, out in enumerate(outs):
                 loaded = keys.load(paths, partition, count)
-                out = str(tmp_path / "units")
-                keys.write_units(out, loaded[keys.beyond(loaded, copies)], len(parts))
-                for part in range(len(parts)):
-                    found += [(part, int(u)) for u in keys.read_units(out, part, len(parts))]
-            assert sorted(found) == expected
+                keys.write_repeats(out, loaded, copies, len(parts))
+            context = Files(range(len(parts)), [p[: -len(exact.KEYS)] for p in paths], outs)
+            found = []
+            for part, values in enumerate(parts):
+                again = exact.repeated(context, part, "units", "repeats")
+                found += [(part, unit) for unit in again["unit"].tolist()]
+                for unit, *where in again.tolist():
+                    where = tuple(where)
+                    assert parts[where[0]][where[1]] == values[unit] and where < (part, unit)
+                    assert copies > 1 or where == first[values[unit]]
+            assert found == expected
 
 
 def test_clusters_are_connected_components():

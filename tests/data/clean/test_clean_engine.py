@@ -52,6 +52,7 @@ def write_inputs(folder, documents=400):
             texts.append("\n".join([" ".join(rng.choices(words, k=80)), *[line] * (i % 5 == 0)]))
         if i % 50 == 3:
             texts[-1] = rng.choice(["short", "boom " * 20])
+    texts[260] = f"{line}\n{line}"
     half = documents // 2
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:half]))
@@ -111,10 +112,41 @@ def test_what_is_kept_and_what_is_told(reference):
     assert manifest["quarantined"] == len(quarantined)
     assert sum(part["documents"] for part in manifest["outputs"]) == len(kept)
     assert sum("this very line" in d.text for d in kept) == 1
-    assert b"a near copy" in files["report.html"]
+    assert b"a near copy" in files["report.html"] and b"what stays for it" in files["report.html"]
     counts = json.loads(files["report.json"])
     assert counts["sources"]["one"]["read"]["documents"] == len(texts) // 2
     assert sum(s["kept"]["documents"] for s in counts["sources"].values()) == len(kept)
+
+
+def test_what_is_removed_names_what_stays_for_it(reference):
+    folder, texts, files = reference
+    kept = {
+        d.id: d.text
+        for p in sorted((folder / "ref" / "out" / "data").iterdir())
+        for d in read_part(str(p))
+    }
+    half = len(texts) // 2
+    read = {f"one/a.jsonl#{i}": text for i, text in enumerate(texts[:half], 1)}
+    read |= {f"two/b.jsonl.zst#{i}": text for i, text in enumerate(texts[half:], 1)}
+    removed = [json.loads(x) for x in files["removed.jsonl"].splitlines()]
+    named = [each for each in removed if each["step"] == "dedup"]
+    assert {each["reason"] for each in named} == {"a copy", "a near copy", "nothing but repeats"}
+    assert all(each["repeats"] for each in named)
+    gone = {each["id"] for each in removed if each["step"] == "dedup"}
+    for each in named:
+        assert not gone & set(each["repeats"])
+        (name,) = each["repeats"]
+        if each["reason"] == "nothing but repeats":
+            assert read[each["id"]] == texts[260] and "this very line" in kept[name]
+        else:
+            assert name != each["id"] and name in kept
+            one, other = (set(read[i].lower().split()) for i in (name, each["id"]))
+            assert len(one & other) > 0.5 * len(one | other)
+    samples = json.loads(files["report.json"])["samples"]
+    for reason in ("a copy", "a near copy"):
+        for sample in samples[f"dedup\n{reason}"]:
+            name = sample["detail"].removeprefix("repeats ")
+            assert sample["before"] == read[name][:500] and "original" not in sample
 
 
 def test_any_number_of_workers_writes_the_same_bytes(reference):

@@ -32,8 +32,8 @@ def write_keys(digests: bytes | bytearray, units: np.ndarray, copies: int, base:
     found = keys.sort(keys.from_digests(digests, units))
     repeats = keys.beyond(found, copies)
     keys.write(base + KEYS, found[~repeats])
-    local = np.sort(found["unit"][repeats]).astype("<u4")
-    as_path(base + LOCAL).write_bytes(local.tobytes())
+    local = np.stack([found["unit"], found["unit"][keys.group_starts(found)]], 1)[repeats]
+    as_path(base + LOCAL).write_bytes(local[np.argsort(local[:, 0])].astype("<u4").tobytes())
     return int((~repeats).sum())
 
 
@@ -49,11 +49,11 @@ def find_repeats(context: Context, argument: tuple[str, int, int], base: str) ->
     here = base.rsplit("/", 2)[-2]
     paths = context.by_part(phase, KEYS)
     found = keys.load(paths, partition, context.partitions[here])
-    keys.write_units(base + UNITS, found[keys.beyond(found, copies)], len(paths))
+    keys.write_repeats(base + UNITS, found, copies, len(paths))
 
 
 def repeated(context: Context, number: int, keyed: str, phase: str) -> np.ndarray:
-    """[n] uint32: the units of a part that repeat, here or elsewhere.
+    """[n] REPEAT: the units of a part that repeat, here or elsewhere, and what each repeats.
 
     Args:
       context: of the run.
@@ -61,12 +61,19 @@ def repeated(context: Context, number: int, keyed: str, phase: str) -> np.ndarra
       keyed: phase that wrote the keys.
       phase: that looked for repeats.
     """
-    local = np.frombuffer(as_path(context.by_part(keyed, LOCAL)[number]).read_bytes(), "<u4")
+    raw = np.frombuffer(as_path(context.by_part(keyed, LOCAL)[number]).read_bytes(), "<u4")
     count = len(context.parts)
-    elsewhere = [
-        keys.read_units(path, number, count) for path in context.by_partition(phase, UNITS)
-    ]
-    return np.concatenate([local, *elsewhere])
+    found = [keys.read_repeats(path, number, count) for path in context.by_partition(phase, UNITS)]
+    elsewhere = np.sort(np.concatenate([np.empty(0, keys.REPEAT), *found]), order="unit")
+    local = np.empty(len(raw) // 2, keys.REPEAT)
+    local["unit"], local["first"] = raw.reshape(-1, 2).T
+    local["part"] = number
+    if len(elsewhere):  # what is first here may repeat what is first elsewhere
+        at = np.minimum(np.searchsorted(elsewhere["unit"], local["first"]), len(elsewhere) - 1)
+        known = elsewhere["unit"][at] == local["first"]
+        for name in ("part", "first"):
+            local[name] = np.where(known, elsewhere[name][at], local[name])
+    return np.sort(np.concatenate([local, elsewhere]), order="unit")
 
 
 def pieces(text: str, repeats: Repeats) -> Iterator[tuple[str, bool]]:

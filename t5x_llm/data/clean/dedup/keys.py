@@ -16,6 +16,8 @@ from t5x_llm.core.paths import as_path
 # 128 bits of a key, and what has it: the number of a document or of a line in the part.
 STORED = np.dtype([("high", "<u8"), ("low", "<u8"), ("unit", "<u4")])
 LOADED = np.dtype([("high", "<u8"), ("low", "<u8"), ("part", "<u4"), ("unit", "<u4")])
+# A unit that repeats, and where its key is first: the number of the part, the unit in it.
+REPEAT = np.dtype([("unit", "<u4"), ("part", "<u4"), ("first", "<u4")])
 # Of the index; there are at most as many partitions.
 PREFIXES = 1024
 _INDEX = PREFIXES + 1
@@ -89,22 +91,26 @@ def load(paths: Sequence[str], partition: int, count: int) -> np.ndarray:
     return sort(np.concatenate(found)) if found else np.empty(0, LOADED)
 
 
-def write_units(path: str, keys: np.ndarray, parts: int) -> None:
-    """Writes the units of LOADED keys by part; ``read_units`` finds those of one part."""
-    keys = keys[np.lexsort((keys["unit"], keys["part"]))]
-    index = np.searchsorted(keys["part"], np.arange(parts + 1)).astype("<u8")
+def write_repeats(path: str, keys: np.ndarray, copies: int, parts: int) -> None:
+    """Writes what comes after ``copies`` equal ones of sorted LOADED keys, by part."""
+    firsts, late = keys[group_starts(keys)], beyond(keys, copies)
+    firsts, keys = firsts[late], keys[late]
+    order = np.lexsort((keys["unit"], keys["part"]))
+    index = np.searchsorted(keys["part"][order], np.arange(parts + 1)).astype("<u8")
+    found = np.empty(len(keys), REPEAT)
+    found["unit"], found["part"], found["first"] = keys["unit"], firsts["part"], firsts["unit"]
     with as_path(path).open("wb") as file:
         file.write(index.tobytes())
-        file.write(keys["unit"].astype("<u4").tobytes())
+        file.write(found[order].tobytes())
 
 
-def read_units(path: str, part: int, parts: int) -> np.ndarray:
-    """[n] uint32: the units of a part."""
+def read_repeats(path: str, part: int, parts: int) -> np.ndarray:
+    """[n] REPEAT: those of a part."""
     with as_path(path).open("rb") as file:
         file.seek(part * 8)
         first, last = (int(i) for i in np.frombuffer(file.read(16), "<u8"))
-        file.seek((parts + 1) * 8 + first * 4)
-        return np.frombuffer(file.read((last - first) * 4), "<u4")
+        file.seek((parts + 1) * 8 + first * REPEAT.itemsize)
+        return np.frombuffer(file.read((last - first) * REPEAT.itemsize), REPEAT)
 
 
 # Which of pairs [n, 2] of places among the keys are alike; bool [n].

@@ -129,10 +129,9 @@ def find_clusters(context: Context, _: Any, base: str) -> Any:
             file.write(found[i : i + (1 << 20)].astype("<u8").tobytes())
 
 
-def near_copies(context: Context, number: int) -> np.ndarray:
-    """[documents] bool: which of a part's have an earlier near copy."""
+def first_of_clusters(context: Context, number: int) -> np.ndarray:
+    """[documents] uint64: of a part's, the numbers of the first documents of their clusters."""
     first, last = (int(i) for i in context.offsets[number : number + 2])
     with as_path(f"{context.work}/cluster/clusters{CLUSTERS}").open("rb") as file:
         file.seek(8 * first)
-        found = np.frombuffer(file.read(8 * (last - first)), "<u8")
-    return found != np.arange(first, last, dtype=np.uint64)
+        return np.frombuffer(file.read(8 * (last - first)), "<u8")

@@ -14,7 +14,7 @@ import numpy as np
 
 from t5x_llm.core.paths import write_atomic
 from t5x_llm.data.clean.config import Clean
-from t5x_llm.data.clean.dedup import exact, keys, minhash, near, suffix
+from t5x_llm.data.clean.dedup import exact, keys, minhash, near, originals, suffix
 from t5x_llm.data.clean.dedup.context import Context, stem
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import text_key
@@ -85,6 +85,8 @@ def deduplicate(
             context = partitioned(context, "pairs", records, near.find_pairs, lambda i: i)
             one = Task("clusters", mark, 8 * sum(part.documents for part in parts), None)
             phases.run("cluster", near.find_clusters, context, [one])
+        one = Task("originals", mark, 8 * sum(part.documents for part in parts), None)
+        phases.run("originals", originals.find_originals, context, [one])
     if dedup.repeats:
         copies = dedup.repeats.copies
         phases.run("units", key_units, context, tasks)
@@ -95,6 +97,7 @@ def deduplicate(
     phases.run("write", write, context, tasks)
     removed = [phases.path("write", task) + REMOVED for task in tasks]
     made = _collect(phases, "write", tasks, tally)
+    originals.show(context, tally, STEP)
     if dedup.suffix:
         listing = f"{work}/written-{mark}.list"
         write_atomic(listing, dump_parts(made))
@@ -115,10 +118,11 @@ def _collect(phases: Phases, phase: str, tasks: list[Task], tally: Tally) -> lis
 
 
 def sign(context: Context, number: int, base: str) -> Any:
-    """Writes the keys of a part's documents: of whole texts, and of the bands of signatures."""
+    """Writes the ids and keys of a part's documents: of whole texts, of bands of signatures."""
     dedup = context.dedup
-    digests, signatures, signed = bytearray(), [], []
+    digests, signatures, signed, ids = bytearray(), [], [], []
     for unit, document in enumerate(read_part(context.path(number))):
+        ids.append(document.id)
         if dedup.documents:
             digests += text_key(document.text)
         if dedup.minhash:
@@ -127,6 +131,7 @@ def sign(context: Context, number: int, base: str) -> Any:
             if found is not None:
                 signatures.append(found)
                 signed.append(unit)
+    originals.write_ids(ids, base)
     left = {"documents": 0, "bands": 0}
     if dedup.documents:
         units = np.arange(context.parts[number].documents)
@@ -145,23 +150,28 @@ def _verdicts(context: Context, number: int) -> Iterator[tuple[Document, str]]:
     copies = np.zeros(part.documents, bool)
     alike = np.zeros(part.documents, bool)
     if context.dedup.documents:
-        copies[exact.repeated(context, number, "sign", "copies")] = True
+        copies[exact.repeated(context, number, "sign", "copies")["unit"]] = True
     if context.dedup.minhash:
-        alike = near.near_copies(context, number)
+        begin = int(context.offsets[number])
+        alike = near.first_of_clusters(context, number) != np.arange(begin, begin + part.documents)
     for unit, document in enumerate(read_part(context.path(number))):
         yield document, EXACT if copies[unit] else NEAR if alike[unit] else ""
 
 
 def key_units(context: Context, number: int, base: str) -> Any:
-    """Writes the keys of the lines or paragraphs of the documents that stay."""
+    """Writes the keys of the lines or paragraphs of the documents that stay, and whose they are."""
     repeats = context.dedup.repeats
     assert repeats is not None
-    digests = bytearray()
+    digests, ids, firsts = bytearray(), [], []
     for document, reason in _verdicts(context, number):
+        ids.append(document.id)
+        firsts.append(len(digests) // 16)
         if not reason:
             for piece, counted in exact.pieces(document.text, repeats):
                 if counted:
                     digests += text_key(piece)
+    originals.write_ids(ids, base)
+    originals.write_firsts(firsts, base)
     return exact.write_keys(digests, np.arange(len(digests) // 16), repeats.copies, base)
 
 
@@ -172,23 +182,35 @@ def write(context: Context, number: int, base: str) -> Any:
       ``parts``, at most one, and the ``tally``.
     """
     repeats, tally = context.dedup.repeats, Tally()
-    drop = np.zeros(0, bool)
+    again, drop = np.empty(0, keys.REPEAT), np.zeros(0, bool)
     if repeats:
-        found = exact.repeated(context, number, "units", "repeats")
-        drop = np.zeros(int(found.max()) + 1 if len(found) else 0, bool)
-        drop[found] = True
+        again = exact.repeated(context, number, "units", "repeats")
+        drop = np.zeros(int(again["unit"].max()) + 1 if len(again) else 0, bool)
+        drop[again["unit"]] = True
     part, unit = context.parts[number], 0
     writer = PartWriter(context.folder, stem(part), context.clean.compression, None)
+    stays = originals.Originals(context, number)
     with LineWriter(base + REMOVED) as listed:
-        for document, reason in _verdicts(context, number):
-            answer: Answer = Drop(reason) if reason else document
-            tally.answered(STEP, document, answer)
+        for at, (document, reason) in enumerate(_verdicts(context, number)):
+            answer: Answer = document
+            of: list[str] = []
+            if reason:
+                original, name = stays(at)
+                of, answer = [name], Drop(reason, f"repeats {name}")
+                tally.answered(STEP, document, answer, original=str(original))
+            else:
+                tally.answered(STEP, document, answer)
             if isinstance(answer, Document) and repeats:
+                begin = unit
                 text, unit = exact.without(document.text, repeats, unit, drop)
-                answer = document.with_text(text) if text.strip() else Drop(EMPTIED)
+                if text.strip():
+                    answer = document.with_text(text)
+                else:
+                    of = originals.of_units(context, again, begin, unit)
+                    answer = Drop(EMPTIED, f"repeats {', '.join(of)}" if of else "")
                 tally.answered("repeats", document, answer)
             if isinstance(answer, Drop):
-                listed.write(id=document.id, step=STEP, reason=answer.reason)
+                listed.write(id=document.id, step=STEP, reason=answer.reason, repeats=of)
                 continue
             writer.write(answer)
             if not context.dedup.suffix:
