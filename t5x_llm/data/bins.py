@@ -6,7 +6,9 @@ the mixture deals the sources out exactly: where all sources take the same time 
 with ``proportional`` rates, the k-th tenth of the stream is the k-th bin of every source.
 
 A bin is a stretch of documents in the order of the store, which is that of the input's files; a
-curriculum first orders the documents by their length or score.
+curriculum first orders the documents by their length or score. Edges are where bins have equal
+rows, to one row or one document: equal numbers of documents, of which the first of a curriculum by
+length have least tokens, would put a bin's rows beside another bin's of the other sources.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Order:
 
 
 PLAIN = Order()
+_PASSES = 4  # of packing, to find the edges
 
 
 def make_plan(
@@ -85,17 +88,24 @@ class Binned:
     """
 
     def __init__(self, packing: str, split: Split, length: int, reading: Reading, order: Order):
-        offsets, count = split.offsets, len(split)
-        cuts = [count * k // order.bins for k in range(order.bins + 1)]
-        self._offsets, self._cuts = offsets, cuts
+        self._offsets = split.offsets
         self._documents: np.ndarray | None = None
         if order.curriculum:
             self._documents = np.argsort(sort_key(split, order.curriculum), kind="stable")
-        # Each bin is packed as if its documents, in their order, were all there is.
-        self._bins = [
-            (o, pack(packing, o, length, reading)) for o in map(self._lie, cuts, cuts[1:])
-        ]
-        self.starts = np.cumsum([0] + [len(plan) for _, plan in self._bins])
+        ends = self._lie(0, len(split))
+        edges = np.linspace(0, ends[-1], order.bins + 1)
+        least = np.inf
+        for _ in range(_PASSES):
+            cuts = _nearest(ends, edges)
+            # Each bin is packed as if its documents, in their order, were all there is.
+            bins = [(o, pack(packing, o, length, reading)) for o in map(self._lie, cuts, cuts[1:])]
+            starts = np.cumsum([0] + [len(plan) for _, plan in bins])
+            missing = np.linspace(0, starts[-1], order.bins + 1) - starts
+            if (worst := np.abs(missing).max()) < least:
+                least, self._cuts, self._bins, self.starts = worst, cuts, bins, starts
+            if worst <= 1:
+                break
+            edges = np.sort(np.clip(edges + missing * ends[-1] / max(starts[-1], 1), 0, ends[-1]))
 
     def _lie(self, first: int, stop: int) -> np.ndarray:
         """[documents + 1] offsets of those of one bin, from 0."""
@@ -139,6 +149,16 @@ class Binned:
         parts = [np.concatenate(part) for part in zip(*map(_columns, found), strict=True)]
         by_row = np.argsort(parts[0], kind="stable")
         return Spans(*(part[by_row] for part in parts))
+
+
+def _nearest(ends: np.ndarray, edges: np.ndarray) -> list[int]:
+    """The indices of those of ``ends``, ascending, that are next to each of ``edges``."""
+    after = np.clip(np.searchsorted(ends, edges), 1, max(len(ends) - 1, 1))
+    if len(ends) < 2:
+        return [0] * len(edges)
+    found = np.where(edges - ends[after - 1] < ends[after] - edges, after - 1, after)
+    found[0], found[-1] = 0, len(ends) - 1
+    return [int(at) for at in found]
 
 
 def _columns(spans: Spans) -> tuple[np.ndarray, ...]:
