@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm.cli.run import Run
+from t5x_llm.core.dtypes import Policy
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.objective import ENCODER
 from t5x_llm.models.decoder import DecoderConfig
@@ -91,9 +93,10 @@ def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: 
     staged = plan_pipeline(model.config, any_mesh, rules)
     local = Model(_local(model.config, any_mesh, rules, staged), model.policy, model.remat)
     traced = _unmistakable(length, local)
-    one, two = (_kept(local, n, traced) for n in (1, 2))
-    per_row, scores = two[0] - one[0], two[1] - one[1]
+    one, two = (_kept(local.config, local.policy, local.remat, n, traced) for n in (1, 2))
+    per_row, scores, stream = (b - a for a, b in zip(one, two, strict=True))
     casts = max(one[0] - per_row, 0) * ways(any_mesh, rules, "heads")
+    per_row -= stream - stream // _stream_pieces(model.config, any_mesh, rules, length)
     if staged is not None:  # idle ticks are kept as well
         busy = staged[0].repeats * staged[0].microbatches
         per_row = per_row * staged[0].ticks // busy
@@ -109,6 +112,12 @@ def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: 
         logits=2 * 4 * chunk,
         scores=scores * rows * length**2 // traced**2,
     )
+
+
+def _stream_pieces(config: DecoderConfig, mesh: Any, rules: Rules, length: int) -> int:
+    """Pieces of what is kept between layers, besides those of the sequence within layers."""
+    pieces = ways(mesh, rules, "stream") // ways(mesh, rules, "length")
+    return pieces if length % pieces == 0 or config.d_model % pieces == 0 else 1
 
 
 def _bytes(x: Any) -> int:
@@ -165,7 +174,10 @@ def _local(config: DecoderConfig, mesh: Any, rules: Rules, staged: Any = None) -
     sides: dict[str, Any] = {"groups": stack(config.groups)}
     if isinstance(config, EncoderDecoderConfig):
         sides["encoder"] = stack(config.encoder)
-    return dataclasses.replace(config, **sides, vocab_size=share("vocab", config.vocab_size))
+    vocab = share("vocab", config.vocab_size)
+    if config.tied and config.logit_softcap is None:  # the table is padded, see nn/dense.py
+        vocab = -(-config.vocab_size // ways(mesh, rules, "vocab"))
+    return dataclasses.replace(config, **sides, vocab_size=vocab)
 
 
 def _unmistakable(length: int, model: Model) -> int:
@@ -179,8 +191,11 @@ def _unmistakable(length: int, model: Model) -> int:
     return length
 
 
-def _kept(model: Model, rows: int, length: int) -> tuple[int, int]:
-    """Bytes that the backward pass of so many rows keeps besides parameters; of them, scores."""
+@functools.lru_cache(256)  # a search asks for the same again and again
+def _kept(config: Any, policy: Policy, remat: str, rows: int, length: int) -> tuple[int, ...]:
+    """Bytes that the backward pass of so many rows keeps besides parameters, those of scores, and
+    of the first those that lie between layers: [rows, length, D]."""
+    model = Model(config, policy, remat)
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((rows, length), jnp.float32)
     source = jax.ShapeDtypeStruct((rows,), jnp.int32)
@@ -198,4 +213,5 @@ def _kept(model: Model, rows: int, length: int) -> tuple[int, int]:
     # Where a parameter itself is kept (under remat), it is no copy.
     shapes = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
     same = sum(_bytes(x) for x in kept if (x.shape, x.dtype) in shapes)
-    return held - min(same, known), sum(map(_bytes, scores))
+    between = sum(_bytes(x) for x in kept if x.shape[-3:] == (rows, length, config.d_model))
+    return held - min(same, known), sum(map(_bytes, scores)), between

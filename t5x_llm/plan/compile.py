@@ -15,7 +15,8 @@ import jax
 from t5x_llm.core.slices import Slice
 from t5x_llm.plan.chips import CHIPS
 from t5x_llm.plan.collectives import Collective, collectives
-from t5x_llm.plan.hlo import parse
+from t5x_llm.plan.hlo import Module, parse
+from t5x_llm.plan.host import Here, host_time
 from t5x_llm.plan.memory import Buffer, Memory, largest_live, memory_of, refused
 from t5x_llm.plan.time import StepTime, step_time
 
@@ -32,6 +33,7 @@ class Plan:
       time: of a step, or None.
       seconds: that tracing and compiling took.
       cpu_seconds: that all threads of the process worked meanwhile.
+      analytic: nothing was compiled: all is reckoned.
     """
 
     memory: Memory | None
@@ -41,6 +43,12 @@ class Plan:
     time: StepTime | None
     seconds: float
     cpu_seconds: float
+    analytic: bool = False
+
+    @property
+    def available(self) -> float:
+        """Bytes of a device."""
+        return self.memory.available if self.memory is not None else (self.refused or (0, 0))[1]
 
     @property
     def fits(self) -> bool:
@@ -57,19 +65,20 @@ class Plan:
 
 
 def plan_step(
-    step: Any, arguments: tuple[Any, ...], slice_: Slice, mesh_shape: Mapping[str, int]
+    step: Any, arguments: tuple[Any, ...], machine: Slice | Here, mesh_shape: Mapping[str, int]
 ) -> Plan:
     """Compiles a jitted step for a slice and reads the result.
 
     Args:
       step: (state, batch, ...) -> ..., with a donated ``TrainState`` first.
       arguments: abstract, with shardings on described devices.
-      slice_: what those devices are.
+      machine: what those devices are. For this one, the options are those of training, so that
+        JAX's compilation cache has the step when training asks for it.
       mesh_shape: axis sizes of the mesh.
     """
     begun = time.monotonic(), time.process_time()
     try:
-        compiled, text = _compile(step.lower(*arguments))
+        compiled, text = _compile(step.lower(*arguments), isinstance(machine, Here))
     except Exception as e:
         limits = refused(str(e))
         if limits is None:
@@ -77,27 +86,36 @@ def plan_step(
         return Plan(None, limits, (), (), None, *_since(begun))
     seconds, cpu_seconds = _since(begun)
     state = arguments[0]
-    available = CHIPS[slice_.generation].hbm
-    memory = memory_of(compiled, held(state.params), held(state.opt_state), available)
+    available = machine.memory if isinstance(machine, Here) else CHIPS[machine.generation].hbm
     module = parse(text)
+    memory = memory_of(compiled, module, held(state.params), held(state.opt_state), available)
     found = collectives(module, mesh_shape)
     return Plan(
         memory=memory,
         refused=None,
         buffers=tuple(largest_live(module)),
         collectives=tuple(found),
-        time=step_time(module, found, slice_),
+        time=_time(module, found, machine),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
     )
 
 
-def _compile(lowered: Any) -> tuple[Any, str]:
+def _time(module: Module, found: list[Collective], machine: Slice | Here) -> StepTime | None:
+    if isinstance(machine, Here):
+        return None if machine.rates is None else host_time(module, machine.rates)
+    return step_time(module, found, machine)
+
+
+def _compile(lowered: Any, plain: bool) -> tuple[Any, str]:
     """The compiled step and its scheduled HLO, as libtpu itself writes it.
 
     ``compiled.as_text()`` parses it once more with jaxlib's XLA, which refuses what a newer libtpu
     has (collectives on the SparseCores of v5p).
     """
+    if plain:
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = sorted(pathlib.Path(folder).glob("*.after_codegen.txt"))

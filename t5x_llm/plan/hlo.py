@@ -123,7 +123,8 @@ class Module:
         yield name, times
         for instruction in self.computations[name]:
             for attribute, called in instruction.called.items():
-                if attribute in ("to_apply", "condition"):
+                applied = attribute == "to_apply" and instruction.opcode != "call"
+                if applied or attribute == "condition":
                     continue
                 inner = times * (self.trips(instruction) if attribute == "body" else 1)
                 for other in called:

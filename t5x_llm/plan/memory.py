@@ -31,7 +31,9 @@ class Memory:
       parameters: exact, from shapes and shardings.
       optimizer: exact.
       batch: the step's other arguments.
-      temporaries: the compiler's: activations, gradients, copies, collectives' buffers.
+      activations: values of the forward pass that are alive at the fullest moment, an account from
+        the schedule; with ``temporaries`` they make up the compiler's figure.
+      temporaries: gradients, copies, collectives' buffers, padding.
       code: the program.
       available: what a program may use.
     """
@@ -39,6 +41,7 @@ class Memory:
     parameters: int
     optimizer: int
     batch: int
+    activations: int
     temporaries: int
     code: int
     available: float
@@ -46,7 +49,8 @@ class Memory:
     @property
     def total(self) -> int:
         """All of it; results lie where the donated state lay."""
-        return self.parameters + self.optimizer + self.batch + self.temporaries + self.code
+        state = self.parameters + self.optimizer + self.batch
+        return state + self.activations + self.temporaries + self.code
 
     @property
     def fits(self) -> bool:
@@ -54,22 +58,28 @@ class Memory:
         return self.total <= self.available
 
 
-def memory_of(compiled: Any, parameters: int, optimizer: int, available: float) -> Memory:
+def memory_of(
+    compiled: Any, module: Module, parameters: int, optimizer: int, available: float
+) -> Memory:
     """Splits the compiler's figures.
 
     Args:
       compiled: a compiled step whose state is donated.
+      module: its schedule.
       parameters: bytes of them on one device.
       optimizer: likewise.
       available: bytes that a program may use.
     """
     stats = compiled.memory_analysis()
     fresh = max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0)
+    temporaries = stats.temp_size_in_bytes + fresh
+    forward = min(activations(module), temporaries)
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
         batch=max(stats.argument_size_in_bytes - parameters - optimizer, 0),
-        temporaries=stats.temp_size_in_bytes + fresh,
+        activations=forward,
+        temporaries=temporaries - forward,
         code=stats.generated_code_size_in_bytes,
         available=available,
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from t5x_llm.core.slices import Slice
 from t5x_llm.core.units import size
-from t5x_llm.plan.chips import CHIPS
+from t5x_llm.plan import analytic
 from t5x_llm.plan.collectives import summed
 from t5x_llm.plan.compile import Plan
+from t5x_llm.plan.gpus import Cluster
+from t5x_llm.plan.host import Here
 from t5x_llm.plan.time import KERNEL_SHARE
 from t5x_llm.train.flops import CONVENTION
 
@@ -22,7 +25,7 @@ class Work:
 
     Attributes:
       name: of the model and its size.
-      slice: one slice.
+      slice: one slice, or all GPUs, or this machine.
       slices: how many.
       mesh: axis sizes.
       rows: B of a step.
@@ -35,7 +38,7 @@ class Work:
     """
 
     name: str
-    slice: Slice
+    slice: Slice | Cluster | Here
     slices: int
     mesh: dict[str, int]
     rows: int
@@ -61,21 +64,26 @@ def figures(plan: Plan, work: Work) -> dict[str, Any]:
         "slices": work.slices,
         "mesh": work.mesh,
         "settings": work.settings,
+        "analytic": plan.analytic,
         "fits": plan.fits,
         "over_bytes": plan.over,
         "compile_seconds": plan.seconds,
         "compile_cpu_seconds": plan.cpu_seconds,
     }
-    if plan.memory is None or plan.time is None:
+    if plan.memory is None:
+        return data
+    data |= {
+        "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total},
+        "buffers": [dataclasses.asdict(b) for b in plan.buffers],
+        "collectives": [dataclasses.asdict(t) for t in summed(plan.collectives)],
+    }
+    if plan.time is None:
         return data
     step = plan.time.total
     per_step = work.rows * work.length
     peak = work.slice.facts.peak * work.chips
     tokens_per_second = per_step / step
     data |= {
-        "memory": dataclasses.asdict(plan.memory) | {"total": plan.memory.total},
-        "buffers": [dataclasses.asdict(b) for b in plan.buffers],
-        "collectives": [dataclasses.asdict(t) for t in summed(plan.collectives)],
         "time": dataclasses.asdict(plan.time) | {"total": step},
         "tokens_per_step": per_step,
         "tokens_per_day": tokens_per_second * _DAY,
@@ -90,8 +98,30 @@ def figures(plan: Plan, work: Work) -> dict[str, Any]:
     return data
 
 
-def text(plan: Plan, work: Work) -> str:
-    """The report."""
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Something that a plan that does not fit could change.
+
+    Attributes:
+      binding: gin lines.
+      bytes: of a device then, by arithmetic.
+      fits: whether that is no more than there is.
+    """
+
+    binding: str
+    bytes: float
+    fits: bool
+
+
+def text(plan: Plan, work: Work, changes: Sequence[Change] = (), reckoned: float = 0.0) -> str:
+    """The report.
+
+    Args:
+      plan: what was found.
+      work: what it was found for.
+      changes: what to try where it does not fit.
+      reckoned: bytes of this plan by the arithmetic of those.
+    """
     axes = " x ".join(f"{axis}={n}" for axis, n in work.mesh.items() if n > 1) or "one device"
     many = f"{work.slices} x " if work.slices > 1 else ""
     lines = [
@@ -100,36 +130,61 @@ def text(plan: Plan, work: Work) -> str:
         f"mesh {axes}",
         f"{work.rows} rows of {work.length}, {work.settings}",
         "",
-        _verdict(plan, work),
     ]
-    if plan.memory is not None and plan.time is not None:
-        lines += ["", *_memory(plan), "", *_collectives(plan), "", *_time(plan, work)]
-    took = f"{plan.seconds:.0f} s ({plan.cpu_seconds:.0f} s of CPU time)"
-    lines += ["", f"Compiled by libtpu in {took}; nothing was run."]
+    if plan.analytic:
+        lines += [
+            "ANALYTIC: reckoned from shapes, rule tables and data sheets; nothing was compiled.",
+            "State is exact; the rest may be off by tens of per cent.",
+            "",
+        ]
+    lines += _verdict(plan, changes, reckoned)
+    if plan.memory is not None:
+        lines += ["", *_memory(plan), "", *_collectives(plan)]
+    if plan.time is not None:
+        lines += ["", *_time(plan, work)]
+    if not plan.analytic:
+        took = f"{plan.seconds:.0f} s ({plan.cpu_seconds:.0f} s of CPU time)"
+        by = "for this machine" if isinstance(work.slice, Here) else "by libtpu"
+        lines += ["", f"Compiled {by} in {took}; nothing was run."]
     return "\n".join(lines)
 
 
-def _verdict(plan: Plan, work: Work) -> str:
-    available = CHIPS[work.slice.generation].hbm
+def _verdict(plan: Plan, changes: Sequence[Change], reckoned: float) -> list[str]:
+    available = plan.available
     if plan.fits:
         used = size(available + plan.over)
-        return f"FITS: {used} of {size(available)}, {size(-plan.over)} are left."
-    return (
-        f"DOES NOT FIT: {size(plan.over)} more than the {size(available)} of a device.\n"
-        "What to change, the cheapest first: Run.remat = 'full'; Loop.microbatches doubled;\n"
-        "more of the mesh in fsdp or tensor; fewer rows, or shorter ones; a larger slice.\n"
-        "--search tries the first three."
-    )
+        return [f"FITS: {used} of {size(available)}, {size(-plan.over)} are left."]
+    lines = [f"DOES NOT FIT: {size(plan.over)} more than the {size(available)} of a device."]
+    if not changes:
+        return [
+            *lines,
+            "What to change, the cheapest first: Run.remat = 'full'; Loop.microbatches doubled;",
+            "more of the mesh in fsdp or tensor; fewer rows, or shorter ones; a larger slice.",
+        ]
+    lines.append("What to change, and the memory of a device then, by arithmetic")
+    lines.append(f"(which gives {size(reckoned)} for this plan):")
+    for each in changes:
+        word = "fits" if each.fits else "does not fit"
+        lines.append(f"  {each.binding:<58}{size(each.bytes):>12}  {word}")
+    return lines
 
 
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
     assert memory is not None
-    rows = [(name, getattr(memory, name)) for name in ("parameters", "optimizer", "batch")]
-    rows += [("temporaries", memory.temporaries), ("program", memory.code), ("all", memory.total)]
-    lines = ["Memory of a device (exact; temporaries are the compiler's)"]
-    lines += [f"  {name:<14}{size(n):>12}" for name, n in rows]
-    lines += ["Largest temporaries alive at once (from the schedule, tiles not padded)"]
+    rows = [
+        ("parameters", memory.parameters, "exact"),
+        ("optimizer", memory.optimizer, "exact"),
+        ("batch", memory.batch, "the step's other arguments"),
+        ("activations", memory.activations, "the forward pass's values at the fullest moment"),
+        ("temporaries", memory.temporaries, "gradients, copies, collectives, padding"),
+        ("program", memory.code, ""),
+        ("all", memory.total, "" if plan.analytic else "the compiler's account"),
+    ]
+    lines = ["Memory of a device"]
+    lines += [f"  {name:<14}{size(n):>12}  {what}".rstrip() for name, n, what in rows]
+    if plan.buffers:
+        lines.append("Largest temporaries alive at once (from the schedule, tiles not padded)")
     for b in plan.buffers:
         count = f"{b.count} x " if b.count > 1 else ""
         lines.append(f"  {size(b.bytes * b.count):>12}  {count}{b.shape}  {b.line or b.op_name}")
@@ -154,24 +209,45 @@ def _time(plan: Plan, work: Work) -> list[str]:
     time, data = plan.time, figures(plan, work)
     assert time is not None
     lines = ["Estimated time of a step"]
-    for name, seconds, what in (
-        ("compute", time.compute, "libtpu's estimated cycles, loops by their trips"),
-        ("kernels", time.kernels, f"attention kernels at {KERNEL_SHARE:.0%} of peak"),
-        ("exposed", time.exposed, "collectives that are waited for, at full link bandwidth"),
-        ("hidden", time.hidden, "collectives beside computation"),
-        ("step", time.total, "compute, kernels, exposed, and what hiding has no room for"),
-    ):
-        lines.append(f"  {name:<10}{seconds:>9.4f} s  {what}")
+    for name, what in _model(plan, work).items():
+        lines.append(f"  {name:<10}{getattr(time, name):>9.4f} s  {what}")
+    lines.append(f"  {'step':<10}{time.total:>9.4f} s  these, and what hiding has no room for")
     if time.unknown:
         lines.append(f"  not estimated: {', '.join(time.unknown)}")
     lines += [
         f"MFU {data['mfu']:.1%} ({CONVENTION})",
         f"{data['tokens_per_day']:.4g} tokens a day",
-        "Left out: launches, host, stragglers, memory traffic beyond the cost model. On the one",
-        "published figure at hand such an estimate was some 15% optimistic: compare plans with it.",
     ]
+    if not plan.analytic and isinstance(work.slice, Slice):
+        lines += [
+            "Left out: launches, host, stragglers, memory traffic beyond the cost model. On the",
+            "one published figure at hand this was some 15% optimistic: compare plans with it.",
+        ]
+    else:
+        lines.append("Left out: launches, host, stragglers, caches, what fusion saves.")
     if "days" in data:
         line = f"{work.tokens:.3g} tokens: {data['days']:.3g} days"
         line += f", {data['cost']:,.0f} at {work.price:g} a chip-hour" if "cost" in data else ""
         lines.append(f"{line} (8 T P / (n X) at half of peak: {data['textbook_days']:.3g} days)")
     return lines
+
+
+def _model(plan: Plan, work: Work) -> dict[str, str]:
+    """What each part of the time is reckoned from."""
+    if plan.analytic:
+        share = work.slice.facts.share if isinstance(work.slice, Cluster) else analytic.MATMUL
+        rates = f"products at {share:.0%} of peak, memory traffic at "
+        return {
+            "compute": f"{rates}{analytic.TRAFFIC:.0%} of its bandwidth",
+            "kernels": f"attention at {analytic.ATTENTION:.0%} of peak",
+            "exposed": f"collectives that are waited for, links at {analytic.LINKS:.0%}",
+            "hidden": "collectives beside computation",
+        }
+    if isinstance(work.slice, Here):
+        return {"compute": "products and bytes at measured rates, loops by their trips"}
+    return {
+        "compute": "libtpu's estimated cycles, loops by their trips",
+        "kernels": f"attention kernels at {KERNEL_SHARE:.0%} of peak",
+        "exposed": "collectives that are waited for, at full link bandwidth",
+        "hidden": "collectives beside computation",
+    }

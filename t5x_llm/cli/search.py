@@ -1,0 +1,236 @@
+"""Other meshes, microbatches and remat choices for a run: which to compile, and their table."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from t5x_llm.cli.planning import abstract_mesh, reckon_run
+from t5x_llm.cli.run import Run, check_fits
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.units import size
+from t5x_llm.nn.remat import REMAT
+from t5x_llm.plan.compile import Plan
+from t5x_llm.plan.report import Change, Work, figures
+
+_REMAT = ("save_projections", "save_attention_up", "save_attention", "save_qkv", "full")
+# What arithmetic puts this far beyond a device's memory is not compiled: its activations are those
+# before fusion, and have been half as much again as the compiler's.
+FAR = 1.6
+_LONG = 16384  # tokens of a row from which splits of the sequence are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One of a search.
+
+    Attributes:
+      run: what would run.
+      reckoned: its plan by arithmetic.
+      work: what it does.
+      plan: compiled, or None where that was not worth it.
+    """
+
+    run: Run
+    reckoned: Plan
+    work: Work
+    plan: Plan | None = None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether arithmetic rules it out: by far, or by what is exact."""
+        memory = self.reckoned.memory
+        assert memory is not None
+        exact = memory.parameters + memory.optimizer
+        return exact > memory.available or memory.total > FAR * memory.available
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """What comes first is compiled first: what should fit, the fastest of it."""
+        assert self.reckoned.time is not None
+        return not self.reckoned.fits, self.reckoned.time.total
+
+
+def candidates(run: Run, machine: Any, slices: int, tokens: Any, price: Any) -> list[Candidate]:
+    """The run, and others like it that its mesh and batch allow, the likeliest first."""
+    first = Candidate(run, *reckon_run(run, machine, slices, tokens, price))
+    devices = 1
+    for n in first.work.mesh.values():
+        devices *= n
+    seen, found = {_key(run, devices)}, []
+    for changes in _changes(run, devices):
+        try:
+            other = dataclasses.replace(run, **changes)
+            if _key(other, devices) in seen:
+                continue
+            seen.add(_key(other, devices))
+            check_fits(other, abstract_mesh(other, devices))
+        except ConfigError:
+            continue
+        found.append(Candidate(other, *reckon_run(other, machine, slices, tokens, price)))
+    return [first, *sorted(found, key=lambda c: c.order)]
+
+
+def _key(run: Run, devices: int) -> Any:
+    shape = tuple(run.mesh.shape(devices).items())
+    return shape, run.mesh.sequence_sharded, run.loop.microbatches, run.remat
+
+
+def _changes(run: Run, devices: int) -> Iterator[dict[str, Any]]:
+    """Fields of runs: splits of the devices between the axes, microbatches, remat choices."""
+    mesh, loop = run.mesh, run.loop
+    rest = mesh.shape(devices)
+    free = devices // (rest["replica"] * rest["stage"] * rest["expert"])
+    contexts = {rest["context"], 1, 2, 4} if loop.sequence_length >= _LONG else {rest["context"]}
+    microbatches = sorted({loop.microbatches, 1, 2, 4, 8, 16})
+    for tensor, data, context in itertools.product((1, 2, 4, 8), (1, 2), sorted(contexts)):
+        if free % (tensor * data * context):
+            continue
+        split: dict[str, Any] = {"data": data, "context": context, "tensor": tensor}
+        split |= {axis: rest[axis] for axis in ("replica", "stage", "expert")}
+        split["fsdp"] = free // (tensor * data * context)
+        split["sequence_sharded"] = tensor > 1 or mesh.sequence_sharded
+        try:
+            other = dataclasses.replace(mesh, **split)
+        except ConfigError:
+            continue
+        for parts, remat in itertools.product(microbatches, [r for r in _REMAT if r in REMAT]):
+            if loop.batch_size % parts == 0:
+                ahead = dataclasses.replace(loop, microbatches=parts)
+                yield {"mesh": other, "loop": ahead, "remat": remat}
+
+
+def search(
+    found: Sequence[Candidate], most: int, plan_of: Callable[[Run], tuple[Plan, Work]]
+) -> list[Candidate]:
+    """Compiles the likeliest and says on stderr how it goes.
+
+    Args:
+      found: the run first; then the likeliest first.
+      most: compilations.
+      plan_of: compiles a run.
+
+    Returns:
+      The compiled, the fastest that fits first; then what arithmetic rules out, by how much; then
+      what it calls slower.
+    """
+    tried = [found[0], *(c for c in found[1:] if not c.hopeless)][:most]
+    chosen = {id(c) for c in tried}
+    others = [c for c in found if id(c) not in chosen]
+    hopeless = sum(c.hopeless for c in others)
+    print(
+        f"{len(found)} candidates: {len(tried)} are compiled, {hopeless} cannot fit by arithmetic, "
+        f"{len(others) - hopeless} are slower by it.",
+        file=sys.stderr,
+    )
+    begun, done = time.monotonic(), []
+    for i, candidate in enumerate(tried):
+        plan, work = plan_of(candidate.run)
+        done.append(dataclasses.replace(candidate, plan=plan, work=work))
+        spent = time.monotonic() - begun
+        left = spent / (i + 1) * (len(tried) - i - 1)
+        print(
+            f"{i + 1:>3}/{len(tried)} {row(done[-1])}  ({spent:.0f} s, about {left:.0f} s to go)",
+            file=sys.stderr,
+            flush=True,
+        )
+    done.sort(key=_rank)
+    return [*done, *sorted(others, key=lambda c: (not c.hopeless, c.order))]
+
+
+def reckoned(found: Sequence[Candidate]) -> list[Candidate]:
+    """For GPUs, which nothing is compiled for: what arithmetic says is the plan."""
+    likely = [dataclasses.replace(c, plan=c.reckoned) for c in found if not c.hopeless]
+    return [*sorted(likely, key=_rank), *(c for c in found if c.hopeless)]
+
+
+def _rank(candidate: Candidate) -> tuple[bool, float]:
+    plan = candidate.plan
+    assert plan is not None
+    return not plan.fits, plan.time.total if plan.fits and plan.time else plan.over
+
+
+def row(candidate: Candidate) -> str:
+    """A line of the table."""
+    plan, work = candidate.plan or candidate.reckoned, candidate.work
+    axes = " ".join(f"{axis}={n}" for axis, n in work.mesh.items() if n > 1) or "one device"
+    loop = candidate.run.loop
+    said = f"{axes:<28}{loop.microbatches:>4}  {candidate.run.remat:<18}"
+    if plan.memory is None:
+        return f"{said}{'':>12}{'':>11}{'':>8}  refused: over by {size(plan.over)}"
+    said += f"{size(plan.memory.total):>12}"
+    if plan.time is not None:
+        said += f"{plan.time.total:>9.4f} s{figures(plan, work)['mfu']:>8.1%}"
+    note = "" if plan.fits else f"over by {size(plan.over)}"
+    if candidate.plan is None:
+        note = "by arithmetic" + (f": {note}" if note else "")
+    return f"{said}  {note}".rstrip()
+
+
+def table(done: Sequence[Candidate], most: int = 12) -> list[str]:
+    """The plans, and as much of the rest as ``most`` lines have room for."""
+    head = f"{'mesh':<28}{'parts':>4} {'remat':<18}{'memory':>12}{'step':>11}{'MFU':>8}"
+    compiled = [c for c in done if c.plan is not None]
+    out = [c for c in done if c.plan is None and c.hopeless]
+    slower = [c for c in done if c.plan is None and not c.hopeless]
+    lines = [head, *map(row, compiled[: 2 * most])]
+    if len(compiled) > 2 * most:
+        lines.append(f"... and {len(compiled) - 2 * most} more")
+    for title, rows in (("ruled out", out), ("not tried", slower)):
+        if rows:
+            lines.append(f"{title}, by arithmetic alone:")
+            lines += [row(c) for c in rows[: most // 2]]
+        if len(rows) > most // 2:
+            lines.append(f"... and {len(rows) - most // 2} more")
+    return lines
+
+
+def bindings(candidate: Candidate) -> list[str]:
+    """Gin lines of what a search chooses."""
+    run, shape = candidate.run, candidate.work.mesh
+    lines = [f"MeshConfig.{axis} = {n}" for axis, n in shape.items() if axis != "stage"]
+    lines.append(f"MeshConfig.sequence_sharded = {run.mesh.sequence_sharded}")
+    return [*lines, f"Loop.microbatches = {run.loop.microbatches}", f"Run.remat = {run.remat!r}"]
+
+
+def remedies(run: Run, machine: Any, slices: int) -> tuple[list[Change], float]:
+    """What to change in a run that does not fit, the fastest first, and its own memory.
+
+    One change at a time, then two; memory by arithmetic.
+    """
+    own = Candidate(run, *reckon_run(run, machine, slices))
+    assert own.reckoned.memory is not None
+    loop, mesh, shape = run.loop, run.mesh, own.work.mesh
+    less: dict[str, dict[str, Any]] = {"Run.remat = 'full'": {"remat": "full"}}
+    for times in (2, 4):
+        parts = loop.microbatches * times
+        if loop.batch_size % parts == 0:
+            fewer = dataclasses.replace(loop, microbatches=parts)
+            less[f"Loop.microbatches = {parts}"] = {"loop": fewer}
+    options = dict(less)
+    if shape["fsdp"] % 2 == 0:
+        split: dict[str, Any] = {"fsdp": shape["fsdp"] // 2, "tensor": 2 * shape["tensor"]}
+        words = "".join(f"MeshConfig.{axis} = {n}; " for axis, n in split.items())
+        words += "MeshConfig.sequence_sharded = True"
+        options[words] = {"mesh": dataclasses.replace(mesh, **split, sequence_sharded=True)}
+    if mesh.strategy != "fsdp":
+        words = "MeshConfig.strategy = 'fsdp'"
+        options[words] = {"mesh": dataclasses.replace(mesh, strategy="fsdp")}
+    for words, change in list(less.items())[1:]:
+        options[f"Run.remat = 'full'; {words}"] = {"remat": "full", **change}
+    found = []
+    for words, change in options.items():
+        try:
+            other = dataclasses.replace(run, **change)
+            plan = reckon_run(other, machine, slices)[0]
+        except ConfigError:
+            continue
+        if other != run and plan.memory is not None and plan.time is not None:
+            change_ = Change(words, plan.memory.total, plan.fits)
+            found.append((not plan.fits, plan.time.total if plan.fits else plan.over, change_))
+    found.sort(key=lambda each: each[:2])
+    return [each[2] for each in found], own.reckoned.memory.total
