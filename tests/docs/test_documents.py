@@ -21,7 +21,13 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TUTORIALS = ("docs/tutorial.md", "docs/data.md", "docs/continual.md", "docs/blending.md")
+TUTORIALS = (
+    "docs/tutorial.md",
+    "docs/data.md",
+    "docs/continual.md",
+    "docs/blending.md",
+    "docs/precision.md",
+)
 SCALE = ("docs/parallelism.md", "docs/pipeline.md")
 RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
 TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in (*TUTORIALS, *SCALE)}
