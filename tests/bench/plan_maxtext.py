@@ -5,8 +5,9 @@
 
 Nothing is run, and one compilation takes minutes. MaxText compiles its own step in its own
 environment, with ``plan_maxtext_peer.py``; what it gives is kept in DIR and made once. Ours is what
-``t5x-llm plan`` says with the recipes' settings, but for the size of the step, which is MaxText's.
-Both are read by the same reader, ``t5x_llm/plan``, and compiled by the same libtpu.
+``t5x-llm plan`` says of a recipe at the size of MaxText's step, with the microbatches and the remat
+policy that the case names. Both are read by the same reader, ``t5x_llm/plan``, and compiled by the
+same libtpu.
 
 Settings of MaxText: those of its own scripts for the model and generation
 (``maxtext/configs/tpu``), at the batch and length that the case says, experts without dropping
@@ -47,7 +48,9 @@ class Case:
       rows: of a chip.
       length: T.
       theirs: MaxText's settings.
-      ours: files and bindings of ours; the size of the step is added.
+      recipe: of ours, and the files on top of it.
+      microbatches: of ours.
+      remat: of ours.
     """
 
     slice: str
@@ -55,7 +58,9 @@ class Case:
     rows: int
     length: int
     theirs: tuple[str, ...]
-    ours: tuple[str, ...]
+    recipe: tuple[str, ...]
+    microbatches: int
+    remat: str
 
     @property
     def maxtext(self) -> list[str]:
@@ -66,16 +71,16 @@ class Case:
     @property
     def plan(self) -> list[str]:
         """Arguments of ``t5x-llm plan``."""
-        rows = self.rows * self.chips
-        sizes = {"Loop.batch_size": rows, "Loop.sequence_length": self.length}
-        sizes |= {"Loop.microbatches": 1, "Evaluation.batch_size": self.chips}
-        bindings = [f"--gin.{name}={value}" for name, value in sizes.items()]
-        return [*bindings, *self.ours, f"--slice={self.slice}", "--json"]
-
-
-def _recipe(name: str, *more: str) -> tuple[str, ...]:
-    files = (f"configs/recipes/{name}.gin", *more)
-    return tuple(f"--gin_file={file}" for file in files)
+        files = (f"--gin_file=configs/{name}.gin" for name in self.recipe)
+        bindings = {
+            "Loop.batch_size": self.rows * self.chips,
+            "Loop.sequence_length": self.length,
+            "Loop.microbatches": self.microbatches,
+            "Evaluation.batch_size": self.chips,
+            "Run.remat": repr(self.remat),
+        }
+        sizes = (f"--gin.{name}={value}" for name, value in bindings.items())
+        return [*files, *sizes, f"--slice={self.slice}", "--json"]
 
 
 _MIXTRAL = ("model_name=mixtral-8x7b", "remat_policy=full", "attention=flash")
@@ -83,14 +88,18 @@ CASES = {
     "7b_v5p": Case(
         *("v5p-128", 64, 4, 4096),
         ("model_name=llama2-7b", "remat_policy=minimal"),
-        _recipe("llama2_7b"),
+        ("recipes/llama2_7b",),
+        *(1, "save_attention_up"),
     ),
     "7b_v5e": Case(
         *("v5e-256", 256, 4, 2048),
         ("model_name=llama2-7b", "remat_policy=save_qkv_proj"),
-        _recipe("llama2_7b", "configs/meshes/v5e_256.gin"),
+        ("recipes/llama2_7b", "meshes/v5e_256"),
+        *(2, "save_attention"),
     ),
-    "mixtral_v5p": Case(*("v5p-128", 64, 8, 4096), _MIXTRAL, _recipe("mixtral_8x7b")),
+    "mixtral_v5p": Case(
+        *("v5p-128", 64, 8, 4096), _MIXTRAL, ("recipes/mixtral_8x7b",), *(2, "full")
+    ),
 }
 
 
@@ -105,7 +114,8 @@ def theirs(case: Case, name: str, out: Path, python: str | None) -> dict[str, An
     if not base.with_suffix(".json").exists():
         if python is None:
             sys.exit(f"{base}.json is not there: give --maxtext_python to compile it")
-        command = [python, HERE / "plan_maxtext_peer.py", base.resolve(), *case.maxtext]
+        place = f"base_output_directory={out.resolve()}"
+        command = [python, HERE / "plan_maxtext_peer.py", base.resolve(), *case.maxtext, place]
         with open(base.with_suffix(".log"), "w") as log:
             subprocess.run(command, cwd=out, check=True, stdout=log, stderr=subprocess.STDOUT)
     data = json.loads(base.with_suffix(".json").read_text())
