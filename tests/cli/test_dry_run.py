@@ -26,7 +26,8 @@ def plan(capfd, *flags):
 
 def test_unprepared(here, capfd):
     text = plan(capfd, "--gin_file=tiny.gin")
-    for title in ("Config", "Parameters", "Mesh", "Parameter shardings", "Mixture"):
+    titles = ("Config", "Parameters", "Precision", "Mesh", "Parameter shardings", "Mixture")
+    for title in titles:
         assert f"== {title} ==" in text
     assert "not prepared yet" in text and "en               jsonl en.jsonl" in text
     assert "fsdp=8 (8 devices, cpu)" in text
