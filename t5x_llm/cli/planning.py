@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -79,6 +80,9 @@ def step_of(run: Run, mesh: Any) -> tuple[Model, Any, Any, tuple[Any, ...]]:
     return model, tx, step, (state, batch, control)
 
 
+_model = functools.lru_cache(64)(Model)  # a search asks for the same again and again
+
+
 def settings(run: Run) -> str:
     """What a search chooses besides the mesh, and what else changes the arithmetic."""
     parts = run.loop.microbatches
@@ -149,7 +153,7 @@ def reckon_run(
         devices, available = machine.chips * slices * chip.per_chip, chip.hbm
     mesh, rules = abstract_mesh(run, devices), run.mesh.rules()
     check_fits(run, mesh)
-    model, loop = run.build_model(), run.loop
+    model, loop = _model(run.decoder(), run.precision, run.remat), run.loop
     tx = run.optimizer.build(loop.steps, model.logical_axes())
     told = estimate(run, model, tx, mesh, rules)
     rows, length, parts = loop.batch_size, loop.sequence_length, loop.microbatches

@@ -1,6 +1,7 @@
 """Plans by arithmetic: against the tables' definition, and against published throughput."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -38,11 +39,8 @@ def fsdp(recipe, n, rows, length, microbatches, remat):
 PUBLISHED = [
     ("h100-8", "llama2_7b", 48, 2048, 1, "save_projections", 10643),
     ("h100-8", "llama2_7b", 256, 4096, 2, "full", 8611),
-    ("h100-8", "llama2_13b", 16, 2048, 1, "save_projections", 4792),
     ("h100-64", "llama2_70b", 2048, 2048, 4, "full", 1039),
     ("a100-8", "llama2_7b", 96, 2048, 2, "save_projections", 4641),
-    ("a100-8", "llama2_7b", 256, 4096, 2, "full", 3684),
-    ("a100-8", "llama2_13b", 240, 4096, 3, "full", 2060),
     ("a100-64", "llama2_70b", 2048, 2048, 4, "full", 410),
 ]
 
@@ -140,10 +138,13 @@ def test_state_is_what_the_tables_say(fsdp, tensor, context, strategy):
     assert held == [wanted[0], 2 * wanted[1]]
 
 
-def test_a_search_compiles_no_hopeless_candidate():
+def test_a_search_compiles_no_hopeless_candidate(monkeypatch):
+    every = search._changes
+    monkeypatch.setattr(search, "_changes", lambda *a: itertools.islice(every(*a), 0, None, 13))
     machine = parse_machine("--slice", "v5e-16")
-    run = fsdp("llama2_7b", 16, 64, 2048, 1, "save_projections")
-    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, replica=1))
+    wide = dict(Llama__d_model=2048, Llama__n_layers=64, Llama__d_ff=8192, Llama__n_heads=16)
+    wide |= dict(Llama__n_kv_heads=16, Evaluation__batch_size=16, Export__enabled=False)
+    run = run_of("quickstart", Loop__batch_size=4096, MeshConfig__fsdp=16, **wide)
     found = search.candidates(run, machine, 1, None, None)
     assert found[0].run == run and len(
         {(c.run.mesh, c.run.loop, c.run.remat) for c in found}
