@@ -286,7 +286,16 @@ def _frames(tables: dict[str, list[str]]) -> dict[int, str]:
     for row in tables.get("FileLocations", ()):
         key = int(row.split(" ", 1)[0])
         places[key] = f"{names.get(number('file_name_id', row), '?')}:{number('line', row)}"
-    return {
-        int(row.split(" ", 1)[0]): places.get(number("file_location_id", row), "")
-        for row in tables.get("StackFrames", ())
-    }
+    # A frame and the one that called it; XLA writes that one's number plus one, 1 for none.
+    rows = {int(row.split(" ", 1)[0]): row for row in tables.get("StackFrames", ())}
+    parents = {key: number("parent_frame_id", row) - 1 for key, row in rows.items()}
+    lines = {k: places.get(number("file_location_id", row), "") for k, row in rows.items()}
+
+    def ours(key: int) -> str:
+        """The innermost line of this package, or the innermost of all."""
+        at, seen = key, 0
+        while at in lines and not lines[at].startswith("t5x_llm/") and seen < len(lines):
+            at, seen = parents[at], seen + 1
+        return lines.get(at) or lines[key]
+
+    return {key: ours(key) for key in lines}
