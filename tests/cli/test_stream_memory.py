@@ -1,0 +1,25 @@
+"""What lies between layers counts once for each piece of the sequence, or of the features."""
+
+import pytest
+
+from t5x_llm.cli.dry_run import planned_mesh
+from t5x_llm.cli.memory import estimate
+from t5x_llm.cli.run import load_run
+from t5x_llm.config import parse_flags
+
+
+def activations(n_layers, tensor, cut):
+    flags = ["--gin_file=configs/recipes/palm_540b.gin", f"--gin.PaLM.n_layers={n_layers}"]
+    flags += [f"--gin.MeshConfig.tensor={tensor}", f"--gin.MeshConfig.sequence_sharded={cut}"]
+    run = load_run(parse_flags(flags))[0]
+    model, mesh = run.build_model(), planned_mesh(run)[0]
+    tx = run.optimizer.build(run.loop.steps, model.logical_axes())
+    return estimate(run, model, tx, mesh, run.mesh.rules()).activations
+
+
+@pytest.mark.parametrize("tensor", [8, 12])  # which divide the sequence, and the features alone
+def test_activations_of_a_sequence_in_pieces(tensor):
+    more = {cut: activations(3, tensor, cut) - activations(2, tensor, cut) for cut in (False, True)}
+    stream = (2048 // 256) * 2048 * 18432 * 2  # a layer's input in bfloat16
+    assert more[False] == pytest.approx(stream, rel=0.01)
+    assert more[True] == pytest.approx(stream / tensor, rel=0.01)
