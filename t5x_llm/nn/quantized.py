@@ -1,14 +1,16 @@
 """Products of 8-bit numbers, forwards and backwards, with qwix's quantisation.
 
 What is multiplied is rounded to 8 bits with one scale for each slice along the axes that the
-product keeps, the largest magnitude of the slice (qwix's "absmax", as its documentation of
-quantised training has it; the types are those of arXiv 2105.03536 and arXiv 2209.05433):
+product keeps, the largest magnitude of the slice (qwix's "absmax", as in its quantised training):
 
     forward          y = x k      a scale a token of x, a scale an output of k
     backward, to x   dx = dy k'   the scale of k goes into dy, then a scale a token of dy
     backward, to k   dk = x' dy   the scale of x goes into dy, then a scale an output of dy
 
-The rounding itself has the gradient of the identity. Nothing is learned, remembered or random.
+fp8 is e4m3 for x and k and e5m2 for dy (arXiv 2209.05433). int8 leaves the last product as it is
+(arXiv 2304.13013, section 2.2): it sums over all tokens, whose gradients differ by more than 8 bits,
+and the TPU compiler gives it no more speed in int8. The rounding itself has the gradient of the
+identity. Nothing is learned, remembered or random.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ import jax
 from t5x_llm.nn.remat import PRODUCT, keep
 from t5x_llm.parallel import constrain, constrain_stored
 
-# ``Policy.quantized`` to the types of the forward product, and of dy.
-_TYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
+# ``Policy.quantized`` to the types of x and k, of dy for dx, and of dy for dk; None leaves both
+# sides as they are.
+_TYPES = {
+    "int8": ("int8", "int8", None),
+    "fp8": ("float8_e4m3fn", "float8_e5m2", "float8_e5m2"),
+}
 _KIND: ContextVar[str] = ContextVar("t5x_llm_quantized", default="")
 
 
@@ -85,7 +91,8 @@ def _forward(
     values = constrain(constrain_stored(qk.qvalue, axes), axes)
     qk = qwix.QArray(values, constrain(qk.scale, scale_axes))
     contracted = tuple(range(len(rows), x.ndim)), tuple(inputs)
-    return qwix.dot_general(qx, qk, (contracted, ((), ()))), (qx, qk)
+    y = qwix.dot_general(qx, qk, (contracted, ((), ())))
+    return y, (x if _TYPES[kind][2] is None else qx, qk)
 
 
 def _backward(
@@ -93,17 +100,19 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     import qwix
 
-    qx, qk = saved
-    rows = tuple(range(qx.ndim - n_inputs))
+    x, qk = saved
+    _, to_x, to_k = _TYPES[kind]
+    rows = tuple(range(x.ndim - n_inputs))
     outputs = tuple(range(len(rows), dy.ndim))
-    scaled = dy * qk.scale.reshape(qk.shape[n_inputs:])
-    g = qwix.quantize(scaled, _TYPES[kind][1], channelwise_axes=rows)
+    g = dy * qk.scale.reshape(qk.shape[n_inputs:])
+    g = qwix.quantize(g, to_x, channelwise_axes=rows)
     contracted = outputs, tuple(range(n_inputs, qk.ndim))
     dx = qwix.dot_general(g, qk.qvalue, (contracted, ((), ())))
-    scaled = dy * qx.scale.reshape(*(dy.shape[i] for i in rows), *(1 for _ in outputs))
-    g = qwix.quantize(scaled, _TYPES[kind][1], channelwise_axes=outputs)
-    dk = qwix.dot_general(qx.qvalue, g, ((rows, rows), ((), ())))
-    return dx, dk
+    g = dy
+    if to_k is not None:
+        g = dy * x.scale.reshape(*(dy.shape[i] for i in rows), *(1 for _ in outputs))
+        g, x = qwix.quantize(g, to_k, channelwise_axes=outputs), x.qvalue
+    return dx, qwix.dot_general(x, g, ((rows, rows), ((), ())))
 
 
 _product.defvjp(_forward, _backward)

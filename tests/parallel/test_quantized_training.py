@@ -50,8 +50,8 @@ def test_a_product_on_eight_devices_is_the_same_number(kind):
 
     expected, _ = three(MeshConfig(), jax.devices()[:1])
     got, text = three(MeshConfig(fsdp=2, context=2, tensor=2), None)
-    for a, b in zip(got, expected, strict=True):
-        if kind == "int8":
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        if kind == "int8" and i < 2:
             np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(b).max()))
     # XLA's CPU backend widens float8 before anything else.
@@ -72,11 +72,11 @@ def eighths(jaxpr, kinds, found):
 
 
 @pytest.mark.parametrize(
-    ("kind", "types"),
-    [("int8", ("int8", "int8")), ("fp8", ("float8_e4m3fn", "float8_e5m2"))],
+    ("kind", "types", "products"),
+    [("int8", ("int8", "int8"), 2), ("fp8", ("float8_e4m3fn", "float8_e5m2"), 3)],
 )
-def test_what_of_a_model_is_quantised(kind, types):
-    """Seven kernels of a block, three products of each; not attention, head and embedding."""
+def test_what_of_a_model_is_quantised(kind, types, products):
+    """Seven kernels of a block, two or three products of each; not attention, head, embedding."""
     given, counts = make_batch(), {}
     for name in ("", kind):
         model = Model(FAMILIES["dense"].decoder(), policy(name))
@@ -85,7 +85,7 @@ def test_what_of_a_model_is_quantised(kind, types):
         counts[name] = eighths(jaxpr, types, collections.Counter())
     found = counts[kind]
     assert found["all"] == counts[""]["all"] and set(counts[""]) == {"all"}
-    assert sum(found.values()) - found["all"] == 21
+    assert sum(found.values()) - found["all"] == 7 * products
     assert kind == "int8" or (found[types[:1] * 2], found[types] + found[types[::-1]]) == (7, 14)
     assert len(model.quantized_kernels()) == 7
 
