@@ -8,9 +8,9 @@ product keeps, the largest magnitude of the slice (qwix's "absmax", as in its qu
     backward, to k   dk = x' dy   the scale of x goes into dy, then a scale an output of dy
 
 fp8 is e4m3 for x and k and e5m2 for dy (arXiv 2209.05433). int8 leaves the last product as it is
-(arXiv 2304.13013, section 2.2): it sums over all tokens, whose gradients differ by more than 8 bits,
-and the TPU compiler gives it no more speed in int8. The rounding itself has the gradient of the
-identity. Nothing is learned, remembered or random.
+(arXiv 2304.13013): it sums over all tokens, whose gradients differ by more than 8 bits, and the
+TPU compiler gives it no more speed in int8. The rounding itself has the gradient of the identity.
+Nothing is learned, remembered or random.
 """
 
 from __future__ import annotations
