@@ -49,10 +49,13 @@ def _main(argv: Sequence[str]) -> None:
 
     from t5x_llm.cli.precision import no_faster_on
     from t5x_llm.cli.run import load_run
+    from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.slices import Slice
-    from t5x_llm.plan.gpus import parse_machine
+    from t5x_llm.plan.gpus import Cluster, parse_machine
 
     machine = None if args.slice == "here" else parse_machine("--slice", args.slice)
+    if isinstance(machine, Cluster) and args.slices > 1:
+        raise ConfigError("--slices", args.slices, "1 for GPUs: their name says how many there are")
     run = load_run(flags)[0]
     if isinstance(machine, Slice) and (reason := no_faster_on(run.precision, machine.generation)):
         print(f"warning: {reason}", file=sys.stderr)

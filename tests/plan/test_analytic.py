@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import jax
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
 
+from t5x_llm.cli import plan as command
 from t5x_llm.cli import search
 from t5x_llm.cli.planning import reckon_run
 from t5x_llm.cli.run import load_run
@@ -165,6 +167,26 @@ def test_a_search_compiles_no_hopeless_candidate(monkeypatch):
     assert "by arithmetic: over by" in rows and "MFU" in rows
     lines = search.bindings(done[0])
     assert f"Run.remat = {done[0].run.remat!r}" in lines and len(lines) == 9
+
+
+def plan(capsys, *words):
+    flags = ["--gin_file=configs/recipes/quickstart.gin", "--gin.Loop.batch_size=16"]
+    command.main([*flags, "--gin.Evaluation.batch_size=16", *words])
+    return capsys.readouterr().out
+
+
+def test_the_command_for_gpus(capsys):
+    found = json.loads(plan(capsys, "--slice=a100-8", "--json", "--tokens=1e9", "--price=2"))
+    assert found["analytic"] and found["fits"] and found["slice"] == "a100-8"
+    assert found["cost"] == pytest.approx(found["days"] * 24 * 8 * 2) and 0 < found["mfu"] < 1
+    assert found["textbook_days"] == pytest.approx(8e9 * 1_450_624 / (8 * 156e12) / 86400, rel=1e-6)
+
+
+@pytest.mark.parametrize("words", [("--slice=here", "--search"), ("--slice=h100-8", "--most=0")])
+def test_flags_that_do_not_go_together(capsys, words):
+    with pytest.raises(SystemExit) as left:
+        plan(capsys, *words)
+    assert left.value.code == 2 and "ConfigError" in capsys.readouterr().err
 
 
 def test_a_failed_fit_says_what_to_change():
