@@ -171,6 +171,6 @@ def reckon_run(
         code=0,
         available=available,
     )
-    seconds = reckoned_time(task, found, machine, told.params, told.activations)
+    seconds = reckoned_time(task, found, machine, told.activations)
     spent = time.monotonic() - begun[0], time.process_time() - begun[1]
     return Plan(memory, None, (), tuple(found), seconds, *spent, analytic=True), work

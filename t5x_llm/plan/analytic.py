@@ -176,8 +176,7 @@ def recomputed(task: Task) -> float:
             continue
         parts = path.split(".")
         words = set(parts)
-        last = "down" in words or (names is not None and not words & set(names))
-        if last or (names is None and not words & {*_ALL, "router"} and "attention" in words):
+        if "down" in words or (names is not None and not words & set(names)):
             continue
         share = 1.0
         if "experts" in axes and "router" not in words:
@@ -189,7 +188,7 @@ def recomputed(task: Task) -> float:
 
 
 def reckoned_time(
-    task: Task, found: list[Collective], machine: Slice | Cluster, params: int, activations: int
+    task: Task, found: list[Collective], machine: Slice | Cluster, activations: int
 ) -> StepTime:
     """Seconds of a step by these rates.
 
@@ -197,7 +196,6 @@ def reckoned_time(
       task: what is done.
       found: its ``rule_collectives``.
       machine: where.
-      params: bytes of parameters that a device holds.
       activations: bytes that it keeps for the backward pass of a microbatch.
     """
     peak, bandwidth, share = _rates(machine)
@@ -212,9 +210,14 @@ def reckoned_time(
         math.prod(x.shape) / math.prod(_kept_ways(task, names, x.shape))
         for _, x, names in task.leaves()
     )
+    updated = sum(
+        math.prod(x.shape)
+        / math.prod(_ways(task, resolve(task.rules.optimizer, names, task.mesh, x.shape)))
+        for _, x, names in task.leaves()
+    )
     # Weights are read for forward, backward and their gradients; what is kept is written and read,
     # and its gradient likewise.
-    traffic = 3 * task.microbatches * weights * task.itemsize + params / 4 * _UPDATE
+    traffic = 3 * task.microbatches * weights * task.itemsize + updated * _UPDATE
     traffic += 4 * task.microbatches * activations
     compute = products * tokens / devices / (peak * share) + traffic / (bandwidth * TRAFFIC)
     if (staged := plan_pipeline(task.model.config, task.mesh, task.rules)) is not None:
@@ -252,7 +255,10 @@ def _used(task: Task, names: Any) -> dict[str, Any]:
 
 def _kept_ways(task: Task, names: Any, shape: Any) -> list[int]:
     """Pieces of each dimension of a parameter as it is used."""
-    spec = resolve(_used(task, names), names, task.mesh, shape)
+    return _ways(task, resolve(_used(task, names), names, task.mesh, shape))
+
+
+def _ways(task: Task, spec: Any) -> list[int]:
     return [math.prod(task.mesh.shape[a] for a in mesh_axes(entry)) for entry in spec]
 
 
