@@ -142,7 +142,7 @@ def test_state_is_what_the_tables_say(fsdp, tensor, context, strategy):
 
 def test_a_search_compiles_no_hopeless_candidate(monkeypatch):
     every = search._changes
-    monkeypatch.setattr(search, "_changes", lambda *a: itertools.islice(every(*a), 0, None, 13))
+    monkeypatch.setattr(search, "_changes", lambda *a: itertools.islice(every(*a), 0, None, 23))
     machine = parse_machine("--slice", "v5e-16")
     wide = dict(Llama__d_model=2048, Llama__n_layers=64, Llama__d_ff=8192, Llama__n_heads=16)
     wide |= dict(Llama__n_kv_heads=16, Evaluation__batch_size=16, Export__enabled=False)
