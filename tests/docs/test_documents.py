@@ -27,6 +27,7 @@ TUTORIALS = (
     "docs/continual.md",
     "docs/blending.md",
     "docs/precision.md",
+    "docs/planner.md",
 )
 SCALE = ("docs/parallelism.md", "docs/pipeline.md")
 RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
