@@ -48,8 +48,11 @@ class Tally:
     def answered(self, step: str, before: Document, answer: Answer, **shown: str) -> None:
         """Counts what the step of that name answered; ``shown`` goes into samples of drops."""
         steps, size = self.data["steps"], len(before.text)
-        _add(steps, (step, "seen", "documents"))
-        _add(steps, (step, "seen", "characters"), size)
+        if step not in steps or "seen" not in steps[step]:
+            steps.setdefault(step, {})["seen"] = {"documents": 0, "characters": 0}
+        seen = steps[step]["seen"]
+        seen["documents"] += 1
+        seen["characters"] += size
         if answer is before:
             return
         if isinstance(answer, Drop):
