@@ -18,7 +18,7 @@ ENTRY %main (x: bf16[64,32], w: bf16[4,32,16], dy: bf16[64,16], n: s32[4]) -> bf
   %other.1 = bf16[64,32]{1,0} custom-call(%x, %w), CALL "jit(step)/jit(sorted)/pallas_call"}
   ROOT %done = bf16[64,16]{1,0} copy(%up.1)
 }
-""".replace("CALL", 'custom_call_target="tpu_custom_call", metadata={op_name=')
+""".replace("CALL ", 'custom_call_target="tpu_custom_call", metadata={op_name=')
 
 
 @pytest.mark.parametrize("name", ["up.1", "dw.1"])
