@@ -29,7 +29,7 @@ TUTORIALS = (
     "docs/precision.md",
     "docs/planner.md",
 )
-SCALE = ("docs/parallelism.md", "docs/pipeline.md")
+SCALE = ("docs/parallelism.md", "docs/pipeline.md", "docs/plan.md")
 RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
 TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in (*TUTORIALS, *SCALE)}
 ALL = sorted({*RUN, *SCALE, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
