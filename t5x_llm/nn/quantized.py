@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from t5x_llm.nn.remat import PRODUCT, keep
-from t5x_llm.parallel import constrain, constrain_stored
+from t5x_llm.parallel import constrain
 
 # ``Policy.quantized`` to the types of x and k, of dy for dx, and of dy for dk; None leaves both
 # sides as they are.
@@ -88,7 +88,7 @@ def _forward(
     qx = qwix.quantize(x, _TYPES[kind][0], channelwise_axes=rows)
     qk = qwix.quantize(kernel, _TYPES[kind][0], channelwise_axes=range(n_inputs, kernel.ndim))
     scale_axes = (None,) * n_inputs + axes[n_inputs:]
-    values = constrain(constrain_stored(qk.qvalue, axes), axes)
+    values = constrain(constrain(qk.qvalue, axes, "params"), axes)
     qk = qwix.QArray(values, constrain(qk.scale, scale_axes))
     contracted = tuple(range(len(rows), x.ndim)), tuple(inputs)
     y = qwix.dot_general(qx, qk, (contracted, ((), ())))

@@ -294,18 +294,6 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -
     return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
 
 
-def constrain_stored(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
-    """Lays out ``x``, made of a parameter alone, as parameters are stored.
-
-    What is then laid out by ``constrain`` travels in the dtype of ``x``.
-    """
-    context = current()
-    if context is None or compute_spec(logical_axes, x.shape) is None:
-        return x
-    spec = resolve(context.rules.params, logical_axes, context.mesh, x.shape)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
-
-
 def pieces(logical_axis: str, size: int) -> int:
     """How many pieces the current mesh cuts a dimension of an activation into."""
     context, spec = current(), compute_spec((logical_axis,), (size,))

@@ -14,7 +14,7 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.models.model import Model
 from t5x_llm.nn.quantized import quantized_product
 from t5x_llm.optim import Optimizer, Schedule
-from t5x_llm.parallel import MeshConfig, constrain, constrain_stored, make_mesh, use
+from t5x_llm.parallel import MeshConfig, constrain, make_mesh, use
 from t5x_llm.train.state import init_state
 
 AXES = ("embed", "heads", "head")
@@ -41,7 +41,7 @@ def test_a_product_on_eight_devices_is_the_same_number(kind):
         def f(x, kernel, dy):
             with use(mesh, rules):
                 x = constrain(x, ("batch", "length", "embed"))
-                kernel = constrain_stored(kernel, AXES)
+                kernel = constrain(kernel, AXES, "params")
                 y, back = jax.vjp(lambda x, k: quantized_product(x, k, AXES, 1, kind), x, kernel)
                 return y, *back(constrain(dy, ("batch", "length", "heads", "head")))
 
