@@ -91,7 +91,7 @@ def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: 
     rows = -(-run.loop.batch_size // run.loop.microbatches // ways(any_mesh, rules, "batch"))
     length = run.loop.sequence_length // ways(any_mesh, rules, "length")
     staged = plan_pipeline(model.config, any_mesh, rules)
-    local = _model(_local(model.config, any_mesh, rules, staged), model.policy, model.remat)
+    local = cached_model(_local(model.config, any_mesh, rules, staged), model.policy, model.remat)
     traced = _unmistakable(length, local)
     one, two = (_kept(local.config, local.policy, local.remat, n, traced) for n in (1, 2))
     per_row, scores, stream = (b - a for a, b in zip(one, two, strict=True))
@@ -191,14 +191,14 @@ def _unmistakable(length: int, model: Model) -> int:
     return length
 
 
-_model = functools.lru_cache(64)(Model)  # a search asks for the same again and again
+cached_model = functools.lru_cache(64)(Model)  # a search asks for the same again and again
 
 
 @functools.lru_cache(256)
 def _kept(config: Any, policy: Policy, remat: str, rows: int, length: int) -> tuple[int, ...]:
     """Bytes that the backward pass of so many rows keeps besides parameters, those of scores, and
     of the first those that lie between layers: [rows, length, D]."""
-    model = _model(config, policy, remat)
+    model = cached_model(config, policy, remat)
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((rows, length), jnp.float32)
     source = jax.ShapeDtypeStruct((rows,), jnp.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from t5x_llm.cli.assemble import make_step, token_flops
-from t5x_llm.cli.memory import estimate
+from t5x_llm.cli.memory import cached_model, estimate
 from t5x_llm.cli.run import Run, check_fits
 from t5x_llm.core.slices import Slice
 from t5x_llm.data.batch import Batch
@@ -20,7 +19,7 @@ from t5x_llm.models.model import Model
 from t5x_llm.parallel import batch_sharding, make_mesh, ways
 from t5x_llm.plan.analytic import Task, gathered, reckoned_time, rule_collectives
 from t5x_llm.plan.chips import CHIPS, described_devices
-from t5x_llm.plan.compile import Plan, plan_step
+from t5x_llm.plan.compile import Plan, plan_step, since
 from t5x_llm.plan.gpus import USABLE, Cluster
 from t5x_llm.plan.host import Here
 from t5x_llm.plan.memory import Memory
@@ -78,9 +77,6 @@ def step_of(run: Run, mesh: Any) -> tuple[Model, Any, Any, tuple[Any, ...]]:
         control_sharding(mesh),
     )
     return model, tx, step, (state, batch, control)
-
-
-_model = functools.lru_cache(64)(Model)  # a search asks for the same again and again
 
 
 def settings(run: Run) -> str:
@@ -153,7 +149,7 @@ def reckon_run(
         devices, available = machine.chips * slices * chip.per_chip, chip.hbm
     mesh, rules = abstract_mesh(run, devices), run.mesh.rules()
     check_fits(run, mesh)
-    model, loop = _model(run.decoder(), run.precision, run.remat), run.loop
+    model, loop = cached_model(run.decoder(), run.precision, run.remat), run.loop
     tx = run.optimizer.build(loop.steps, model.logical_axes())
     told = estimate(run, model, tx, mesh, rules)
     rows, length, parts = loop.batch_size, loop.sequence_length, loop.microbatches
@@ -172,5 +168,4 @@ def reckon_run(
         available=available,
     )
     seconds = reckoned_time(task, found, machine, told.activations)
-    spent = time.monotonic() - begun[0], time.process_time() - begun[1]
-    return Plan(memory, None, (), tuple(found), seconds, *spent, analytic=True), work
+    return Plan(memory, None, (), tuple(found), seconds, *since(begun), analytic=True), work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,9 +62,7 @@ class Candidate:
 def candidates(run: Run, machine: Any, slices: int, tokens: Any, price: Any) -> list[Candidate]:
     """The run, and others like it that its mesh and batch allow, the likeliest first."""
     first = Candidate(run, *reckon_run(run, machine, slices, tokens, price))
-    devices = 1
-    for n in first.work.mesh.values():
-        devices *= n
+    devices = math.prod(first.work.mesh.values())
     seen, found = {_key(run, devices)}, []
     for changes in _changes(run, devices):
         try:

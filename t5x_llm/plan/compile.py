@@ -83,8 +83,8 @@ def plan_step(
         limits = refused(str(e))
         if limits is None:
             raise
-        return Plan(None, limits, (), (), None, *_since(begun))
-    seconds, cpu_seconds = _since(begun)
+        return Plan(None, limits, (), (), None, *since(begun))
+    seconds, cpu_seconds = since(begun)
     state = arguments[0]
     available = machine.memory if isinstance(machine, Here) else CHIPS[machine.generation].hbm
     module = parse(text)
@@ -122,7 +122,8 @@ def _compile(lowered: Any, plain: bool) -> tuple[Any, str]:
         return compiled, written[-1].read_text() if written else compiled.as_text()
 
 
-def _since(begun: tuple[float, float]) -> tuple[float, float]:
+def since(begun: tuple[float, float]) -> tuple[float, float]:
+    """Seconds by the clock, and of this process's CPU time, since both were read."""
     return time.monotonic() - begun[0], time.process_time() - begun[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -82,9 +83,12 @@ def of_units(context: Context, again: np.ndarray, begin: int, end: int) -> list[
     """
     found = again[np.searchsorted(again["unit"], begin) : np.searchsorted(again["unit"], end)]
     numbers: dict[int, None] = {}
+    firsts: dict[int, np.ndarray] = {}
     for part, unit in zip(found["part"].tolist(), found["first"].tolist(), strict=True):
-        firsts = np.frombuffer(as_path(context.by_part("units", FIRSTS)[part]).read_bytes(), "<u4")
-        at = int(np.searchsorted(firsts, unit, side="right")) - 1
+        if part not in firsts:
+            raw = as_path(context.by_part("units", FIRSTS)[part]).read_bytes()
+            firsts[part] = np.frombuffer(raw, "<u4")
+        at = int(np.searchsorted(firsts[part], unit, side="right")) - 1
         numbers[int(context.offsets[part]) + at] = None
         if len(numbers) == _NAMED:
             break
@@ -116,7 +120,5 @@ def show(context: Context, tally: Tally, step: str) -> None:
             if (number := sample.pop("original", None)) is not None:
                 part = int(np.searchsorted(context.offsets, int(number), side="right")) - 1
                 unit = int(number) - int(context.offsets[part])
-                for at, document in enumerate(read_part(context.path(part))):
-                    if at == unit:
-                        sample["before"] = document.text[:SHOWN]
-                        break
+                document = next(itertools.islice(read_part(context.path(part)), unit, None))
+                sample["before"] = document.text[:SHOWN]
