@@ -16,35 +16,18 @@ RECIPE = (
 )
 PROGRAM = """
 import sys
-import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
+from t5x_llm.cli.planning import step_of
 from t5x_llm.cli.run import check_fits, load_run
 from t5x_llm.config import parse_flags
-from t5x_llm.data.batch import Batch
-from t5x_llm.parallel import batch_sharding, make_mesh
-from t5x_llm.train.state import abstract_state, state_shardings, with_shardings
-from t5x_llm.train.step import make_train_step
+from t5x_llm.core.slices import parse_slice
+from t5x_llm.parallel import make_mesh
+from t5x_llm.plan.chips import described_devices
 
 run, _ = load_run(parse_flags(sys.argv[2:]))
-slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:16x16")
-mesh, rules = make_mesh(run.mesh, slice_.devices), run.mesh.rules()
+mesh = make_mesh(run.mesh, described_devices(parse_slice("slice", "v5e-256")))
 check_fits(run, mesh)
-model = run.build_model()
-tx = run.optimizer.build(run.loop.steps, model.logical_axes())
-shardings = state_shardings(model, tx, mesh, rules)
-step = make_train_step(
-    model, tx, run.optimizer.schedule.build(run.loop.steps), mesh=mesh, rules=rules,
-    state_shardings=shardings, n_sources=3, microbatches=run.loop.microbatches,
-    z_loss=run.z_loss,
-)
-rows = (run.loop.batch_size, run.loop.sequence_length)
-def array(dtype, shape=rows):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, rules, len(shape)))
-ids = array(jnp.int32)
-batch = Batch(ids, ids, ids, ids, array(jnp.float32), array(jnp.int32, rows[:1]))
-state = with_shardings(abstract_state(model, tx), shardings)
-compiled = step.lower(state, batch).compile()
+_, _, step, arguments = step_of(run, mesh)
+compiled = step.lower(*arguments).compile()
 memory = compiled.memory_analysis()
 with open(sys.argv[1], "w") as file:
     file.write(compiled.as_text())

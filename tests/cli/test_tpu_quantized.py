@@ -15,36 +15,19 @@ import json
 import pathlib
 import sys
 import tempfile
-import jax
-import jax.numpy as jnp
+from t5x_llm.cli.planning import step_of
 from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.slices import parse_slice
-from t5x_llm.data.batch import Batch
-from t5x_llm.parallel import batch_sharding, make_mesh
+from t5x_llm.parallel import make_mesh
 from t5x_llm.plan.chips import described_devices
 from t5x_llm.plan.hlo import parse
-from t5x_llm.train.state import abstract_state, state_shardings, with_shardings
-from t5x_llm.train.step import make_train_step
 
 run, _ = load_run(parse_flags(sys.argv[2:]))
 mesh = make_mesh(run.mesh, described_devices(parse_slice("slice", sys.argv[1])))
-rules = run.mesh.rules()
-model = run.build_model()
-tx = run.optimizer.build(run.loop.steps, model.logical_axes())
-shardings = state_shardings(model, tx, mesh, rules)
-step = make_train_step(
-    model, tx, run.optimizer.schedule.build(run.loop.steps), mesh=mesh, rules=rules,
-    state_shardings=shardings, n_sources=3, microbatches=1, z_loss=run.z_loss,
-)
-rows = (run.loop.batch_size, run.loop.sequence_length)
-def array(dtype, shape=rows):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, rules, len(shape)))
-ids = array(jnp.int32)
-batch = Batch(ids, ids, ids, ids, array(jnp.float32), array(jnp.int32, rows[:1]))
-state = with_shardings(abstract_state(model, tx), shardings)
+_, _, step, arguments = step_of(run, mesh)
 with tempfile.TemporaryDirectory() as folder:
-    step.lower(state, batch).compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    step.lower(*arguments).compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
     module = parse(sorted(pathlib.Path(folder).glob("*.after_codegen.txt"))[-1].read_text())
 found = collections.Counter()
 for instruction in module.named.values():
