@@ -146,7 +146,7 @@ def reckon_run(
         devices, available = machine.chips, machine.facts.memory * USABLE
     else:
         chip = CHIPS[machine.generation]
-        devices, available = machine.chips * slices * chip.per_chip, chip.hbm
+        devices, available = machine.chips * slices * machine.facts.devices, chip.hbm
     mesh, rules = abstract_mesh(run, devices), run.mesh.rules()
     check_fits(run, mesh)
     model, loop = cached_model(run.decoder(), run.precision, run.remat), run.loop

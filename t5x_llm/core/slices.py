@@ -28,6 +28,7 @@ class Generation:
       gke: value of GKE's label ``cloud.google.com/gke-tpu-accelerator``.
       single: chips that one host may hold by itself.
       peak: dense bfloat16 FLOP/s of a chip.
+      devices: JAX's devices in a chip.
       quantized: the 8-bit type that its matrix units multiply at twice that rate, as
         ``Policy.quantized`` names it (``jax.experimental.pallas.tpu.get_tpu_info``); '' for none.
       kinds: parts of jax's ``device_kind`` that say it.
@@ -41,30 +42,36 @@ class Generation:
     gke: str
     single: tuple[int, ...]
     peak: float
+    devices: int
     quantized: str
     kinds: tuple[str, ...]
+
+    @property
+    def device_peak(self) -> float:
+        """Dense bfloat16 FLOP/s of one of JAX's devices."""
+        return self.peak / self.devices
 
 
 GENERATIONS = {
     "v4": Generation(
         *(2, 3, 4096, "v4", "tpu-ubuntu2204-base", "tpu-v4-podslice", (4,), 275e12),
-        *("", ("TPU v4",)),
+        *(1, "", ("TPU v4",)),
     ),
     "v5e": Generation(
         *(1, 2, 256, "v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", (1, 4, 8)),
-        *(197e12, "int8", ("TPU v5 lite", "TPU v5e")),
+        *(197e12, 1, "int8", ("TPU v5 lite", "TPU v5e")),
     ),
     "v5p": Generation(
         *(2, 3, 6144, "v5p", "v2-alpha-tpuv5", "tpu-v5p-slice", (4,), 459e12),
-        *("int8", ("TPU v5p", "TPU v5")),
+        *(1, "int8", ("TPU v5p", "TPU v5")),
     ),
     "v6e": Generation(
         *(1, 2, 256, "v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice", (1, 4, 8), 918e12),
-        *("int8", ("TPU v6 lite", "TPU v6e")),
+        *(1, "int8", ("TPU v6 lite", "TPU v6e")),
     ),
     "v7x": Generation(
         *(2, 3, 9216, None, None, "tpu7x", (4,), 2307e12),
-        *("fp8", ("TPU7x", "TPU v7x")),
+        *(2, "fp8", ("TPU7x", "TPU v7x")),
     ),
 }
 _CHIPS_OF_A_HOST = 4

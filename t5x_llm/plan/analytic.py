@@ -267,7 +267,7 @@ def _rates(machine: Slice | Cluster) -> tuple[float, float, float]:
     if isinstance(machine, Cluster):
         return machine.facts.peak, machine.facts.bandwidth, machine.facts.share
     chip = CHIPS[machine.generation]
-    return machine.facts.peak / chip.per_chip, chip.hbm_bandwidth, MATMUL
+    return machine.facts.device_peak, chip.hbm_bandwidth, MATMUL
 
 
 def _reach(one: Collective, task: Task, machine: Slice | Cluster) -> float:

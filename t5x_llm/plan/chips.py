@@ -14,7 +14,7 @@ GIB = 1024**3
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device of JAX: a chip, or one of the two cores of a v7x chip.
+    """One device of JAX (``Generation.devices`` says how many a chip has).
 
     Attributes:
       hbm: bytes that a program may use, as libtpu's refusals state them.
@@ -22,7 +22,6 @@ class Chip:
       link: bytes/s out of the device over one axis of the torus, both directions together.
       dcn: bytes/s out of the device to other slices.
       clock: Hz, for libtpu's estimated cycles; assumed, as nobody publishes it for all.
-      per_chip: devices of a chip.
     """
 
     hbm: float
@@ -30,17 +29,16 @@ class Chip:
     link: float
     dcn: float
     clock: float
-    per_chip: int
 
 
 # Bandwidths: Google Cloud's pages on each version. ICI per chip is spread over the torus's links:
 # v4 and v5p have six, v5e and v6e four; an axis has two. DCN: 100 (v4) to 400 Gbit/s a host of 4.
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 1228e9, 100e9, 3.1e9, 1.05e9, 1),
-    "v5e": Chip(15.75 * GIB, 819e9, 100e9, 3.1e9, 1.5e9, 1),
-    "v5p": Chip(95.73 * GIB, 2765e9, 200e9, 6.2e9, 1.75e9, 1),
-    "v6e": Chip(31.24 * GIB, 1640e9, 200e9, 12.5e9, 1.75e9, 1),
-    "v7x": Chip(94.74 * GIB, 3690e9, 200e9, 12.5e9, 1.75e9, 2),
+    "v4": Chip(30.75 * GIB, 1228e9, 100e9, 3.1e9, 1.05e9),
+    "v5e": Chip(15.75 * GIB, 819e9, 100e9, 3.1e9, 1.5e9),
+    "v5p": Chip(95.73 * GIB, 2765e9, 200e9, 6.2e9, 1.75e9),
+    "v6e": Chip(31.24 * GIB, 1640e9, 200e9, 12.5e9, 1.75e9),
+    "v7x": Chip(94.74 * GIB, 3690e9, 200e9, 12.5e9, 1.75e9),
 }
 _LIBTPU = {"v7x": "tpu7x"}
 

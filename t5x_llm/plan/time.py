@@ -59,7 +59,7 @@ def step_time(module: Module, found: Sequence[Collective], slice_: Slice) -> Ste
       slice_: what it was compiled for.
     """
     chip = CHIPS[slice_.generation]
-    peak = slice_.facts.peak / chip.per_chip
+    peak = slice_.facts.device_peak
     cycles, kernels, unknown = 0, 0.0, set()
     for instruction, times in module.scheduled():
         if instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.text:

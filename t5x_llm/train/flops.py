@@ -15,14 +15,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_llm.core.gpus import GPUS
 from t5x_llm.core.slices import GENERATIONS, generation_of
 
 CONVENTION = "6N + causal attention + recurrences per predicted token, recomputation not counted"
-
-# Dense bfloat16 FLOP/s of one GPU, by a part of jax's device_kind; vendors' figures.
-_GPUS = (("H100", 989e12), ("H200", 989e12), ("A100", 312e12))
-# A device is one of the two cores of these chips.
-_TWO_DEVICES = ("v7x",)
 
 
 def flops_per_token(n_params: int, attention_width: int, length: int, state_size: int = 0) -> float:
@@ -63,9 +59,11 @@ def peak_of(devices: Sequence[Any], dtype: str = "bfloat16") -> Peak | None:
     """
     kind = devices[0].device_kind
     generation = generation_of(kind)
-    found = next((flops for name, flops in _GPUS if name in kind), None)
+    found: float | None = None
     if generation is not None:
-        found = GENERATIONS[generation].peak / (2 if generation in _TWO_DEVICES else 1)
+        found = GENERATIONS[generation].device_peak
+    elif gpu := max((name for name in GPUS if name in kind.lower()), key=len, default=None):
+        found = GPUS[gpu].peak
     if found is not None:
         return Peak(found * len(devices), f"{len(devices)} x {kind}, vendor's bfloat16 peak")
     if devices[0].platform == "cpu":
