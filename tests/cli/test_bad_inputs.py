@@ -167,6 +167,7 @@ def small_disk(path, size):
             subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+@pytest.mark.extended
 def test_full_disk_while_saving(trained, tmp_path):
     directory, _ = trained
     flags = [f"--gin.Run.directory='{tmp_path}/disk/run'"]

@@ -94,6 +94,7 @@ def test_export_import_parity(there, tmp_path, capsys):
     assert (tmp_path / "again" / "model.safetensors").exists()
 
 
+@pytest.mark.extended
 def test_train_from_an_import(there, tmp_path):
     flags = [f"--gin.Run.directory='{tmp_path}/run'", "--gin.Run.start_from='run/hf'"]
     tiny.train(there, *flags, "--gin.Loop.steps=2", "--gin.Schedule.warmup_steps=1")

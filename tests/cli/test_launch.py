@@ -107,6 +107,7 @@ def test_four_processes(prepared):
     same_parameters(prepared / "run", prepared / "four")
 
 
+@pytest.mark.extended
 def test_a_mistake_in_the_configuration_is_not_tried_again(tmp_path):
     tiny.corpus(tmp_path)
     flags = ("--gin_file=tiny.gin", "--gin.Loop.batch_size=3")

@@ -76,6 +76,7 @@ def test_operative_config_alone_is_the_same_run_without_tensorflow(trained, tmp_
         np.testing.assert_array_equal(array, got[name], err_msg=name)
 
 
+@pytest.mark.extended
 def test_the_step_is_traced_and_compiled_once(trained, tmp_path):
     """In a thread, before the run needs it: the loop's own call must find it."""
     directory, _ = trained

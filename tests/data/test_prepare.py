@@ -93,6 +93,7 @@ def test_stores_hold_the_documents(base):
     assert any("documents" in line and "held out" in line for line in said)
 
 
+@pytest.mark.extended
 def test_rates_resolved_by_the_program_are_those_of_this_process(base):
     data, _ = base
     data = dataclasses.replace(

@@ -27,7 +27,9 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.5, 3.0), (0.15, 64.0), (0.3, 8.0)])
-@pytest.mark.parametrize("length", [2, 3, 10, 57, 568])
+@pytest.mark.parametrize(
+    "length", [2, 10, 57, *(pytest.param(n, marks=pytest.mark.extended) for n in (3, 568))]
+)
 def test_masks_have_the_same_structure_and_distribution(length, density, mean):
     draws = 200 if length < 100 else 20
     ours = [denoise.random_spans_mask(length, density, mean, denoise.Draw(0, i))

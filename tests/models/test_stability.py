@@ -268,7 +268,10 @@ PARALLEL = dataclasses.replace(ALL, sandwich_norm=False)
 @pytest.mark.parametrize(
     ("family", "stability"),
     [
-        (GPT2(**SIZES), Stability(deep_norm="fourth_root", qk_norm="all")),
+        pytest.param(
+            *(GPT2(**SIZES), Stability(deep_norm="fourth_root", qk_norm="all")),
+            marks=pytest.mark.extended,
+        ),
         (Gemma2(**SIZES, n_kv_heads=2, head_dim=4), Stability(embed_norm=True, qk_norm="heads")),
         (Mixtral(**SIZES, n_kv_heads=2, n_experts=4), ALL),
         (Phi(**SIZES), PARALLEL),

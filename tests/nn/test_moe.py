@@ -329,7 +329,13 @@ def test_the_loss_is_the_weighted_sum():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3", "capacity"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2_moe",
+        *(pytest.param(n, marks=pytest.mark.extended) for n in ("deepseek_v3", "capacity")),
+    ],
+)
 def test_eight_devices_equal_one(name, mesh_config):
     config = capacity(FLAVOURS["mixtral"], 1.0) if name == "capacity" else FLAVOURS[name]
     layer, x = make(config), tokens(8, 12)

@@ -221,6 +221,7 @@ def _markers(out):
     return len(list(out.glob(".work/*/*.json")))
 
 
+@pytest.mark.extended
 def test_killed_and_resumed_it_writes_the_same_bytes(reference):
     folder, _, expected = reference
     killed(folder, expected, kills=2, workers=1, begin=5)
