@@ -1,7 +1,7 @@
 """Our plans beside MaxText's own, for the same model, slice, sequence and tokens a step.
 
     PYTHONPATH=.cache/libtpu .venv/bin/python tests/bench/plan_maxtext.py --out=DIR
-        --maxtext_python=.../bin/python [--cases=7b_v5p,7b_v5e,mixtral_v5p]
+        --maxtext_python=.../bin/python [--cases=7b_v5p,7b_v5e,70b_v5p,70b_v6e,mixtral_v5p]
 
 Nothing is run, and one compilation takes minutes. MaxText compiles its own step in its own
 environment, with ``plan_maxtext_peer.py``; what it gives is kept in DIR and made once. Ours is what
@@ -96,6 +96,18 @@ CASES = {
         ("model_name=llama2-7b", "remat_policy=save_qkv_proj"),
         ("recipes/llama2_7b", "meshes/v5e_256"),
         *(2, "save_attention"),
+    ),
+    "70b_v5p": Case(
+        *("v5p-256", 128, 4, 4096),
+        ("model_name=llama2-70b", "remat_policy=save_dot_except_mlpwi"),
+        ("recipes/llama2_70b",),
+        *(4, "save_attention_up"),
+    ),
+    "70b_v6e": Case(
+        *("v6e-256", 256, 4, 4096),
+        ("model_name=llama2-70b", "remat_policy=full"),
+        ("recipes/llama2_70b", "meshes/v6e_256"),
+        *(2, "full"),
     ),
     "mixtral_v5p": Case(
         *("v5p-128", 64, 8, 4096), _MIXTRAL, ("recipes/mixtral_8x7b",), *(2, "full")
