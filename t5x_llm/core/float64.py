@@ -77,7 +77,9 @@ def _widened(value: _Value) -> Any:
 
 
 def _run(closed: Any, args: Sequence[_Value]) -> list[_Value]:
-    """The outputs of a jaxpr."""
+    """The outputs of a jaxpr. In jax 0.12 those of control flow are not closed."""
+    if not isinstance(closed, core.ClosedJaxpr):
+        closed = core.ClosedJaxpr(closed, ())
     jaxpr = closed.jaxpr
     env: dict[Any, _Value] = {}
     consts = [(c, False) for c in closed.consts]
@@ -90,15 +92,11 @@ def _run(closed: Any, args: Sequence[_Value]) -> list[_Value]:
         ins = [read(v) for v in eqn.invars]
         name = eqn.primitive.name
         if name in _CALLS:
-            out = _run(_closed(eqn.params[_CALLS[name]]), ins)
+            out = _run(eqn.params[_CALLS[name]], ins)
         else:
             out = _CONTROL.get(name, _operation)(eqn, ins)
         env.update(zip(eqn.outvars, out, strict=True))
     return [read(v) for v in jaxpr.outvars]
-
-
-def _closed(jaxpr: Any) -> Any:
-    return jaxpr if hasattr(jaxpr, "consts") else core.ClosedJaxpr(jaxpr, ())
 
 
 def _operation(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
@@ -144,10 +142,18 @@ def _carried(values: Sequence[_Value], wide: Sequence[bool]) -> list[Any]:
     return [_widened((x, flag)) for (x, _), flag in zip(values, wide, strict=True)]
 
 
+def _scan_parts(p: Any, ins: Sequence[_Value]) -> list[list[_Value]]:
+    """(constants, what is carried, what is scanned over) of a scan's inputs."""
+    if "ft_in" in p:  # from jax 0.12 on
+        parts = p["ft_in"].update(list(range(len(ins)))).unpack()
+        return [[ins[i] for i in part] for part in parts]
+    first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
+    return [list(part) for part in (ins[:first], ins[first:second], ins[second:])]
+
+
 def _scan(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
     p = eqn.params
-    first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
-    consts, initial, xs = ins[:first], ins[first:second], ins[second:]
+    consts, initial, xs = _scan_parts(p, ins)
     rows, row_flags = [x for x, _ in xs], [flag for _, flag in xs]
 
     def once(wide: list[bool], carry: Any, row: Any) -> list[_Value]:
