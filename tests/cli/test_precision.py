@@ -4,7 +4,7 @@ import types
 
 import jax
 import pytest
-from jax._src.pallas.mosaic.tpu_info import ChipVersion, _get_tpu_info_impl
+from jax.experimental.pallas import tpu as pltpu
 
 from t5x_llm.cli.precision import describe_precision, no_faster
 from t5x_llm.core.dtypes import Policy
@@ -17,7 +17,7 @@ CHIPS = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "v7x": "7x"}
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_rates_are_those_of_pallas(generation):
-    chip = _get_tpu_info_impl(ChipVersion(CHIPS[generation]), 1)
+    chip = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion(CHIPS[generation]), 1)
     rates = {"int8": chip.int8_ops_per_second, "fp8": chip.fp8_ops_per_second}
     fast = [kind for kind, rate in rates.items() if rate > 1.9 * chip.bf16_ops_per_second]
     assert fast == [kind for kind in (GENERATIONS[generation].quantized,) if kind]

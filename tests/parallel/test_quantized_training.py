@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from strategy_runs import FAMILIES, VOCAB, make_batch, prepared, train
 
 from t5x_llm.core.dtypes import Policy
@@ -66,7 +67,7 @@ def eighths(jaxpr, kinds, found):
             found["all"] += 1
             if set(types) <= set(kinds):
                 found[types] += 1
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in jaxprs_in_params(eqn.params):
             eighths(inner, kinds, found)
     return found
 
