@@ -87,6 +87,11 @@ def test_the_future_changes_nothing(case):
     np.testing.assert_array_equal(a[:, :10], b[:, :10])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [n if n in ("gqa", "gpt2") else pytest.param(n, marks=pytest.mark.extended) for n in FAMILIES],
+    indirect=True,
+)
 def test_remat_changes_no_gradient(case):
     model, params, tokens = case
 
