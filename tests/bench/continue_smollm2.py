@@ -129,8 +129,6 @@ def main() -> None:
         command("grow", out / "base", out / "tokenizer", "--new", *chinese, "--old", old, *add)
     if not (out / "grown").exists():
         how = ["--tokenizer", out / "tokenizer", "--how", args.how]
-        # On random rows torch's own rounding is beyond what the gate allows.
-        how += ["--unproved"] * (args.how == "random")
         command("resize", out / "base", out / "grown", *how)
     steps = args.steps
     if steps is None:
