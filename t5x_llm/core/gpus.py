@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-GB, GIB = 1e9, 1024**3
+from t5x_llm.core.units import GB, GIB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from t5x_llm.core.errors import ConfigError
 
+GB, GIB = 1e9, 1024**3  # bytes
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

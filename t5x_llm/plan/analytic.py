@@ -266,8 +266,7 @@ def _rates(machine: Slice | Cluster) -> tuple[float, float, float]:
     """(FLOP/s, bytes/s of memory, share of the former that products reach) of a device."""
     if isinstance(machine, Cluster):
         return machine.facts.peak, machine.facts.bandwidth, machine.facts.share
-    chip = CHIPS[machine.generation]
-    return machine.facts.device_peak, chip.hbm_bandwidth, MATMUL
+    return machine.facts.device_peak, CHIPS[machine.generation].hbm_bandwidth, MATMUL
 
 
 def _reach(one: Collective, task: Task, machine: Slice | Cluster) -> float:

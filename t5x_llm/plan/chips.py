@@ -8,8 +8,7 @@ from typing import Any
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.slices import Slice
-
-GIB = 1024**3
+from t5x_llm.core.units import GIB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_no_square_of_the_length_is_held(t):
     assert compiled.memory_analysis().temp_size_in_bytes < 64e6
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(1, 254), st.integers(0, 100), st.sampled_from([None, 3, 150]))
 def test_what_happens_in_one_segment_stays_there(cut, padding, window):
     t = 256

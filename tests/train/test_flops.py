@@ -33,6 +33,10 @@ class Chip:
         ("TPU v6 lite", 918e12),
         ("TPU7x", 2307e12 / 2),
         ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H20", 148e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
     ],
 )
