@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from t5x_llm.cli.assemble import make_step, token_flops
+from t5x_llm.cli.compiler import options_named
 from t5x_llm.cli.memory import cached_model, estimate
 from t5x_llm.cli.run import Run, check_fits
 from t5x_llm.core.slices import Slice
@@ -45,14 +46,16 @@ def compile_run(
       price: likewise.
 
     Raises:
-      ConfigError: the run does not fit the mesh, or libtpu is missing.
+      ConfigError: the run does not fit the mesh, libtpu is missing, or the compiler does not take
+        ``Run.compiler_options``.
     """
     devices = jax.devices() if isinstance(slice_, Here) else described_devices(slice_, slices)
     mesh = make_mesh(run.mesh, devices)
     check_fits(run, mesh)
     model, _, step, arguments = step_of(run, mesh)
     work = _work(run, model, slice_, slices, mesh, tokens, price)
-    return plan_step(step, arguments, slice_, work.mesh), work
+    with options_named(run.compiler_options):
+        return plan_step(step, arguments, slice_, work.mesh), work
 
 
 def step_of(run: Run, mesh: Any) -> tuple[Model, Any, Any, tuple[Any, ...]]:

@@ -224,7 +224,7 @@ def reckoned_time(
         compute, kernels = (t / (1 - staged[0].bubble) for t in (compute, kernels))
     seconds = {True: 0.0, False: 0.0}
     for one in found:
-        seconds[one.hidden] += one.sent / (_reach(one, task, machine) * LINKS)
+        seconds[one.hidden > 0] += one.sent / (_reach(one, task, machine) * LINKS)
     return StepTime(compute, kernels, seconds[False], seconds[True], ())
 
 

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,10 @@ _SUB_AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{} ]*\})\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_ASYNC = re.compile(r"Async|async")
+# How libtpu says what it made: colors are rings at a time, of one direction or of both.
+_RINGS = re.compile(r"(\w+)\{colors:(\d+)")
+_FOLLOWS = re.compile(r"-(update|done)$")
+_DIMS = re.compile(r'"emitter":"(\d)D')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +41,13 @@ class Collective:
       group: devices of a group.
       bytes: of the whole array on one device: the gathered one, the one that is reduced.
       times: how often a step does it.
-      hidden: it runs beside computation (started and awaited apart).
+      hidden: share of its time that runs beside computation; before the schedule is timed, 1 for
+        what is started and awaited apart.
       line: source line it comes from.
       op_name: JAX's name of that.
+      links: axes of the torus that the compiler says it uses at once, or None.
+      start: name of the scheduled instruction that starts it.
+      end: of the one that awaits it; the same where nothing runs meanwhile.
     """
 
     kind: str
@@ -48,9 +55,12 @@ class Collective:
     group: int
     bytes: int
     times: int
-    hidden: bool
+    hidden: float
     line: str
     op_name: str
+    links: int | None = None
+    start: str = ""
+    end: str = ""
 
     @property
     def sent(self) -> float:
@@ -65,42 +75,85 @@ class Collective:
 def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collective]:
     """All collectives of a step, the costliest first.
 
-    The parts of one that runs beside computation carry one channel and count once.
-
     Args:
       module: compiled for as many devices as the mesh has.
       mesh_shape: axis sizes, in the mesh's order.
     """
-    runs = module.runs
-    found: list[tuple[str | None, Collective]] = []
-    for name, instructions in module.computations.items():
-        for instruction in instructions:
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS or name not in runs:
-                continue
-            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+    found = []
+    for name, times in module.runs.items():
+        if name in module.fused or name in module.elsewhere:
+            continue
+        for one, start, end in _spans(module, module.computations[name]):
+            groups = _groups(one.text, math.prod(mesh_shape.values()))
+            kind = one.opcode.removesuffix("-start")
+            inside = module.home[one.name]
+            if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # as TPUs have it: a kernel that keeps a slice
-            started = instruction.opcode.endswith("-start")
-            channel = None if started else _CHANNEL.search(instruction.text)
-            split = started or bool(
-                _ASYNC.search(name) or any(_ASYNC.search(i.text) for i in instructions)
+            found.append(
+                Collective(
+                    kind=kind,
+                    axes=_axes(groups, mesh_shape),
+                    group=len(groups[0]) if groups else 1,
+                    bytes=_whole(one, module),
+                    times=times,
+                    hidden=float(start != end),
+                    line=module.line(one),
+                    op_name=one.op_name,
+                    links=_links(one.text),
+                    start=start,
+                    end=end,
+                )
             )
-            groups = _groups(instruction.text, math.prod(mesh_shape.values()))
-            one = Collective(
-                kind=kind,
-                axes=_axes(groups, mesh_shape),
-                group=len(groups[0]) if groups else 1,
-                bytes=_whole(instruction, module),
-                times=runs[name],
-                hidden=split,
-                line=module.line(instruction),
-                op_name=instruction.op_name,
-            )
-            found.append((channel and channel[1], one))
-    # What shard_map writes has one channel for all, so a channel alone does not make one of two.
-    parted = {channel: one for channel, one in found if channel and one.hidden}
-    kept = [one for channel, one in found if channel not in parted] + list(parted.values())
-    return sorted(kept, key=lambda c: -c.sent)
+    return sorted(found, key=lambda c: -c.sent)
+
+
+def _spans(
+    module: Module, schedule: Sequence[Instruction]
+) -> Iterator[tuple[Instruction, str, str]]:
+    """(collective, what starts it, what awaits it) of one computation.
+
+    Started and awaited apart are ``-start`` and ``-done``; ``async-start``, ``-update`` and
+    ``-done`` around a computation of another core (SparseCores), which starts when it has its
+    operands; and libtpu's fusions that carry a collective on beside their own work: of one channel,
+    the first has a call of AsyncCollectiveStart, the last of AsyncCollectiveDone.
+    """
+    parts: dict[str, tuple[Instruction, str]] = {}
+    awaits = {i.operands[0]: i for i in schedule if i.operands and _FOLLOWS.search(i.opcode)}
+    for i in schedule:
+        if i.opcode.removesuffix("-start") in KINDS:
+            done = awaits.get(i.name)
+            yield i, i.name, i.name if done is None else done.name
+        elif i.opcode == "async-start":
+            first = last = i
+            while last.name in awaits:
+                last = awaits[last.name]
+                first = last if not first.operands else first
+            for one in module.within(i):
+                if one.opcode in KINDS:
+                    yield one, first.name, last.name
+        elif i.opcode == "fusion":
+            inside = list(module.within(i))
+            text = "".join(other.text for other in inside if other.opcode == "custom-call")
+            for one in inside:
+                if one.opcode not in KINDS:
+                    continue
+                channel = _CHANNEL.search(one.text)
+                key = channel[1] if channel else ""
+                if "AsyncCollectiveStart" in text:
+                    parts[key] = one, i.name
+                elif key not in parts:
+                    yield one, i.name, i.name
+                elif "AsyncCollectiveDone" in text:
+                    yield (*parts.pop(key), i.name)
+
+
+def _links(text: str) -> int | None:
+    """Axes of the torus that libtpu's algorithm uses at once, where it tells."""
+    if rings := _RINGS.search(text):
+        return max(int(rings[2]) // (2 if "UniDirection" in rings[1] else 1), 1)
+    if dims := _DIMS.search(text):
+        return int(dims[1])
+    return None
 
 
 def _whole(instruction: Instruction, module: Module) -> int:
@@ -199,7 +252,7 @@ def summed(found: Sequence[Collective]) -> list[Traffic]:
             sum(c.times for c in group),
             sum(c.bytes * c.times for c in group),
             (sent := sum(c.sent for c in group)),
-            sum(c.sent for c in group if c.hidden) / sent if sent else 0.0,
+            sum(c.sent * c.hidden for c in group) / sent if sent else 0.0,
         )
         for (kind, axes), group in parts.items()
     ]

@@ -89,21 +89,23 @@ def plan_step(
     available = machine.memory if isinstance(machine, Here) else CHIPS[machine.generation].hbm
     module = parse(text)
     memory = memory_of(compiled, module, held(state.params), held(state.opt_state), available)
-    found = collectives(module, mesh_shape)
+    spent, found = _time(module, collectives(module, mesh_shape), machine)
     return Plan(
         memory=memory,
         refused=None,
         buffers=tuple(largest_live(module)),
         collectives=tuple(found),
-        time=_time(module, found, machine),
+        time=spent,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
     )
 
 
-def _time(module: Module, found: list[Collective], machine: Slice | Here) -> StepTime | None:
+def _time(
+    module: Module, found: list[Collective], machine: Slice | Here
+) -> tuple[StepTime | None, list[Collective]]:
     if isinstance(machine, Here):
-        return None if machine.rates is None else host_time(module, machine.rates)
+        return None if machine.rates is None else host_time(module, machine.rates), found
     return step_time(module, found, machine)
 
 

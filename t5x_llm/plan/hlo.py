@@ -24,7 +24,10 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
 _END = re.compile(r'^\}(, execution_thread="[^"]*")?$')
 _OPCODE = re.compile(r" ([a-z][\w-]*)\(")
-_CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%[\w.-]+)")
+_CALLED = re.compile(
+    r"\b(calls|body|condition|to_apply|branch_computations|called_computations)"
+    r"=(\{[^}]*\}|%[\w.-]+)"
+)
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -172,10 +175,37 @@ class Module:
                         add(name)
         return frozenset(found)
 
+    @functools.cached_property
+    def elsewhere(self) -> frozenset[str]:
+        """Computations that another core runs beside the schedule."""
+        return frozenset(
+            name
+            for instruction in self.named.values()
+            if instruction.opcode == "async-start"
+            for name in self._below(instruction)
+        )
+
+    @functools.cached_property
+    def home(self) -> dict[str, str]:
+        """The computation that each instruction is in."""
+        return {i.name: name for name, inside in self.computations.items() for i in inside}
+
+    def within(self, instruction: Instruction) -> Iterator[Instruction]:
+        """All of what it calls, and what that calls."""
+        for name in self._below(instruction):
+            yield from self.computations[name]
+
+    def _below(self, instruction: Instruction) -> Iterator[str]:
+        for called in instruction.called.values():
+            for name in called:
+                yield name
+                for other in self.computations[name]:
+                    yield from self._below(other)
+
     def scheduled(self) -> Iterator[tuple[Instruction, int]]:
-        """(instruction, how often) of all that runs, but for the insides of fusions."""
+        """(instruction, how often) of the schedule: not the insides of fusions, nor other cores."""
         for name, times in self.runs.items():
-            if name not in self.fused:
+            if name not in self.fused and name not in self.elsewhere:
                 for instruction in self.computations[name]:
                     yield instruction, times
 

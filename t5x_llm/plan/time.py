@@ -3,9 +3,11 @@
 Compute is what libtpu's own cost model says: the ``estimated_cycles`` of every instruction, loops
 multiplied by their trips, over an assumed clock. Pallas kernels carry no estimate; attention's and
 the experts' are counted by their matrix products at ``KERNEL_SHARE`` of the chip's peak.
-Collectives that run beside computation are taken as hidden as far as there is computation; the
-others add what they take at full link bandwidth. Left out: launch overheads, the host, stragglers,
-thermal limits, and memory traffic beyond the cost model.
+Collectives take their bytes over the links of as many axes of the torus as the compiler says that
+its algorithm uses (of one a mesh axis where it does not say), one after another. The schedule is
+followed in its order: what is started and awaited apart is hidden as far as there is computation
+between, and the rest is waited for. Left out: launch overheads, the host, stragglers, thermal
+limits, and memory traffic beyond the cost model.
 """
 
 from __future__ import annotations
@@ -50,37 +52,101 @@ class StepTime:
         return self.compute + self.kernels + self.exposed + beside
 
 
-def step_time(module: Module, found: Sequence[Collective], slice_: Slice) -> StepTime:
-    """Adds up a compiled step.
+def step_time(
+    module: Module, found: Sequence[Collective], slice_: Slice
+) -> tuple[StepTime, list[Collective]]:
+    """Follows the schedule of a compiled step.
 
     Args:
       module: of the step.
       found: its collectives.
       slice_: what it was compiled for.
+
+    Returns:
+      The time, and the collectives with the share of each that is hidden.
     """
-    chip = CHIPS[slice_.generation]
-    peak = slice_.facts.device_peak
-    cycles, kernels, unknown = 0, 0.0, set()
-    for instruction, times in module.scheduled():
-        if instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.text:
-            flops = kernel_flops(instruction, module)
-            if flops is None:
-                unknown.add(instruction.name)
-            else:
-                kernels += times * flops / (peak * KERNEL_SHARE)
-        else:
-            cycles += times * _cycles(instruction, module)
-    seconds = {True: 0.0, False: 0.0}
-    for one in found:
-        bandwidth = chip.dcn if "replica" in one.axes else chip.link * max(len(one.axes), 1)
-        seconds[one.hidden] += one.sent / bandwidth
-    return StepTime(
-        compute=cycles / chip.clock,
-        kernels=kernels,
-        exposed=seconds[False],
-        hidden=seconds[True],
-        unknown=tuple(sorted(unknown)),
+    followed = _Schedule(module, found, slice_)
+    followed.run(module.entry, 1)
+    spent = [one.times * followed.seconds(one) for one in found]
+    shares = [
+        0.0 if one.start == one.end or not all_ else max(1 - followed.waited[i] / all_, 0.0)
+        for i, (one, all_) in enumerate(zip(found, spent, strict=True))
+    ]
+    time = StepTime(
+        compute=followed.cycles / CHIPS[slice_.generation].clock,
+        kernels=followed.kernels,
+        exposed=math.fsum(followed.waited),
+        hidden=math.fsum(s * share for s, share in zip(spent, shares, strict=True)),
+        unknown=tuple(sorted(followed.unknown)),
     )
+    timed = [dataclasses.replace(c, hidden=h) for c, h in zip(found, shares, strict=True)]
+    return time, timed
+
+
+class _Schedule:
+    """Adds up what runs, in the schedule's order.
+
+    Attributes:
+      cycles: of the step.
+      kernels: seconds of Pallas kernels.
+      waited: seconds of the step for which computation waits, by collective.
+      unknown: kernels whose work is not known.
+    """
+
+    def __init__(self, module: Module, found: Sequence[Collective], slice_: Slice):
+        self.module, self.found, self.chip = module, found, CHIPS[slice_.generation]
+        self.rate = slice_.facts.device_peak * KERNEL_SHARE
+        self.starts: dict[str, list[int]] = {}
+        self.ends: dict[str, list[int]] = {}
+        for i, one in enumerate(found):
+            self.starts.setdefault(one.start, []).append(i)
+            self.ends.setdefault(one.end, []).append(i)
+        self.cycles, self.kernels, self.unknown = 0, 0.0, set[str]()
+        self.waited = [0.0] * len(found)
+
+    def seconds(self, one: Collective) -> float:
+        """Of one call, with the links to itself."""
+        axes = one.links or max(len(one.axes), 1)
+        rate = self.chip.dcn if "replica" in one.axes else self.chip.link * axes
+        return one.sent / one.times / rate
+
+    def run(self, name: str, times: int) -> float:
+        """Seconds of one run of a computation that the step runs so often."""
+        now = 0.0
+        free = {True: 0.0, False: 0.0}  # of the data-centre network, of the links
+        until: dict[int, float] = {}
+        for instruction in self.module.computations[name]:
+            before, now = now, now + self._own(instruction, times)
+            for i in self.starts.get(instruction.name, ()):
+                one = self.found[i]
+                far, ready = "replica" in one.axes, now if one.start == one.end else before
+                free[far] = until[i] = max(ready, free[far]) + self.seconds(one)
+            for i in self.ends.get(instruction.name, ()):
+                if (wait := until.pop(i, 0.0) - now) > 0:
+                    now += wait
+                    self.waited[i] += wait * times
+        return now
+
+    def _own(self, instruction: Instruction, times: int) -> float:
+        """Seconds of an instruction and what it calls; branches as if each ran."""
+        if instruction.opcode in ("while", "conditional", "call"):
+            spent = 0.0
+            for attribute, called in instruction.called.items():
+                if attribute == "condition":
+                    continue
+                trips = self.module.trips(instruction) if attribute == "body" else 1
+                spent += trips * math.fsum(self.run(other, times * trips) for other in called)
+            return spent
+        if instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.text:
+            flops = kernel_flops(instruction, self.module)
+            if flops is None:
+                self.unknown.add(instruction.name)
+                return 0.0
+            self.kernels += times * flops / self.rate
+            return flops / self.rate
+        cycles = _cycles(instruction, self.module)
+        self.cycles += times * cycles
+        return cycles / self.chip.clock
 
 
 def _cycles(instruction: Instruction, module: Module) -> int:

@@ -133,7 +133,7 @@ def theirs(case: Case, name: str, out: Path, python: str | None) -> dict[str, An
     data = json.loads(base.with_suffix(".json").read_text())
     module = parse(base.with_suffix(".hlo").read_text())
     found = collectives(module, {"fsdp": case.chips})
-    time = step_time(module, found, parse_slice("slice", case.slice))
+    time, _ = step_time(module, found, parse_slice("slice", case.slice))
     peak = sum(data[part] for part in ("arguments", "fresh", "temporaries", "code"))
     return _figures(peak, dataclasses.asdict(time) | {"total": time.total}, data)
 

@@ -100,7 +100,19 @@ TEXT = """HloModule m, is_scheduled=true
 
 %fused (p: bf16[8,128]) -> bf16[32,128] {
   %p = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
-  ROOT %g = bf16[32,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, custom_call_target="AsyncCollectiveStart"
+  %g = bf16[32,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+  ROOT %g.1 = bf16[32,128]{1,0} custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (p: bf16[8,128]) -> bf16[32,128] {
+  %p.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %g.2 = bf16[32,128]{1,0} all-gather(%p.1), channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+
+%awaited (p: bf16[8,128]) -> bf16[32,128] {
+  %p.2 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %g.3 = bf16[32,128]{1,0} all-gather(%p.2), channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+  ROOT %g.4 = bf16[32,128]{1,0} custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
 }
 
 %all-reduce-scatter.2.clone.1 (q: f32[8,128]) -> f32[4,128] {
@@ -119,7 +131,9 @@ TEXT = """HloModule m, is_scheduled=true
 
 %body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
   %t.1 = (s32[], /*index=1*/f32[4]{0}) parameter(0)
-  %f = bf16[32,128]{1,0} fusion(%t.1), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
+  %f = bf16[32,128]{1,0} fusion(%t.1), kind=kLoop, calls=%fused
+  %f.1 = bf16[32,128]{1,0} fusion(%f), kind=kOutput, calls=%beside, backend_config={"estimated_cycles":"100"}
+  %f.2 = bf16[32,128]{1,0} fusion(%f.1), kind=kLoop, calls=%awaited
   %e = f32[4,128]{1,0} fusion(%t.1), kind=kCustom, calls=%all-reduce-scatter.2.clone.1
   %r = f32[4]{0} all-reduce(%t.1), channel_id=8, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
   ROOT %o = (s32[], f32[4]{0}) tuple(%t.1, %r)
@@ -136,14 +150,16 @@ def test_the_forms_that_tpus_have():
     found = parse(TEXT)
     [loop] = [i for i, _ in found.scheduled() if i.opcode == "while"]
     assert found.trips(loop) == 3
-    assert found.fused == {"fused", "all-reduce-scatter.2.clone.1", "add"}
+    fused = {"fused", "beside", "awaited", "all-reduce-scatter.2.clone.1", "add"}
+    assert found.fused == fused
     assert sum(i.cycles * n for i, n in found.scheduled() if i.cycles) == 300
     gather, scatter, reduce = collectives(found, {"fsdp": 4, "tensor": 2})
     assert (scatter.kind, scatter.axes, scatter.times) == ("reduce-scatter", ("tensor",), 3)
     assert scatter.bytes == 8 * 128 * 4 and scatter.sent == 3 * scatter.bytes / 2
-    assert (gather.axes, gather.group, gather.times, gather.hidden) == (("fsdp",), 4, 3, True)
+    assert (gather.axes, gather.group, gather.times, gather.hidden) == (("fsdp",), 4, 3, 1)
+    assert (gather.start, gather.end) == ("f", "f.2")
     assert gather.bytes == 32 * 128 * 2
-    assert (reduce.axes, reduce.group, reduce.times, reduce.hidden) == (("tensor",), 2, 3, False)
+    assert (reduce.axes, reduce.group, reduce.times, reduce.hidden) == (("tensor",), 2, 3, 0)
     assert found.named["p"].shapes[0].space == 1
 
 
