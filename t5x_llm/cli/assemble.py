@@ -110,6 +110,7 @@ def make_step(
         noise_seed=run.loop.seed,
         embed_gradient=run.embed_gradient and run.embed_gradient.build(),
         trained=run.optimizer.trained_mask(model.abstract_params()),
+        tpu_options=run.compiler_options,
     )
     return tx, step
 

@@ -110,6 +110,8 @@ class Run:
         save_attention, save_attention_up (and one of a gated layer's two products),
         save_projections; or in the host's memory, offload_stream (layers' inputs, as full has them)
         and offload_projections (what save_projections keeps).
+      compiler_options: XLA's, for the train step on TPU alone; those of libtpu have names of
+        ``xla_tpu_...``. Other platforms know none of these and are not told.
       stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
       embed_gradient: share of the gradient that reaches the embedding table by way of the input,
@@ -132,6 +134,7 @@ class Run:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     precision: Policy = dataclasses.field(default_factory=Policy)
     remat: str = "save_projections"
+    compiler_options: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
     stability: Stability | None = None
     z_loss: float = 0.0
     embed_gradient: Piecewise | None = None
@@ -150,6 +153,7 @@ class Run:
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
             raise ConfigError("Run.model", self.model, f"a family preset: {names}")
         check_choice("Run.remat", self.remat, REMAT)
+        _check_options(self.compiler_options)
         check_number("Run.z_loss", self.z_loss, low=0)
         for _, share in self.embed_gradient.points if self.embed_gradient else ():
             check_number("Run.embed_gradient", share, low=0, high=1)
@@ -202,6 +206,13 @@ class Run:
             "sequence_length": self.loop.sequence_length,
             "seed": self.loop.seed,
         }
+
+
+def _check_options(options: dict[str, str | int | float | bool]) -> None:
+    for key in options:
+        if not key.startswith("xla_"):
+            expected = "names of XLA's options, such as xla_tpu_..., without dashes before them"
+            raise ConfigError("Run.compiler_options", key, expected)
 
 
 register(

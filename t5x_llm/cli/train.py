@@ -163,6 +163,7 @@ def _trained(
 
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.cli import assemble
+    from t5x_llm.cli.compiler import options_named
     from t5x_llm.cli.run import OPERATIVE_CONFIG
     from t5x_llm.core.paths import write_atomic
     from t5x_llm.train.feed import feed
@@ -204,12 +205,13 @@ def _trained(
         )
         size_at, depth = run.loop.size_at, run.loop.prefetch
         watchdog.beat("compilation of the first step")
-        loop(
-            progress,
-            step,
-            lambda at: feed(data.stream, at, size_at, mesh, rules, depth),
-            recovery.rewind,
-        )
+        with options_named(run.compiler_options):
+            loop(
+                progress,
+                step,
+                lambda at: feed(data.stream, at, size_at, mesh, rules, depth),
+                recovery.rewind,
+            )
         return progress
     except KeyboardInterrupt:
         print("The same command continues from the newest checkpoint.", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -158,6 +158,7 @@ def make_train_step(
     noise_seed: int = 0,
     embed_gradient: optax.Schedule | None = None,
     trained: Any = None,
+    tpu_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
@@ -175,6 +176,7 @@ def make_train_step(
       embed_gradient: by step, the share of the gradient that reaches the embedding table by way of
         the input (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
       trained: tree of bool, which parameters ``tx`` updates; None for all.
+      tpu_options: of the compiler, where the devices are TPUs.
       guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
 
     Returns:
@@ -235,9 +237,11 @@ def make_train_step(
 
     rows = batch_sharding(mesh, rules, 2)
     batches = Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1), extra=rows)
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, batches) + ((control_sharding(mesh),) if guarded else ()),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=dict(tpu_options) if on_tpu and tpu_options else None,
     )
