@@ -12,6 +12,8 @@ SLICE = parse_slice("slice", "v5p-16")
 CHIP = CHIPS["v5p"]
 MESH = {"fsdp": 8}
 ALL = "replica_groups=[1,8]<=[8], dimensions={0}"
+_RING = '{"phase_rings":[{"ring_dim":"X","ring_type":"ICI_RING_TYPE_UNIDIR_CW"}]}'
+RINGS = f'"color_strategies":[{", ".join([_RING] * 4)}]'
 # A gather that libtpu carries on in the fusions between; a sum by the SparseCores, which begins
 # with the update; a slice that is copied meanwhile; and a sum over three axes that all wait for.
 TEXT = """HloModule m, is_scheduled=true
@@ -35,7 +37,7 @@ TEXT = """HloModule m, is_scheduled=true
 
 %sum (q: bf16[4096,1024]) -> bf16[4096,1024] {
   %q = bf16[4096,1024]{1,0} parameter(0)
-  ROOT %r = bf16[4096,1024]{1,0} all-reduce(%q), channel_id=2, ALL, backend_config={"estimated_cycles":"999999"}
+  ROOT %r = bf16[4096,1024]{1,0} all-reduce(%q), channel_id=2, ALL, backend_config={"estimated_cycles":"999999", RINGS}
 }, execution_thread="sparsecore"
 
 %other (q: bf16[4096,1024]) -> bf16[4096,1024] {
@@ -72,10 +74,10 @@ ENTRY %main (x: bf16[1024,1024], y: bf16[4096,1024]) -> bf16[4096,1024] {
   %h.1 = bf16[4096,1024]{1,0} fusion(%w), kind=kLoop, calls=%carry.none, backend_config={"estimated_cycles":"35000"}
   ROOT %a.2 = bf16[4096,1024]{1,0} async-done(%a.1)
 }
-""".replace("ALL", ALL)  # noqa: E501
+""".replace("ALL", ALL).replace("RINGS", RINGS)  # noqa: E501
 GATHER = 8192 * 1024 * 2 * 7 / 8 / CHIP.link
 SUM = 2 * 1024 * 1024 * 2 * 7 / 8 / (3 * CHIP.link)
-FAR = 2 * 4096 * 1024 * 2 * 7 / 8 / CHIP.link
+FAR = 2 * 4096 * 1024 * 2 * 7 / 8 / (2 * CHIP.link)
 
 
 @pytest.mark.parametrize("share", (0.25, 1.0, 3.0))
@@ -86,7 +88,7 @@ def test_what_is_awaited_waits_for_the_rest(share):
     assert {c.start: (c.end, c.times, c.links, c.hidden) for c in found} == {
         "f": ("f.2", 5, None, 1),
         "s": ("s", 5, 3, 0),
-        "a.1": ("a.2", 1, None, 1),
+        "a.1": ("a.2", 1, 2, 1),
     }
     time, found = step_time(module, found, SLICE)
     cycles = 5 * (beside + 1750) + 17500 + 35000
