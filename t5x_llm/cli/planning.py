@@ -85,9 +85,12 @@ def step_of(run: Run, mesh: Any) -> tuple[Model, Any, Any, tuple[Any, ...]]:
 def settings(run: Run) -> str:
     """What a search chooses besides the mesh, and what else changes the arithmetic."""
     parts = run.loop.microbatches
-    said = f"{parts} microbatch{'es'[: 2 * (parts > 1)]}, remat {run.remat}"
-    quantized = run.precision.quantized
-    return f"{said}, {quantized} linear layers" if quantized else said
+    said = [f"{parts} microbatch{'es'[: 2 * (parts > 1)]}", f"remat {run.remat}"]
+    if run.precision.quantized:
+        said.append(f"{run.precision.quantized} linear layers")
+    if count := len(run.compiler_options):
+        said.append(f"{count} compiler option{'s'[: count > 1]}")
+    return ", ".join(said)
 
 
 def _work(

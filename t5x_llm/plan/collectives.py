@@ -151,8 +151,8 @@ def _links(text: str) -> int | None:
     """Axes of the torus that libtpu's algorithm uses at once, where it tells."""
     if rings := _RINGS.search(text):
         return max(int(rings[2]) // (2 if "UniDirection" in rings[1] else 1), 1)
-    if rings := text.count('"phase_rings"'):  # of the SparseCores
-        return max(rings // (2 if "RING_TYPE_UNIDIR" in text else 1), 1)
+    if phases := text.count('"phase_rings"'):  # of the SparseCores
+        return max(phases // (2 if "RING_TYPE_UNIDIR" in text else 1), 1)
     if dims := _DIMS.search(text):
         return int(dims[1])
     return None

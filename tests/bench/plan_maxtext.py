@@ -11,7 +11,9 @@ same libtpu.
 
 Settings of MaxText: those of its own scripts for the model and generation
 (``maxtext/configs/tpu``), at the batch and length that the case says, experts without dropping
-(its default, Pallas megablox); its flags for libtpu are left out, as ours has none.
+(its default, Pallas megablox). Ours has the compiler's options of its mesh files; MaxText's scripts
+for v5e and v5p have flags that this libtpu has by default or refuses, and ``--option`` gives
+MaxText's step one of ours.
 
   peak      arguments, temporaries, fresh results and program, of the compiler's own account
   cycles    libtpu's estimated cycles, loops by their trips, over an assumed clock
@@ -27,6 +29,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +104,7 @@ CASES = {
         *("v5p-256", 128, 4, 4096),
         ("model_name=llama2-70b", "remat_policy=save_dot_except_mlpwi"),
         ("recipes/llama2_70b",),
-        *(4, "save_attention_up"),
+        *(2, "save_attention"),
     ),
     "70b_v6e": Case(
         *("v6e-256", 256, 4, 4096),
@@ -115,21 +118,25 @@ CASES = {
 }
 
 
-def theirs(case: Case, name: str, out: Path, python: str | None) -> dict[str, Any]:
+def theirs(
+    case: Case, name: str, out: Path, python: str | None, options: Sequence[str]
+) -> dict[str, Any]:
     """MaxText's figures; compiled where ``out`` does not have them."""
     from t5x_llm.core.slices import parse_slice
     from t5x_llm.plan.collectives import collectives
     from t5x_llm.plan.hlo import parse
     from t5x_llm.plan.time import step_time
 
-    base = out / f"maxtext_{name}"
+    base = out / "_".join(("maxtext", name, *(o.replace("=", "_") for o in options)))
     if not base.with_suffix(".json").exists():
         if python is None:
             sys.exit(f"{base}.json is not there: give --maxtext_python to compile it")
         place = f"base_output_directory={out.resolve()}"
         command = [python, HERE / "plan_maxtext_peer.py", base.resolve(), *case.maxtext, place]
+        env = os.environ | {"LIBTPU_INIT_ARGS": " ".join(f"--{option}" for option in options)}
         with open(base.with_suffix(".log"), "w") as log:
-            subprocess.run(command, cwd=out, check=True, stdout=log, stderr=subprocess.STDOUT)
+            both = {"stdout": log, "stderr": subprocess.STDOUT}
+            subprocess.run(command, cwd=out, check=True, env=env, **both)
     data = json.loads(base.with_suffix(".json").read_text())
     module = parse(base.with_suffix(".hlo").read_text())
     found = collectives(module, {"fsdp": case.chips})
@@ -162,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="where MaxText's modules are kept")
     parser.add_argument("--maxtext_python", help="of an environment with MaxText")
+    parser.add_argument("--option", nargs="*", default=[], help="xla_...=..., for MaxText's step")
     parser.add_argument("--cases", default=",".join(CASES), help="some of: " + ", ".join(CASES))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +177,7 @@ def main() -> None:
     for name in args.cases.split(","):
         case = CASES[name]
         rows = {
-            "MaxText": theirs(case, name, args.out, args.maxtext_python),
+            "MaxText": theirs(case, name, args.out, args.maxtext_python, args.option),
             "ours": ours(case, name, args.out),
         }
         print(f"\n{name}: {case.slice}, {case.rows} x {case.length} a chip, {case.theirs}")
