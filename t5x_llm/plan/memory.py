@@ -15,6 +15,8 @@ _VIEWS = (
     *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done"),
     *("dynamic-update-slice", "optimization-barrier", "async-update"),
 )
+_EMPTY = 'custom_call_target="AllocateBuffer"'
+_INDEX = re.compile(r"\bindex=(\d+)")
 _ALIASED = re.compile(
     r"output_to_operand_aliasing=\{((?:\{[\d, ]*\}: \(\d+, \{[\d, ]*\}\)(?:, )?)+)\}"
 )
@@ -149,18 +151,32 @@ def _forward(op_name: str) -> bool:
 
 
 def _maker(module: Module, instruction: Instruction) -> Instruction:
-    """What fills a result: for an empty buffer that a loop writes, what writes it there."""
-    if not module.line(instruction):
+    """What fills a result: for an empty buffer that loops write, what writes it there."""
+    if not module.line(instruction) or _EMPTY in instruction.text:
         for loop, at in module.carried.get(instruction.name, ()):
-            body = module.computations[loop.called["body"][0]]
-            root = next(i for i in body if i.root)
-            if at < len(root.operands):
-                written = module.origin(module.named[root.operands[at]])
-                if written.opcode == "get-tuple-element" and written.operands:
-                    written = module.named.get(written.operands[0], written)
-                if written.op_name:
-                    return written
+            written = _written(module, loop, at)
+            if written is not None and written.op_name:
+                return written
     return module.origin(instruction)
+
+
+def _written(module: Module, loop: Instruction, at: int) -> Instruction | None:
+    """What a turn of a loop leaves at a place of what it carries; None if what it found."""
+    root = next(i for i in module.computations[loop.called["body"][0]] if i.root)
+    result = module.named[root.operands[at]] if at < len(root.operands) else None
+    while result is not None and not result.op_name and result.operands:
+        source = module.named[result.operands[0]]
+        if result.opcode == "get-tuple-element" and source.opcode in ("while", "parameter"):
+            place = int(_INDEX.search(result.text)[1])  # type: ignore[index]
+            if source.opcode == "parameter":
+                return None
+            if (inner := _written(module, source, place)) is not None:
+                return inner
+            start = module.named[source.operands[0]]
+            result = module.named[start.operands[place]] if start.opcode == "tuple" else None
+        else:
+            result = source
+    return result
 
 
 def allocated(module: Module, instruction: Instruction) -> list[Shape]:

@@ -206,6 +206,37 @@ def test_what_is_updated_in_place_is_there_once():
     assert activations(found) == 2**15 + 2**12
 
 
+OUTER = """
+%outer (u: (f32[8,1024])) -> (f32[8,1024]) {
+  %u = (f32[8,1024]{1,0}) parameter(0)
+  %u.0 = f32[8,1024]{1,0} get-tuple-element(%u), index=0
+  %from = (f32[8,1024]{1,0}) tuple(%u.0)
+  %inner = (f32[8,1024]{1,0}) while(%from), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %last = f32[8,1024]{1,0} get-tuple-element(%inner), index=0
+  %read = (f32[8,1024]{1,0}) tuple(%last)
+  %again = (f32[8,1024]{1,0}) while(%read), condition=%c, body=%reading, backend_config={"known_trip_count":{"n":"8"}}
+  %kept = f32[8,1024]{1,0} get-tuple-element(%again), index=0
+  ROOT %v = (f32[8,1024]{1,0}) tuple(%kept)
+}
+
+%reading (r: (f32[8,1024])) -> (f32[8,1024]) {
+  %r = (f32[8,1024]{1,0}) parameter(0)
+  %r.0 = f32[8,1024]{1,0} get-tuple-element(%r), index=0
+  ROOT %r.1 = (f32[8,1024]{1,0}) tuple(%r.0)
+}
+
+ENTRY"""  # noqa: E501
+
+
+def test_what_an_inner_loop_fills_is_its_own():
+    """As with microbatches: the buffer is the outer loop's, and another loop reads it."""
+    text = IN_PLACE.replace("\nENTRY", OUTER).replace("body=%body,", "body=%outer,")
+    text = text.replace("body=%outer,", "body=%body,", 1)  # the inner one's
+    named = 'target="AllocateBuffer", metadata={op_name="jit(f)/while/body" stack_frame_id=1}'
+    stack, _ = largest_live(parse(text.replace('target="AllocateBuffer"', named)))
+    assert (stack.bytes, stack.op_name) == (2**15, "jit(f)/jvp()/while/body/dot")
+
+
 def test_a_channel_that_many_have():
     """Both permutations of a shard_map, and the sum of it, are on one channel."""
     along = functools.partial(jax.lax.ppermute, axis_name="fsdp", perm=[(0, 1), (1, 0)])
