@@ -64,10 +64,10 @@ class Point:
         return "-".join(map(str, dataclasses.astuple(self)))
 
 
-def points() -> list[Point]:
+def points(strategies: Sequence[str]) -> list[Point]:
     """All of the sweep."""
     wanted = [BASE, *(BASE | {name: 2 * BASE[name]} for name in BASE)]
-    return [Point(s, *(each[n] for n in BASE)) for s in STRATEGIES for each in wanted]
+    return [Point(s, *(each[n] for n in BASE)) for s in strategies for each in wanted]
 
 
 def run_of(recipe: str, lines: list[str], mesh: dict[str, Any]) -> Any:
@@ -153,7 +153,7 @@ def tables(rows: list[dict[str, Any]], speeds: dict[str, list[float | None]]) ->
     by = {(r["strategy"], *(r[n] for n in BASE)): r for r in rows}
     lines = ["| strategy | of a device | base | layers x2 | batch x2 | sequence x2 | devices x2 |"]
     lines.append("|---|---|---|---|---|---|---|")
-    for strategy in STRATEGIES:
+    for strategy in dict.fromkeys(r["strategy"] for r in rows):
         base = by[(strategy, *BASE.values())]
         for part in ("state", "working"):
             cells = [f"{base[part] / 2**20:.1f} ({base['predicted_' + part] / 2**20:.1f}) MiB"]
@@ -206,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="where results are kept")
     parser.add_argument("--image", type=Path, help="where the picture goes")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="some of the default's")
     parser.add_argument("--generation", choices=("v5e", "v6e"), help="of TPU, by libtpu")
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -219,13 +220,14 @@ def main() -> None:
     for line in file.read_text().splitlines() if file.exists() else ():
         row = json.loads(line)
         known[Point(*(row[f.name] for f in dataclasses.fields(Point))).key] = row
-    for point in points():
+    wanted = points(args.strategies.split(","))
+    for point in wanted:
         if point.key not in known:
             known[point.key] = row = measure(point, args.generation)
             with file.open("a") as out:
                 out.write(json.dumps(row) + "\n")
             print(f"{point.key}: {row['state']} and {row['working']} bytes", flush=True)
-    rows, speeds = list(known.values()), paying(CHIPS)
+    rows, speeds = [known[point.key] for point in wanted], paying(CHIPS)
     print(tables(rows, speeds))
     if args.image:
         draw(rows, speeds, args.image)
