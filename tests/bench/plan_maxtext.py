@@ -47,7 +47,7 @@ class Case:
 
     Attributes:
       slice: such as v5p-128.
-      chips: of it; MaxText's mesh is fsdp over all.
+      chips: of it; the mesh is fsdp over all.
       rows: of a chip.
       length: T.
       theirs: MaxText's settings.
@@ -76,6 +76,8 @@ class Case:
         """Arguments of ``t5x-llm plan``."""
         files = (f"--gin_file=configs/{name}.gin" for name in self.recipe)
         bindings = {
+            "MeshConfig.data": 1,
+            "MeshConfig.fsdp": self.chips,
             "Loop.batch_size": self.rows * self.chips,
             "Loop.sequence_length": self.length,
             "Loop.microbatches": self.microbatches,
@@ -113,7 +115,7 @@ CASES = {
         *(2, "full"),
     ),
     "mixtral_v5p": Case(
-        *("v5p-128", 64, 8, 4096), _MIXTRAL, ("recipes/mixtral_8x7b",), *(2, "full")
+        *("v5p-128", 64, 8, 4096), _MIXTRAL, ("recipes/mixtral_8x7b",), *(1, "offload_stream")
     ),
 }
 
