@@ -2,10 +2,14 @@
 
 import functools
 import os
+import signal
 import socket
 import subprocess
 import sys
 
+# A shell's background jobs are told to ignore it, and their children after them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _FLAGS = (
