@@ -125,13 +125,18 @@ class Module:
     def _visits(self, name: str, times: int) -> Iterator[tuple[str, int]]:
         yield name, times
         for instruction in self.computations[name]:
-            for attribute, called in instruction.called.items():
-                applied = attribute == "to_apply" and instruction.opcode != "call"
-                if applied or attribute == "condition":
-                    continue
-                inner = times * (self.trips(instruction) if attribute == "body" else 1)
-                for other in called:
-                    yield from self._visits(other, inner)
+            for other, turns in self.turns(instruction):
+                yield from self._visits(other, times * turns)
+
+    def turns(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
+        """(computation, how often) of what one run of an instruction runs: not what it tests with
+        or reduces by; each branch of a conditional."""
+        for attribute, called in instruction.called.items():
+            applied = attribute == "to_apply" and instruction.opcode != "call"
+            if not applied and attribute != "condition":
+                turns = self.trips(instruction) if attribute == "body" else 1
+                for name in called:
+                    yield name, turns
 
     def trips(self, loop: Instruction) -> int:
         """Iterations of a while loop: what XLA knows, or the bound that its condition compares to.
@@ -158,32 +163,16 @@ class Module:
     @functools.cached_property
     def fused(self) -> frozenset[str]:
         """Computations that are the inside of a fusion, which XLA runs as one kernel."""
-        found: set[str] = set()
-
-        def add(name: str) -> None:
-            if name not in found:
-                found.add(name)
-                for instruction in self.computations[name]:
-                    for called in instruction.called.values():
-                        for other in called:
-                            add(other)
-
-        for instructions in self.computations.values():
-            for instruction in instructions:
-                if instruction.opcode == "fusion":
-                    for name in instruction.called.get("calls", ()):
-                        add(name)
-        return frozenset(found)
+        return self._below_all("fusion")
 
     @functools.cached_property
     def elsewhere(self) -> frozenset[str]:
         """Computations that another core runs beside the schedule."""
-        return frozenset(
-            name
-            for instruction in self.named.values()
-            if instruction.opcode == "async-start"
-            for name in self._below(instruction)
-        )
+        return self._below_all("async-start")
+
+    def _below_all(self, opcode: str) -> frozenset[str]:
+        these = (i for i in self.named.values() if i.opcode == opcode)
+        return frozenset(name for instruction in these for name in self._below(instruction))
 
     @functools.cached_property
     def home(self) -> dict[str, str]:

@@ -239,8 +239,8 @@ def _fullest(module: Module, name: str, known: dict[str, _Moment]) -> _Moment:
     for at, instruction in enumerate(instructions):
         inner: _Moment = (0, [])
         if instruction.opcode in ("while", "conditional", "call"):
-            bodies = [c for k, v in instruction.called.items() if k != "condition" for c in v]
-            inner = max((_fullest(module, c, known) for c in bodies), key=lambda m: m[0])
+            bodies = module.turns(instruction)
+            inner = max((_fullest(module, c, known) for c, _ in bodies), key=lambda m: m[0])
         size = sum(shape.bytes for shape in allocated(module, instruction))
         if size and instruction.name not in results:
             alive[instruction.name] = instruction

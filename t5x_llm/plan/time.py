@@ -130,13 +130,8 @@ class _Schedule:
     def _own(self, instruction: Instruction, times: int) -> float:
         """Seconds of an instruction and what it calls; branches as if each ran."""
         if instruction.opcode in ("while", "conditional", "call"):
-            spent = 0.0
-            for attribute, called in instruction.called.items():
-                if attribute == "condition":
-                    continue
-                trips = self.module.trips(instruction) if attribute == "body" else 1
-                spent += trips * math.fsum(self.run(other, times * trips) for other in called)
-            return spent
+            inside = self.module.turns(instruction)
+            return math.fsum(turns * self.run(name, times * turns) for name, turns in inside)
         if instruction.opcode == "custom-call" and "tpu_custom_call" in instruction.text:
             flops = kernel_flops(instruction, self.module)
             if flops is None:
