@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_llm.checkpoint import Checkpointer, check_compatible
+from t5x_llm.cli.compiler import options_for
 from t5x_llm.cli.run import Run
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
@@ -110,7 +111,7 @@ def make_step(
         noise_seed=run.loop.seed,
         embed_gradient=run.embed_gradient and run.embed_gradient.build(),
         trained=run.optimizer.trained_mask(model.abstract_params()),
-        tpu_options=run.compiler_options,
+        compiler_options=options_for(mesh, run.compiler_options),
     )
     return tx, step
 

@@ -1,4 +1,4 @@
-"""Errors of the compiler that are about options the user gave it."""
+"""Options the user gives the compiler, and its errors about them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from t5x_llm.core.errors import ConfigError
+
+
+def options_for(mesh: Mesh, options: dict[str, Any]) -> dict[str, Any] | None:
+    """``Run.compiler_options`` on TPUs; None elsewhere, where compilers know none of them."""
+    return options if options and mesh.devices.flat[0].platform == "tpu" else None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
@@ -158,7 +158,7 @@ def make_train_step(
     noise_seed: int = 0,
     embed_gradient: optax.Schedule | None = None,
     trained: Any = None,
-    tpu_options: Mapping[str, Any] | None = None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
@@ -176,7 +176,7 @@ def make_train_step(
       embed_gradient: by step, the share of the gradient that reaches the embedding table by way of
         the input (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
       trained: tree of bool, which parameters ``tx`` updates; None for all.
-      tpu_options: of the compiler, where the devices are TPUs.
+      compiler_options: of ``jax.jit``.
       guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
 
     Returns:
@@ -184,7 +184,6 @@ def make_train_step(
       (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources];
       of a guarded step also skipped (1 if the update was left out) and those of ``SIGNALS``.
     """
-
     noisy = getattr(model.config, "neftune", None) is not None
     axes, shapes = model.logical_axes(), model.abstract_params()
     added, kept = (
@@ -237,11 +236,10 @@ def make_train_step(
 
     rows = batch_sharding(mesh, rules, 2)
     batches = Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1), extra=rows)
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, batches) + ((control_sharding(mesh),) if guarded else ()),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=dict(tpu_options) if on_tpu and tpu_options else None,
+        compiler_options=compiler_options,
     )
