@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
-from t5x_llm.models.decoder import extend, make_groups, run_groups
+from t5x_llm.models.decoder import empty_stack, extend, make_groups, run_groups
 from t5x_llm.models.head import Head, head_logits
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.block import RESIDUAL, GroupConfig, join_aux
+from t5x_llm.nn.cache import CacheRows, RecentCache, StateCache, at_end, valid_lengths
 from t5x_llm.nn.dense import Dense, Embedding
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -118,18 +119,6 @@ def _context(
     return Context(positions, segment_ids, starts_of(segment_ids), rotary)
 
 
-def _empty_cache(
-    module: nnx.Module, groups: tuple[GroupConfig, ...], batch: int, length: int, dtype: jnp.dtype
-) -> dict[str, Any]:
-    names = [f"group_{i}" for i in range(len(groups))]
-    return {
-        "layers": {n: getattr(module, n).init_cache(batch, length, dtype) for n in names},
-        "index": jnp.zeros((), jnp.int32),
-        "positions": jnp.zeros((batch, length), jnp.int32),
-        "segment_ids": jnp.zeros((batch, length), jnp.int32),
-    }
-
-
 def _run(
     module: nnx.Module,
     groups: tuple[GroupConfig, ...],
@@ -192,19 +181,25 @@ class BytePatches(nnx.Module):
         self.patch_level = PatchLevel(config, rngs)
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> dict[str, Any]:
-        """An empty decoding cache for ``batch`` rows of up to ``length`` bytes.
+        """Returns an empty decoding cache for ``batch`` rows of up to ``length`` bytes each.
 
-        The patch level has a place for every call that may end a patch: one a byte at worst.
+        ``recent`` are the bytes of a patch that later calls may end; ``segment`` and ``patch`` are
+        the numbers of the last byte's.
         """
-        config, patch_level = self.config, self.patch_level
+        config, patches = self.config, length // self.config.patch_size + 1
         return {
-            "index": jnp.zeros((), jnp.int32),
-            "recent": jnp.zeros((batch, config.patch_size), jnp.int32),
-            "segment": jnp.full((batch,), -1, jnp.int32),
-            "patch": jnp.zeros((batch,), jnp.int32),
-            "bytes": _empty_cache(self, config.groups, batch, length, dtype),
-            "patches": _empty_cache(patch_level, config.patches, batch, length, dtype),
+            "index": jnp.zeros((batch,), jnp.int32),
+            "recent": self.recent_kind.empty(batch, length, dtype),
+            "segment": StateCache(dtype=jnp.int32, fill=-1).empty(batch, length, dtype),
+            "patch": StateCache(dtype=jnp.int32).empty(batch, length, dtype),
+            "bytes": empty_stack(self, config.groups, batch, length, dtype),
+            "patches": empty_stack(self.patch_level, config.patches, batch, patches, dtype),
         }
+
+    @property
+    def recent_kind(self) -> RecentCache:
+        """The last bytes, as many as a patch has."""
+        return RecentCache(self.config.patch_size, dtype=jnp.int32)
 
     def __call__(
         self,
@@ -241,12 +236,12 @@ class BytePatches(nnx.Module):
         before = None if cache is None else cache["bytes"]
         x, after, more = _run(self, groups, constrain(x, RESIDUAL), context, before, remat)
         if cache is not None:
-            recent = jnp.concatenate([cache["recent"], tokens], axis=1)
+            rows = CacheRows(cache["index"], valid_lengths(segment_ids))
             cache = {
-                "index": cache["index"] + tokens.shape[1],
-                "recent": recent[:, -self.config.patch_size :],
-                "segment": segment_ids[:, -1],
-                "patch": patch[:, -1],
+                "index": rows.index + rows.lengths,
+                "recent": self.recent_kind.write(cache["recent"], tokens, rows),
+                "segment": at_end(segment_ids, rows, cache["segment"]),
+                "patch": at_end(patch, rows, cache["patch"]),
                 "bytes": after,
                 "patches": patches,
             }

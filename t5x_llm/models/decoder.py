@@ -13,6 +13,7 @@ from t5x_llm.core.errors import check_number
 from t5x_llm.models.head import Head, head_logits
 from t5x_llm.models.pipelined import planned, run_pipeline
 from t5x_llm.nn.block import INPUT, RESIDUAL, Group, GroupConfig, join_aux
+from t5x_llm.nn.cache import CacheRows, TokenCache, valid_lengths
 from t5x_llm.nn.dense import Dense, Embedding
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -21,6 +22,7 @@ from t5x_llm.nn.positions import RotaryConfig, rotary_tables
 from t5x_llm.nn.relative import RelativeAttentionConfig, RelativeBias, RelativeBiasConfig
 from t5x_llm.parallel import constrain
 
+_TOKEN, _PREFIX = TokenCache(dtype=jnp.int32), TokenCache(dtype=jnp.bool_)
 _NEVER = -1e30  # a logit; an infinity in padding gives NaN once XLA has cut it
 
 
@@ -157,18 +159,9 @@ class Decoder(nnx.Module):
     def init_cache(
         self, batch: int, length: int, dtype: jnp.dtype, prefix: bool = False
     ) -> dict[str, Any]:
-        """An empty decoding cache for ``batch`` rows of up to ``length`` tokens."""
-        layers = {
-            f"group_{i}": getattr(self, f"group_{i}").init_cache(batch, length, dtype)
-            for i in range(len(self.config.groups))
-        }
-        cache = {
-            "layers": layers,
-            "index": jnp.zeros((), jnp.int32),
-            "positions": jnp.zeros((batch, length), jnp.int32),
-            "segment_ids": jnp.zeros((batch, length), jnp.int32),
-        }
-        return cache | ({"prefix": jnp.zeros((batch, length), bool)} if prefix else {})
+        """Returns an empty decoding cache for ``batch`` rows of up to ``length`` tokens each."""
+        cache = empty_stack(self, self.config.groups, batch, length, dtype)
+        return cache | ({"prefix": _PREFIX.empty(batch, length, dtype)} if prefix else {})
 
     def __call__(
         self,
@@ -219,6 +212,7 @@ class Decoder(nnx.Module):
             for config in self.config.rotaries
         }
         if block_positions is not None:  # those do not tell the order of tokens
+            first = first if isinstance(first, int) else first[:, None]
             positions = jnp.broadcast_to(first + jnp.arange(positions.shape[1]), positions.shape)
         starts, tables = starts_of(segment_ids), relative_tables(self, self.config.groups)
         return Context(positions, segment_ids, starts, rotary, prefix, relative=tables)
@@ -337,28 +331,50 @@ def run_groups(
     return x, new, join_aux(auxes)
 
 
+def empty_stack(
+    module: nnx.Module, groups: tuple[GroupConfig, ...], batch: int, length: int, dtype: jnp.dtype
+) -> dict[str, Any]:
+    """Returns the empty cache of the layers that ``make_groups`` made, and of their tokens.
+
+    ``index`` [B] int32 counts the tokens that each row holds; ``positions`` and ``segment_ids``
+    [B, S] are theirs.
+    """
+    names = [f"group_{i}" for i in range(len(groups))]
+    return {
+        "layers": {n: getattr(module, n).init_cache(batch, length, dtype) for n in names},
+        "index": jnp.zeros((batch,), jnp.int32),
+        "positions": _TOKEN.empty(batch, length, dtype),
+        "segment_ids": _TOKEN.empty(batch, length, dtype),
+    }
+
+
 def extend(context: Context, cache: dict[str, Any]) -> tuple[Context, dict[str, Any]]:
-    """The context with this call's tokens appended to the cached ones, and the new cache."""
-    write = jax.lax.dynamic_update_slice_in_dim
+    """Returns the context with this call's tokens after the cached ones, and the new cache.
+
+    Each row's tokens follow its own ``index``. Those after the last that has a segment are padding:
+    they take no place and start nothing.
+    """
     index, segments = cache["index"], context.segment_ids
-    before = jax.lax.dynamic_index_in_dim(
-        cache["segment_ids"], jnp.maximum(index - 1, 0), axis=1, keepdims=False
-    )
+    rows = CacheRows(index, valid_lengths(segments))
+    last = jnp.maximum(index - 1, 0)[:, None]
+    before = jnp.take_along_axis(cache["segment_ids"], last, axis=1)[:, 0]
     new = {
         "layers": {},
-        "index": index + segments.shape[1],
-        "positions": write(cache["positions"], context.positions, index, axis=1),
-        "segment_ids": write(cache["segment_ids"], segments, index, axis=1),
+        "index": index + rows.lengths,
+        "positions": _TOKEN.write(cache["positions"], context.positions, rows),
+        "segment_ids": _TOKEN.write(cache["segment_ids"], segments, rows),
     }
     if "prefix" in cache:
         given = context.prefix if context.prefix is not None else jnp.zeros(segments.shape, bool)
-        new["prefix"] = write(cache["prefix"], given, index, axis=1)
+        new["prefix"] = _PREFIX.write(cache["prefix"], given, rows)
+    starts = starts_of(segments, jnp.where(index > 0, before, -1))
     context = dataclasses.replace(
         context,
-        starts=starts_of(segments, jnp.where(index > 0, before, -1)),
-        cache_index=index,
-        key_positions=new["positions"],
-        key_segment_ids=new["segment_ids"],
-        key_prefix=new.get("prefix"),
+        starts=starts & rows.valid(segments.shape[1]),
+        rows=rows._replace(
+            positions=new["positions"],
+            segment_ids=new["segment_ids"],
+            prefix=new.get("prefix"),
+        ),
     )
     return context, new

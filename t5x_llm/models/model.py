@@ -137,7 +137,9 @@ class Model:
           positions: [B, T] int32, restarting at each segment; 0..T-1 by default.
           segment_ids: [B, T] int32; tokens see only their own segment, 0 is padding. All 1 by
             default.
-          cache: from ``init_cache`` or an earlier call; this call's tokens are appended.
+          cache: from ``init_cache`` or an earlier call; this call's tokens follow those that each
+            row holds, so that rows may be of different lengths. Tokens at the end of a row whose
+            segment is 0 are padding, of which nothing is kept; a row may have no others.
           extra: what else the architecture takes, such as ``Batch.extra``: of a decoder, ``prefix``
             [B, T] bool (tokens all of their segment may see) and ``block_positions`` [B, T] int32;
             of an encoder-decoder ``encoder_tokens``, ``encoder_positions`` and
@@ -161,7 +163,7 @@ class Model:
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
-            start = 0 if cache is None else cache["index"]
+            start = 0 if cache is None else cache["index"][:, None]
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         with quantized(self.policy.quantized):
             return self.bind(params)(
@@ -224,8 +226,9 @@ class Model:
         return value, aux | {k: jax.lax.stop_gradient(v) * tokens for k, v in sums.items()}
 
     def init_cache(self, batch: int, length: int, **options: Any) -> dict[str, Any]:
-        """An empty decoding cache; its keys and values are in the compute dtype.
+        """Returns an empty decoding cache; its keys and values are in the compute dtype.
 
+        Its ``index`` [B] int32 is the number of tokens that each row holds.
         ``options`` are the architecture's: a decoder takes ``prefix=True`` for prefix LM.
         """
         graphdef, state = self._abstract

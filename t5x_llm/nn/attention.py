@@ -12,6 +12,7 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.attention_kernels import Bias, attend
+from t5x_llm.nn.cache import CachedLayer, TokenCache
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -128,7 +129,7 @@ class QKNorm(nnx.Module):
         return self.norm(x)
 
 
-class Attention(nnx.Module):
+class Attention(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment."""
 
     def __init__(self, config: AttentionConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -156,13 +157,13 @@ class Attention(nnx.Module):
         if config.qk_filter is not None:
             self.qk_filter = config.qk_filter.make(d_model, init, rngs)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """Empty keys and values [B, S, K, H], and the filter's state if there is one."""
-        shape = (batch, length, self.config.n_kv_heads, self.config.head_dim)
-        cache: Cache = {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns keys and values [B, S, K, H], and the filter's state if there is one."""
+        heads = TokenCache((self.config.n_kv_heads, self.config.head_dim), KEYS[2:])
+        kinds: dict[str, Any] = {"key": heads, "value": heads}
         if self.config.qk_filter is not None:
-            cache["filter"] = self.qk_filter.init_cache(batch, length, dtype)
-        return cache
+            kinds["filter"] = self.qk_filter.cache_kinds()
+        return kinds
 
     def _project(
         self, x: jax.Array, context: Context, cache: Cache | None
@@ -196,27 +197,23 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Cache | None, Aux]:
         config = self.config
         (q, k, v), state = self._project(x, context, cache)
-        key_positions, key_segment_ids = context.positions, context.segment_ids
-        prefix = context.prefix
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache["key"], k, context.cache_index, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache["value"], v, context.cache_index, axis=1)
-            cache = {"key": k, "value": v, **state}
-            key_positions, key_segment_ids = context.key_positions, context.key_segment_ids
-            prefix = context.key_prefix
+            kinds, rows = self.cache_kinds(), context.rows
+            cache = {
+                "key": kinds["key"].write(cache["key"], k, rows),
+                "value": kinds["value"].write(cache["value"], v, rows),
+                **state,
+            }
+            k, v = (kinds[name].read(cache[name], rows) for name in ("key", "value"))
         y = attend(
             q,
             k,
             v,
-            q_segment_ids=context.segment_ids,
-            kv_segment_ids=key_segment_ids,
-            q_positions=context.positions,
-            kv_positions=key_positions,
+            **context.seen(),
             causal=config.causal,
             window=config.window,
             softcap=config.softcap,
             scale=config.scale,
             bias=self.bias(context),
-            kv_prefix=prefix,
         )
         return keep(self.out(constrain(y, QUERIES)), "attention_out"), cache, {}

@@ -33,14 +33,16 @@ def attend(
     sinks: jax.Array | None = None,
     bias: Bias | None = None,
     kv_prefix: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Softmax attention within segments.
 
     A query sees the keys of its own nonzero segment; under ``causal`` those whose position is not
     greater than its own, and with ``window`` only the last ``window`` of them, itself included.
 
-    Where T == S the keys are taken to be those of the queries' own tokens, in ascending order of
-    position within every segment, so that kernels may go by row index and skip what lies ahead.
+    Where T == S and the keys are not ``cached``, they are taken to be those of the queries' own
+    tokens, in ascending order of position within every segment, so that kernels may go by row index
+    and skip what lies ahead.
 
     Args:
       q: [B, T, N, H].
@@ -58,6 +60,7 @@ def attend(
       bias: added to the scaled logits, float32: relative positions, ALiBi.
       kv_prefix: [B, S] bool, keys that ``causal`` does not hide (prefix LM, arXiv 1910.10683,
         section 3.2.1), or None.
+      cached: the keys are a cache's, where every row has a place of its own.
 
     What a remat policy may keep of it is named ``context`` (and ``log_sum``).
 
@@ -70,11 +73,11 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     static: dict[str, Any] = dict(causal=causal, window=window, softcap=softcap, scale=scale)
     places = q_positions, kv_positions
-    if (layout := context_layout(q, k, bias, places)) is not None:
+    if not cached and (layout := context_layout(q, k, bias, places)) is not None:
         tokens: dict[str, Any] = dict(q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids)
         tokens |= dict(q_positions=q_positions, kv_positions=kv_positions, kv_prefix=kv_prefix)
         return context_attend(attend, layout, q, k, v, **tokens, sinks=sinks, bias=bias, **static)
-    plain = bias is None and kv_prefix is None and q.shape[-1] == v.shape[-1]
+    plain = not cached and bias is None and kv_prefix is None and q.shape[-1] == v.shape[-1]
     if plain and platform() == "tpu" and splash_fits(q, k):
         return splash_attend(q, k, v, q_segment_ids, kv_segment_ids, sinks=sinks, **static)
     if plain and platform() == "gpu" and _cudnn_fits(q, k, softcap, sinks):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
@@ -106,7 +107,7 @@ class GroupConfig:
         return len(self.blocks) * self.repeat
 
 
-class Block(nnx.Module):
+class Block(CachedLayer):
     """One layer of the stack: [B, T, D] -> [B, T, D].
 
     Parameters: the layers under the name of their part (``attention``, ``mlp``), and for each part
@@ -127,12 +128,9 @@ class Block(nnx.Module):
             if residual.post is not None:
                 setattr(self, f"{part}_post_norm", Norm(residual.post, d_model))
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The decoding states of its layers."""
-        return {
-            layer.part: getattr(self, layer.part).init_cache(batch, length, dtype)
-            for layer in self.config.layers
-        }
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns those of its layers, by part."""
+        return {layer.part: getattr(self, layer.part).cache_kinds() for layer in self.config.layers}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
@@ -164,7 +162,7 @@ class Block(nnx.Module):
         return x if residual.post is None else getattr(self, f"{part}_post_norm")(x)
 
 
-class Group(nnx.Module):
+class Group(CachedLayer):
     """``repeat`` copies of a block sequence; every parameter carries a leading axis of repeats."""
 
     def __init__(self, config: GroupConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -181,13 +179,14 @@ class Group(nnx.Module):
             state = jax.vmap(make)(jax.random.split(rngs.params(), config.repeat))
             setattr(self, f"block_{i}", nnx.merge(made[0], state))
 
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns those of one unit, by block."""
+        names = [f"block_{i}" for i in range(len(self.config.blocks))]
+        return {name: getattr(self, name).cache_kinds() for name in names}
+
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """Decoding states of all layers, stacked over repeats."""
-        one = {
-            f"block_{i}": getattr(self, f"block_{i}").init_cache(batch, length, dtype)
-            for i in range(len(self.config.blocks))
-        }
-        repeat = self.config.repeat
+        """Returns the caches of all units, stacked: [units, B, ...]."""
+        one, repeat = super().init_cache(batch, length, dtype), self.config.repeat
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (repeat, *a.shape)), one)
 
     def __call__(

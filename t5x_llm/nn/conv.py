@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.cache import CacheRows, RecentCache, at_end
 from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.parallel import constrain
@@ -31,12 +32,21 @@ class ShortConv(nnx.Module):
         if bias:
             self.bias = constant((channels,), 0.0, (axis,))
 
+    @property
+    def cache_kind(self) -> RecentCache:
+        """The taps: the last inputs [B, width - 1, C]."""
+        return RecentCache(self.width - 1, (self.kernel.shape[-1],))
+
     def init_cache(self, batch: int, dtype: jnp.dtype) -> jax.Array:
-        """What a segment has before its first token: zeros [B, width - 1, C]."""
-        return jnp.zeros((batch, self.width - 1, self.kernel.shape[-1]), dtype)
+        """Returns what a segment has before its first token: zeros [B, width - 1, C]."""
+        return self.cache_kind.empty(batch, 0, dtype)
 
     def __call__(
-        self, x: jax.Array, starts: jax.Array, taps: jax.Array | None
+        self,
+        x: jax.Array,
+        starts: jax.Array,
+        taps: jax.Array | None,
+        rows: CacheRows | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The convolution, and the taps of a call that goes on after this one.
 
@@ -44,6 +54,7 @@ class ShortConv(nnx.Module):
           x: [B, T, C].
           starts: [B, T] bool, where a token does not continue the one before it.
           taps: [B, width - 1, C], the inputs before ``x``; None for none.
+          rows: how many tokens of each row are valid, those that the new taps are of; None for all.
 
         Returns:
           ([B, T, C], [B, width - 1, C]) in the dtype of ``x``; float32 within.
@@ -55,13 +66,17 @@ class ShortConv(nnx.Module):
         shifted = earlier(x, taps, ("batch", "length", self.axes[1]))
         none = jnp.zeros((x.shape[0], before), bool)
         cuts = [starts, *earlier(starts, none, ("batch", "length"))]
-        last = jnp.concatenate([taps, x[:, -before:]], axis=1)
+        if rows is None:
+            last = jnp.concatenate([taps, x[:, -before:]], axis=1)
+        else:
+            last = self.cache_kind.write(taps, x, rows)
         kernel = constrain(self.kernel[...].astype(jnp.float32), self.axes)
         total = x.astype(jnp.float32) * kernel[before]
         reached = jnp.ones_like(starts)  # no segment starts after the tap
         kept = []
         for back in range(1, self.width):
-            kept.append(last[:, -back] * reached[:, -1:].astype(x.dtype))
+            end = reached[:, -1:] if rows is None else at_end(reached, rows, True)[:, None]
+            kept.append(last[:, -back] * end.astype(x.dtype))
             reached = reached & ~cuts[back - 1]
             tap = jnp.where(reached[..., None], shifted[back - 1], 0)
             total = total + tap.astype(jnp.float32) * kernel[before - back]

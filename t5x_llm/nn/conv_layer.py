@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.block import BlockConfig
+from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.conv import ShortConv
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.param import InitConfig
@@ -36,21 +36,22 @@ class ConvConfig:
         return Conv(self, d_model, rngs)
 
 
-class Conv(nnx.Module):
+class Conv(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment."""
 
     def __init__(self, config: ConvConfig, d_model: int, rngs: nnx.Rngs):
         self.config, self.d_model = config, d_model
         self.filter = ShortConv(config.taps, d_model, "embed", bias=True, rngs=rngs)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The inputs of the last tokens: [B, taps - 1, D]."""
-        return {"taps": jnp.zeros((batch, self.config.taps - 1, self.d_model), dtype)}
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the inputs of the last tokens: [B, taps - 1, D]."""
+        return {"taps": self.filter.cache_kind}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
-        y, taps = self.filter(x, context.starts, None if cache is None else cache["taps"])
+        before = None if cache is None else cache["taps"]
+        y, taps = self.filter(x, context.starts, before, context.rows)
         return y, None if cache is None else {"taps": taps}, {}
 
 

@@ -13,6 +13,7 @@ from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.attention import KEYS, QUERIES
 from t5x_llm.nn.attention_kernels import attend
 from t5x_llm.nn.block import BlockConfig
+from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.param import InitConfig
@@ -56,7 +57,7 @@ class CrossAttentionConfig:
         return CrossAttention(self, d_model, init, rngs)
 
 
-class CrossAttention(nnx.Module):
+class CrossAttention(CachedLayer):
     """[B, T, D] -> [B, T, D]; a token sees ``context.encoded`` where segments are equal."""
 
     def __init__(
@@ -73,8 +74,11 @@ class CrossAttention(nnx.Module):
         std = init.kernel(n * h, residual=True)
         self.out = Dense((n, h), (d_model,), *axes[::-1], std=std, bias=config.out_bias, rngs=rngs)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """Nothing: the first call, which has ``context.encoded``, adds its keys and values."""
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns nothing: the first call, which has ``context.encoded``, adds its keys and values.
+
+        They stay as they are: no later call writes them.
+        """
         return {}
 
     def __call__(

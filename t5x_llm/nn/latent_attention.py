@@ -11,6 +11,7 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.attention_kernels import attend
+from t5x_llm.nn.cache import CachedLayer, TokenCache
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -85,7 +86,7 @@ class LatentAttentionConfig:
         return LatentAttention(self, d_model, init, rngs)
 
 
-class LatentAttention(nnx.Module):
+class LatentAttention(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment.
 
     Parameters: ``query`` [D, N, H], or ``query_down`` [D, q_rank], ``query_norm`` and ``query_up``
@@ -137,12 +138,12 @@ class LatentAttention(nnx.Module):
             rngs=rngs,
         )
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """Empty compressed vectors [B, S, kv_rank] and rotated keys [B, S, rotary.dim]."""
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns compressed vectors [B, S, kv_rank] and rotated keys [B, S, rotary.dim]."""
         config = self.config
         return {
-            "latent": jnp.zeros((batch, length, config.kv_rank), dtype),
-            "key": jnp.zeros((batch, length, config.rotary.dim), dtype),
+            "latent": TokenCache((config.kv_rank,), ("rank",)),
+            "key": TokenCache((config.rotary.dim,), ("rank",)),
         }
 
     def __call__(
@@ -158,23 +159,13 @@ class LatentAttention(nnx.Module):
         q = jnp.concatenate([plain, rotate(turned, tables, config.rotary)], axis=-1)
         latent = self.kv_norm(self.kv_down(x))
         turned = rotate(self.key_rotary(x)[:, :, None], tables, config.rotary)[:, :, 0]
-        key_positions, key_segment_ids = context.positions, context.segment_ids
-        prefix = context.prefix
         if cache is not None:
-            at = context.cache_index
-            latent = jax.lax.dynamic_update_slice_in_dim(cache["latent"], latent, at, axis=1)
-            turned = jax.lax.dynamic_update_slice_in_dim(cache["key"], turned, at, axis=1)
-            cache = {"latent": latent, "key": turned}
-            key_positions, key_segment_ids = context.key_positions, context.key_segment_ids
-            prefix = context.key_prefix
-        segments = dict(
-            q_segment_ids=context.segment_ids,
-            kv_segment_ids=key_segment_ids,
-            q_positions=context.positions,
-            kv_positions=key_positions,
-            kv_prefix=prefix,
-            scale=config.head_dim**-0.5 if config.scale is None else config.scale,
-        )
+            kinds, rows = self.cache_kinds(), context.rows
+            cache = self.write_cache(cache, {"latent": latent, "key": turned}, rows)
+            assert cache is not None
+            latent, turned = (kinds[name].read(cache[name], rows) for name in ("latent", "key"))
+        scale = config.head_dim**-0.5 if config.scale is None else config.scale
+        segments = context.seen() | {"scale": scale}
         q = keep(constrain(q, HEADS), "query")
         absorb = cache is not None and config.absorbs(x.shape[1])
         attention = self._absorbed if absorb else self._expanded

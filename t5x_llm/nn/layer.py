@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.cache import Cache, CacheRows
 from t5x_llm.nn.param import InitConfig
 
-Cache = dict[str, Any]
 Aux = dict[str, jax.Array]
 
 
@@ -31,10 +31,7 @@ class Context:
         call or in the cache. Recurrences and convolutions cut their state and taps there.
       rotary: by rotary config, the tables for ``positions``.
       prefix: [B, T] bool, tokens that all of their segment may see (prefix LM), or None.
-      cache_index: where this call's keys are written in the cache, or None without one.
-      key_positions: [B, S] positions of the cached keys (this call's included).
-      key_segment_ids: [B, S] segments of the cached keys; 0 where nothing is written.
-      key_prefix: [B, S] ``prefix`` of the cached keys.
+      rows: with a cache, where each row's tokens go in it and what it then holds; else None.
       relative: by relative bias config, the stack's table [buckets, N].
       encoded: [B, S, D] what an encoder made, or None: there is none, or its keys are cached.
       encoder_segment_ids: [B, S] its segments; 0 marks padding.
@@ -45,13 +42,23 @@ class Context:
     starts: jax.Array
     rotary: dict[Any, tuple[jax.Array, jax.Array]]
     prefix: jax.Array | None = None
-    cache_index: jax.Array | None = None
-    key_positions: jax.Array | None = None
-    key_segment_ids: jax.Array | None = None
-    key_prefix: jax.Array | None = None
+    rows: CacheRows | None = None
     relative: dict[Any, jax.Array] = dataclasses.field(default_factory=dict)
     encoded: jax.Array | None = None
     encoder_segment_ids: jax.Array | None = None
+
+    def seen(self) -> dict[str, Any]:
+        """Returns what ``attend`` is told of queries and keys: of this call, or of the cache."""
+        places = dict(q_segment_ids=self.segment_ids, q_positions=self.positions)
+        if self.rows is None:
+            own = dict(kv_segment_ids=self.segment_ids, kv_positions=self.positions)
+            return places | own | {"kv_prefix": self.prefix}
+        held = dict(kv_segment_ids=self.rows.segment_ids, kv_positions=self.rows.positions)
+        return places | held | {"kv_prefix": self.rows.prefix, "cached": True}
+
+    def valid(self) -> jax.Array | None:
+        """Returns the tokens [B, T] bool that a cache keeps; None without one: all of them."""
+        return None if self.rows is None else self.rows.valid(self.segment_ids.shape[1])
 
 
 def starts_of(segment_ids: jax.Array, before: jax.Array | None = None) -> jax.Array:
@@ -67,10 +74,14 @@ def starts_of(segment_ids: jax.Array, before: jax.Array | None = None) -> jax.Ar
 
 
 class Layer(Protocol):
-    """A sequence mixer or a feed-forward layer."""
+    """A sequence mixer or a feed-forward layer; ``nn.cache.CachedLayer`` has what caches need."""
+
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns by name the ``nn.cache.CacheKind`` of what decoding keeps; {} for nothing."""
+        ...
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The state of decoding: arrays with a leading axis B; {} if there is none."""
+        """Returns the arrays of ``cache_kinds``, with a leading axis B, holding nothing."""
         ...
 
     def __call__(

@@ -7,12 +7,13 @@ channels, D to D / 2 and back, without an activation between them.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.cache import CachedLayer, RecentCache
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.layer import Aux, Cache, Context
@@ -37,7 +38,7 @@ class LocalFilterConfig:
         return LocalFilter(self, d_model, init, rngs)
 
 
-class LocalFilter(nnx.Module):
+class LocalFilter(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment; a token sees itself and the two before it."""
 
     def __init__(self, config: LocalFilterConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -56,23 +57,20 @@ class LocalFilter(nnx.Module):
         )
         self.norm = Norm(config.norm, d_model)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The last input of each convolution: [B, D] and [B, D / 2]."""
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the last input of each convolution: [B, 1, D] and [B, 1, D / 2]."""
         inner, d_model = self.conv2.kernel.shape[-2:]
-        return {
-            "conv1": jnp.zeros((batch, d_model), dtype),
-            "conv2": jnp.zeros((batch, inner), dtype),
-        }
+        return {"conv1": RecentCache(1, (d_model,)), "conv2": RecentCache(1, (inner,))}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
         y, new = x, Cache()
         for name in ("conv1", "conv2"):
-            last = jnp.zeros_like(y[:, 0]) if cache is None else cache[name]
-            new[name] = y[:, -1]
+            last = jnp.zeros_like(y[:, 0])[:, None] if cache is None else cache[name]
+            new[name] = y
             y = getattr(self, name)(jnp.stack([before(y, last, context.starts), y], axis=-2))
-        return self.norm(x + y), None if cache is None else new, {}
+        return self.norm(x + y), self.write_cache(cache, new, context.rows), {}
 
 
 def before(x: jax.Array, last: jax.Array, starts: jax.Array) -> jax.Array:
@@ -83,8 +81,8 @@ def before(x: jax.Array, last: jax.Array, starts: jax.Array) -> jax.Array:
 
     Args:
       x: [B, T, C].
-      last: [B, C], what comes before the first.
+      last: [B, 1, C], what comes before the first.
       starts: ``Context.starts``.
     """
-    (shifted,) = earlier(x, last[:, None].astype(x.dtype))
+    (shifted,) = earlier(x, last.astype(x.dtype))
     return jnp.where(starts[..., None], 0, shifted)

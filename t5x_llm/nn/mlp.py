@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import check_choice, check_number
+from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
@@ -53,7 +54,7 @@ class MlpConfig:
         return Mlp(self, d_model, init, rngs)
 
 
-class Mlp(nnx.Module):
+class Mlp(CachedLayer):
     """[B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: MlpConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -71,10 +72,6 @@ class Mlp(nnx.Module):
             bias=config.bias,
             rngs=rngs,
         )
-
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """Nothing: a token is enough."""
-        return {}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.dispatch import block_size, collect, exchange, grouped_product, place, spread
 from t5x_llm.nn.layer import Aux, Cache, Context
@@ -116,8 +117,12 @@ class Experts(nnx.Module):
         }
 
 
-class Moe(nnx.Module):
-    """[B, T, D] -> [B, T, D]. Padding goes to no expert."""
+class Moe(CachedLayer):
+    """[B, T, D] -> [B, T, D]. Padding goes to no expert.
+
+    With a cache no choice is dropped: how many places an expert has depends on the call's length,
+    padding included, and what a row is answered must not.
+    """
 
     def __init__(self, config: MoeConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.config = config
@@ -131,10 +136,6 @@ class Moe(nnx.Module):
                 (d_model,), (1,), ("embed",), ("rank",), std=std, bias=False, rngs=rngs, exact=True
             )
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """Nothing: a token is enough."""
-        return {}
-
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
@@ -143,7 +144,7 @@ class Moe(nnx.Module):
         experts, weights, aux = self.router(x, valid)
         experts = jnp.where(valid[..., None], experts, config.router.n_experts)
         kernels = self.experts.weights(x.dtype)
-        if config.dispatch == "dropless":
+        if config.dispatch == "dropless" or context.rows is not None:
             y, dropped = _dropless(config, x, experts, weights, kernels), jnp.float32(0)
         else:
             y, dropped = _capacity(config, x, experts, weights, kernels)

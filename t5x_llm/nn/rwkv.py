@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import check_number
+from t5x_llm.nn.cache import CachedLayer, RecentCache, StateCache
 from t5x_llm.nn.chunks import scan_chunks
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.earlier import earlier
@@ -106,6 +107,7 @@ def wkv(
     bonus: jax.Array,
     starts: jax.Array,
     state: WKV,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, WKV]:
     """Means of values, the one of i weighing exp(key_i + (t - 1 - i) decay) at t > i.
 
@@ -119,6 +121,8 @@ def wkv(
       bonus: [A] float32.
       starts: [B, T] bool; what came before is forgotten there.
       state: [B, A] each, before the first token.
+      valid: [B, T] bool, tokens that take part; the others neither weigh nor let the past decay.
+        None for all.
 
     Returns:
       (means [B, T, A], the state after the last token).
@@ -127,6 +131,10 @@ def wkv(
     # A sequence in pieces is exchanged for channels.
     key, value = (constrain(x, ("batch", None, "scan_inner")) for x in (key, value))
     starts = constrain(starts, ("batch", None))
+    inputs = (key, value, starts)
+    if valid is not None:
+        valid = constrain(valid, ("batch", None))
+        inputs = (jnp.where(valid[..., None], key, _NOTHING), value, starts, valid)
 
     def one(xs: tuple[jax.Array, jax.Array]) -> WKV:
         k, v = xs
@@ -138,8 +146,10 @@ def wkv(
         return a[0] + b[0], _add(a[1]._replace(peak=a[1].peak + b[0]), b[1])
 
     def chunk(before: WKV, xs: Any) -> tuple[WKV, jax.Array]:
-        k, v, start = xs
+        k, v, start, *valid = xs
         fade = jnp.where(start[..., None], _NOTHING, decay)
+        if valid:
+            fade = jnp.where(valid[0][..., None], fade, 0.0)
         faded, sums = jax.lax.associative_scan(later, (fade, one((k, v))), axis=1)
         old = WKV(*(x[:, None] for x in before))
         after = _add(old._replace(peak=old.peak + faded), sums)
@@ -150,17 +160,14 @@ def wkv(
         seen = _add(past, one((k + bonus, v)))
         return WKV(*(x[:, -1] for x in after)), seen.top / seen.bottom
 
-    state, y = scan_chunks(chunk, state, (key, value, starts), _CHUNK)
+    state, y = scan_chunks(chunk, state, inputs, _CHUNK)
     return constrain(y, INNER), state
 
 
-def before(
-    x: jax.Array, starts: jax.Array, last: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """x [B, T, D] one token earlier, zero at starts; and the last token, if one was given."""
-    first = jnp.zeros_like(x[:, :1]) if last is None else last[:, None]
-    (shifted,) = earlier(x, first)
-    return jnp.where(starts[..., None], 0, shifted), None if last is None else x[:, -1]
+def before(x: jax.Array, starts: jax.Array, last: jax.Array | None) -> jax.Array:
+    """Returns x [B, T, D] one token earlier, zero at starts; ``last`` [B, 1, D] is before it."""
+    (shifted,) = earlier(x, jnp.zeros_like(x[:, :1]) if last is None else last)
+    return jnp.where(starts[..., None], 0, shifted)
 
 
 def _mix(weight: nnx.Param[jax.Array], x: jax.Array, old: jax.Array) -> jax.Array:
@@ -174,7 +181,7 @@ def _ramp(size: int, power: float, offset: float = 0.0) -> nnx.Param[jax.Array]:
     )
 
 
-class TimeMix(nnx.Module):
+class TimeMix(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment."""
 
     def __init__(self, config: TimeMixConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -194,15 +201,17 @@ class TimeMix(nnx.Module):
         self.receptance = Dense((d_model,), (a,), *axes, std=std, **kwargs)
         self.out = Dense((a,), (d_model,), *axes[::-1], std=init.kernel(a, residual=True), **kwargs)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The last token's input [B, D] and the sums over the past [B, A]."""
-        last = jnp.zeros((batch, self.mix_key.shape[-1]), dtype)
-        return {"last": last, **_empty((batch, self.config.d_inner))._asdict()}
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the last token's input [B, 1, D] and the sums over the past [B, A]."""
+        sums = StateCache((self.config.d_inner,))
+        peak = dataclasses.replace(sums, fill=_NOTHING)
+        last = RecentCache(1, (self.mix_key.shape[-1],))
+        return {"last": last, **WKV(sums, sums, peak)._asdict()}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
-        old, last = before(x, context.starts, None if cache is None else cache["last"])
+        old = before(x, context.starts, None if cache is None else cache["last"])
         k, v, r = (
             constrain(project(_mix(weight, x, old)), INNER)
             for project, weight in (
@@ -222,12 +231,13 @@ class TimeMix(nnx.Module):
             self.bonus[...],
             context.starts,
             state,
+            context.valid(),
         )
         y = self.out(constrain(jax.nn.sigmoid(r) * y.astype(x.dtype), INNER))
-        return y, None if cache is None else {"last": last, **state._asdict()}, {}
+        return y, self.write_cache(cache, {"last": x, **state._asdict()}, context.rows), {}
 
 
-class ChannelMix(nnx.Module):
+class ChannelMix(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment."""
 
     def __init__(self, config: ChannelMixConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -242,15 +252,15 @@ class ChannelMix(nnx.Module):
         std = init.kernel(f, residual=True)
         self.value = Dense((f,), (d_model,), ("mlp",), ("embed",), std=std, **kwargs)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The last token's input [B, D]."""
-        return {"last": jnp.zeros((batch, self.mix_key.shape[-1]), dtype)}
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the last token's input [B, 1, D]."""
+        return {"last": RecentCache(1, (self.mix_key.shape[-1],))}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None, Aux]:
-        old, last = before(x, context.starts, None if cache is None else cache["last"])
+        old = before(x, context.starts, None if cache is None else cache["last"])
         h = jnp.square(jax.nn.relu(self.key(_mix(self.mix_key, x, old))))
         h = self.value(constrain(h, ("batch", "length", "mlp")))
         gate = jax.nn.sigmoid(self.receptance(_mix(self.mix_receptance, x, old)))
-        return gate * h, None if cache is None else {"last": last}, {}
+        return gate * h, self.write_cache(cache, {"last": x}, context.rows), {}

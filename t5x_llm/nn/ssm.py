@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.cache import CachedLayer, StateCache
 from t5x_llm.nn.conv import ShortConv
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.layer import Aux, Cache, Context
@@ -75,7 +76,7 @@ class SelectiveConfig:
         return Selective(self, d_model, init, rngs)
 
 
-class Selective(nnx.Module):
+class Selective(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment.
 
     Parameters: ``inner`` and ``gate`` [D, I], ``conv``, ``select`` [I, dt_rank + 2 R] that makes
@@ -118,10 +119,10 @@ class Selective(nnx.Module):
             rngs=rngs,
         )
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The convolution's taps [B, width - 1, I] and the state [B, R, I], whatever the length."""
-        state = jnp.zeros((batch, self.config.d_state, self.config.d_inner), jnp.float32)
-        return {"taps": self.conv.init_cache(batch, dtype), "state": state}
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the convolution's taps [B, width - 1, I] and the state [B, R, I]."""
+        state = StateCache((self.config.d_state, self.config.d_inner))
+        return {"state": state, "taps": self.conv.cache_kind}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
@@ -131,7 +132,7 @@ class Selective(nnx.Module):
         before = self.init_cache(x.shape[0], 0, x.dtype) if cache is None else cache
         inner = keep(constrain(self.inner(x), INNER), "mixer_in")
         gate = keep(constrain(self.gate(x), INNER), "mixer_gate")
-        inner, taps = self.conv(inner, context.starts, before["taps"])
+        inner, taps = self.conv(inner, context.starts, before["taps"], context.rows)
         inner = activation(inner)
 
         selected = self.select(inner)
@@ -139,14 +140,24 @@ class Selective(nnx.Module):
         if config.norm is not None:
             dt, b, c = self.dt_norm(dt), self.b_norm(b), self.c_norm(c)
         dt = jax.nn.softplus(self.step(dt).astype(jnp.float32) + self.step_bias[...])
+        dt = _steps(dt, context)
         rates = -jnp.exp(self.a_log[...].astype(jnp.float32))
         y, state = selective_scan(
             inner, constrain(dt, INNER), rates, b, c, context.starts, before["state"]
         )
         y = y.astype(jnp.float32) + self.skip[...] * inner
         y = constrain((y * activation(gate.astype(jnp.float32))).astype(x.dtype), INNER)
-        after = None if cache is None else {"taps": taps, "state": state}
+        after = None
+        if cache is not None:
+            kind = self.cache_kinds()["state"]
+            after = {"taps": taps, "state": kind.write(cache["state"], state, context.rows)}
         return keep(self.out(y), "mixer_out"), after, {}
+
+
+def _steps(dt: jax.Array, context: Context) -> jax.Array:
+    """Returns steps [B, T, ...] that are zero in padding: a step of zero leaves the state alone."""
+    valid = context.valid()
+    return dt if valid is None else jnp.where(valid[..., None], dt, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +218,7 @@ class SsdConfig:
         return Ssd(self, d_model, init, rngs)
 
 
-class Ssd(nnx.Module):
+class Ssd(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment.
 
     Parameters: ``inner`` and ``gate`` [D, I], ``b`` and ``c`` [D, G R], ``step`` [D, N] and
@@ -257,15 +268,14 @@ class Ssd(nnx.Module):
             rngs=rngs,
         )
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The convolutions' taps and the state [B, N, H, R], whatever the length."""
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the convolutions' taps and the state [B, N, H, R]."""
         config = self.config
-        shape = (batch, config.n_heads, config.head_dim, config.d_state)
-        taps = {
-            name: getattr(self, f"{name}_conv").init_cache(batch, dtype)
-            for name in ("inner", "b", "c")
+        taps = {name: getattr(self, f"{name}_conv").cache_kind for name in ("inner", "b", "c")}
+        return {
+            "taps": taps,
+            "state": StateCache((config.n_heads, config.head_dim, config.d_state)),
         }
-        return {"taps": taps, "state": jnp.zeros(shape, jnp.float32)}
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None
@@ -277,7 +287,7 @@ class Ssd(nnx.Module):
         for name in ("inner", "b", "c"):
             projected = keep(getattr(self, name)(x), "mixer_in")
             conv = getattr(self, f"{name}_conv")
-            y, taps[name] = conv(projected, context.starts, before["taps"][name])
+            y, taps[name] = conv(projected, context.starts, before["taps"][name], context.rows)
             mixed[name] = activation(y)
         gate = keep(constrain(self.gate(x), INNER), "mixer_gate")
 
@@ -287,10 +297,14 @@ class Ssd(nnx.Module):
         b, c = (mixed[n].reshape(*rows, config.n_groups, config.d_state) for n in ("b", "c"))
         dt = jax.nn.softplus(self.step(x).astype(jnp.float32) + self.step_bias[...])
         dt = constrain(jnp.clip(dt, *config.dt_limit), ("batch", "length", "heads"))
+        dt = _steps(dt, context)
         rates = -jnp.exp(self.a_log[...].astype(jnp.float32))
         y, state = ssd(inner, dt, rates, b, c, context.starts, before["state"])
         y = y.astype(jnp.float32) + self.skip[...][:, None] * inner
         y = y.reshape(gate.shape) * activation(gate.astype(jnp.float32))
         y = self.norm(y.reshape(*rows, config.n_groups, -1)).reshape(gate.shape).astype(x.dtype)
-        after = None if cache is None else {"taps": taps, "state": state}
+        after = None
+        if cache is not None:
+            kind = self.cache_kinds()["state"]
+            after = {"taps": taps, "state": kind.write(cache["state"], state, context.rows)}
         return keep(self.out(constrain(y, INNER)), "mixer_out"), after, {}

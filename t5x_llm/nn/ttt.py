@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
+from t5x_llm.nn.cache import CachedLayer, CacheRows, StateCache
 from t5x_llm.nn.chunks import scan_chunks
 from t5x_llm.nn.conv import ShortConv
 from t5x_llm.nn.dense import Dense
@@ -149,10 +150,13 @@ def _fresh(x: jax.Array, inner: Inner) -> jax.Array:
 
 def _chunk(inner: Inner, state: Learner, xs: tuple[jax.Array, ...]) -> tuple[Learner, jax.Array]:
     """At most K tokens: (state after them, outputs [B, C, N, H])."""
-    q, k, v, rate, place, starts = xs
+    q, k, v, rate, place, starts, *valid = xs
     count = jnp.arange(place.shape[1])
     segment = jnp.cumsum(starts, axis=1)
-    turned = jnp.cumsum((place == 0) & ~starts & (count > 0), axis=1)
+    turns = (place == 0) & ~starts & (count > 0)
+    if valid:  # padding stays in the mini-batch of the last token, with a rate of zero
+        turns &= valid[0]
+    turned = jnp.cumsum(turns, axis=1)
     batch = jnp.where(segment == 0, turned, segment + 1)  # its number within the chunk
     old, following = ((batch == i)[..., None, None] for i in (0, 1))
 
@@ -197,20 +201,25 @@ def _chunk(inner: Inner, state: Learner, xs: tuple[jax.Array, ...]) -> tuple[Lea
     return state, q + y * inner.scale + inner.shift
 
 
-def places(starts: jax.Array, before: jax.Array, mini_batch: int) -> jax.Array:
-    """Each token's place in its mini-batch, [B, T] int32.
+def places(
+    starts: jax.Array, before: jax.Array, mini_batch: int, rows: CacheRows | None = None
+) -> jax.Array:
+    """Returns each token's place in its mini-batch, [B, T] int32; padding has the last token's.
 
     Args:
       starts: [B, T] bool, segments' first tokens.
       before: [B] int32, the place of the token after the last call's, were it to go on.
       mini_batch: K.
+      rows: how many tokens of each row are valid; None for all.
     """
     index = jnp.arange(starts.shape[1], dtype=jnp.int32)
+    if rows is not None:
+        index = jnp.minimum(index, rows.lengths[:, None] - 1)
     first = jax.lax.cummax(jnp.where(starts, index, -1), axis=1)
     return jnp.where(first >= 0, index - first, index + before[:, None]) % mini_batch
 
 
-class TTT(nnx.Module):
+class TTT(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment."""
 
     def __init__(self, config: TTTConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
@@ -242,17 +251,16 @@ class TTT(nnx.Module):
         self.inner_norm = Norm(norm, h, heads=n)
         self.out_norm = Norm(norm, n * h)
 
-    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-        """The learners' state, the place of the next token, and taps of the convolutions."""
-        config = self.config
-        cache: Cache = {
-            **self._nothing(batch)._asdict(),
-            "place": jnp.zeros((batch,), jnp.int32),
-        }
-        if config.shared_taps is not None:
-            shape = (batch, config.shared_taps - 1, config.n_heads * config.head_dim)
-            cache |= {name: jnp.zeros(shape, dtype) for name in ("query_taps", "key_taps")}
-        return cache
+    def cache_kinds(self) -> dict[str, Any]:
+        """Returns the learners' state, the place of the next token, and convolutions' taps."""
+        n, h = self.config.n_heads, self.config.head_dim
+        weight, bias = StateCache((n, h, h)), StateCache((n, h))
+        kinds = Learner(weight, bias, weight, bias)._asdict()
+        kinds["place"] = StateCache(dtype=jnp.int32)
+        if self.config.shared_taps is not None:
+            kinds["query_taps"] = self.query_conv.cache_kind
+            kinds["key_taps"] = self.key_conv.cache_kind
+        return kinds
 
     def _nothing(self, batch: int) -> Learner:
         """A state that is never read: a segment starts at the first token."""
@@ -272,7 +280,7 @@ class TTT(nnx.Module):
         )
 
     def _query_key(
-        self, x: jax.Array, starts: jax.Array, cache: Cache | None
+        self, x: jax.Array, context: Context, cache: Cache | None
     ) -> tuple[jax.Array, jax.Array, Cache]:
         """q and k before rotation, and the new taps."""
         shared = self.query(x)
@@ -281,7 +289,8 @@ class TTT(nnx.Module):
         flat, made, taps = shared.reshape(*x.shape[:2], -1), [], Cache()
         for name in ("query", "key"):
             last = None if cache is None else cache[f"{name}_taps"]
-            y, taps[f"{name}_taps"] = getattr(self, f"{name}_conv")(flat, starts, last)
+            conv = getattr(self, f"{name}_conv")
+            y, taps[f"{name}_taps"] = conv(flat, context.starts, last, context.rows)
             made.append(y.reshape(shared.shape))
         return made[0], made[1], taps
 
@@ -290,8 +299,8 @@ class TTT(nnx.Module):
     ) -> tuple[jax.Array, Cache | None, Aux]:
         config, starts = self.config, context.starts
         first = jnp.zeros(x.shape[0], jnp.int32) if cache is None else cache["place"]
-        place = places(starts, first, config.mini_batch)
-        q, k, taps = self._query_key(x, starts, cache)
+        place = places(starts, first, config.mini_batch, context.rows)
+        q, k, taps = self._query_key(x, context, cache)
         tables = rotary_tables(config.inner_rotary, place)
         q, k = (rotate(a, tables, config.inner_rotary) for a in (q, k))
         q, k, v = (constrain(a.astype(jnp.float32), HEADS) for a in (q, k, self.value(x)))
@@ -300,6 +309,10 @@ class TTT(nnx.Module):
         rate = jax.nn.sigmoid(self.rate(x).astype(jnp.float32))
         rate = constrain(rate * (config.base_rate / config.head_dim), (*_WHOLE, "scan_heads"))
         place, starts = constrain(place, _WHOLE), constrain(starts, _WHOLE)
+        inputs, valid = (q, k, v, rate, place, starts), context.valid()
+        if valid is not None:
+            rate = jnp.where(valid[..., None], rate, 0.0)
+            inputs = (q, k, v, rate, place, starts, constrain(valid, _WHOLE))
         state = self._nothing(x.shape[0])
         if cache is not None:
             state = Learner(*(cache[name] for name in Learner._fields))
@@ -307,7 +320,7 @@ class TTT(nnx.Module):
         state, y = scan_chunks(
             lambda carry, xs: _chunk(inner, carry, xs),
             state,
-            (q, k, v, rate, place, starts),
+            inputs,
             config.mini_batch,
         )
         y = constrain(y, HEADS)
@@ -316,6 +329,8 @@ class TTT(nnx.Module):
             y = y * jax.nn.gelu(self.gate(x), approximate=True)
         y = self.out(constrain(y, HEADS))
         if cache is not None:
-            after = (place[:, -1] + 1) % config.mini_batch
-            cache = {**state._asdict(), "place": after, **taps}
+            kinds, after = self.cache_kinds(), (place[:, -1] + 1) % config.mini_batch
+            new = {**state._asdict(), "place": after}
+            kept = {n: kinds[n].write(cache[n], x, context.rows) for n, x in new.items()}
+            cache = {**kept, **taps}
         return y, cache, {}

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.nn.cache import CacheRows
 from t5x_llm.nn.latent_attention import LatentAttentionConfig
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import NormConfig
@@ -156,7 +157,7 @@ def test_cached_decoding_equals_the_full_pass(value_dim, rank, first):
     length = 12
     x = jax.random.normal(jax.random.key(2), (2, length, D))
     segments = np.ones((2, length), np.int32)
-    segments[1, :2] = 0  # a left-padded prompt
+    segments[1, :2] = 0  # padding before a text takes places and is not seen
     positions = jnp.asarray(np.maximum(np.cumsum(segments, 1) - 1, 0), jnp.int32)
     segments = jnp.asarray(segments)
     full, _, _ = layer(x, context(c, positions, segments), None)
@@ -165,8 +166,9 @@ def test_cached_decoding_equals_the_full_pass(value_dim, rank, first):
 
     @jax.jit
     def call(x, cache, positions, segments, key_positions, key_segments, index):
-        cached = dict(cache_index=index, key_positions=key_positions, key_segment_ids=key_segments)
-        y, cache, _ = layer(x, context(c, positions, segments, **cached), cache)
+        lengths = jnp.full(2, x.shape[1])
+        rows = CacheRows(jnp.full(2, index), lengths, key_positions, key_segments)
+        y, cache, _ = layer(x, context(c, positions, segments, rows=rows), cache)
         return y, cache
 
     outs = []
