@@ -21,10 +21,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,11 @@ from jax.sharding import Mesh
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.objective import Objective
+from t5x_llm.infer.placement import Placement
+from t5x_llm.infer.score import Request, Scorer, pack
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, check_divisible, global_batch, replicated, use
 from t5x_llm.train.hooks import Results
-
-_OPEN_ROWS = 32
-W = TypeVar("W")
 
 
 class Documents(Protocol):
@@ -76,59 +76,13 @@ class HeldOut:
     language: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    tokens: np.ndarray
-    targets: np.ndarray
+def windows(document: np.ndarray, length: int) -> Iterator[Request]:
+    """Yields windows of at most ``length`` inputs, that predict the document but its first token.
 
-
-def pieces(document: np.ndarray, length: int) -> Iterator[_Piece]:
-    """Windows of at most ``length`` inputs; their targets are the document but its first token."""
-    for start in range(0, len(document) - 1, length):
-        stop = min(start + length, len(document) - 1)
-        yield _Piece(document[start:stop], document[start + 1 : stop + 1])
-
-
-def pack(
-    windows: Iterable[W], length: int, places: Callable[[W], int] | None = None
-) -> Iterator[list[W]]:
-    """Windows put together in rows of at most ``length`` places, first fit over a few rows.
-
-    ``places`` tells those of a window; by default one for every token.
+    What a window predicts follows its first token.
     """
-    rows: list[list[W]] = []
-    room: list[int] = []
-    for window in windows:
-        size = places(window) if places else len(window.tokens)  # type: ignore[attr-defined]
-        at = next((i for i, free in enumerate(room) if free >= size), None)
-        if at is None:
-            if len(rows) == _OPEN_ROWS:
-                fullest = min(range(len(room)), key=room.__getitem__)
-                yield rows.pop(fullest)
-                room.pop(fullest)
-            rows.append([])
-            room.append(length)
-            at = len(rows) - 1
-        rows[at].append(window)
-        room[at] -= size
-    yield from rows
-
-
-def to_batch(rows: Sequence[list[_Piece]], size: int, length: int) -> Batch:
-    """Rows as a Batch of NumPy arrays [size, length]; rows that are missing are padding."""
-    ints = np.zeros((4, size, length), np.int32)
-    mask = np.zeros((size, length), np.float32)
-    tokens, targets, positions, segments = ints
-    for i, row in enumerate(rows):
-        at = 0
-        for segment, window in enumerate(row, start=1):
-            here = slice(at, at + len(window.tokens))
-            tokens[i, here], targets[i, here] = window.tokens, window.targets
-            positions[i, here] = np.arange(len(window.tokens))
-            segments[i, here] = segment
-            mask[i, here] = 1.0
-            at = here.stop
-    return Batch(tokens, targets, positions, segments, mask, np.zeros(size, np.int32))
+    for start in range(0, len(document) - 1, length):
+        yield Request(document[start : start + 1], document[start + 1 : start + length + 1])
 
 
 @dataclasses.dataclass
@@ -186,6 +140,9 @@ class Evaluator:
             )
         self.mesh, self.rules, self.length, self.batch_size = mesh, rules, length, batch_size
         self.objective = objective
+        if objective is None:
+            self._scorer = Scorer(model, length, batch_size, Placement(mesh, rules))
+            return
 
         def nats(params: Any, batch: Batch) -> jax.Array:
             with use(mesh, rules):
@@ -221,6 +178,50 @@ class Evaluator:
         sums = {source.name: _Sums() for source in held_out}
         total = sum(_tokens(source, limit) for source in held_out)
         bar = _bar(total, progress)
+        if self.objective is None:
+            self._score(params, held_out, sums, limit, bar)
+        else:
+            self._denoise(params, held_out, sums, limit, bar)
+        bar.close()
+        if not any(s.documents for s in sums.values()):
+            raise DataError(
+                "There is no held-out document in "
+                f"{', '.join(sums) or 'any source'}. Hold out more: Source.validation_fraction."
+            )
+        return _results(held_out, sums, per_byte=self.objective is None)
+
+    def _score(
+        self,
+        params: Any,
+        held_out: Sequence[HeldOut],
+        sums: dict[str, _Sums],
+        limit: int | None,
+        bar: Any,
+    ) -> None:
+        """Adds up next-token prediction, window by window."""
+        names: dict[int, str] = {}
+        count = itertools.count()
+
+        def requests() -> Iterator[Request]:
+            for source in held_out:
+                for _, document in _read(source, sums[source.name], limit, bar):
+                    sums[source.name].tokens += max(len(document) - 1, 0)
+                    for window in windows(document, self.length):
+                        names[next(count)] = source.name
+                        yield window
+
+        for number, score in self._scorer(params, requests()):
+            sums[names.pop(number)].nats -= score.total
+
+    def _denoise(
+        self,
+        params: Any,
+        held_out: Sequence[HeldOut],
+        sums: dict[str, _Sums],
+        limit: int | None,
+        bar: Any,
+    ) -> None:
+        """Adds up another objective, row by row; a row holds one source alone."""
         pending: collections.deque[tuple[jax.Array, list[str]]] = collections.deque()
 
         def collect(lag: int) -> None:
@@ -241,58 +242,33 @@ class Evaluator:
         if rows:
             pending.append((self._run(params, rows), names))
         collect(0)
-        bar.close()
-        if not any(s.documents for s in sums.values()):
-            raise DataError(
-                "There is no held-out document in "
-                f"{', '.join(sums) or 'any source'}. Hold out more: Source.validation_fraction."
-            )
-        return _results(held_out, sums, per_byte=self.objective is None)
 
     def _rows(
         self, held_out: Sequence[HeldOut], sums: dict[str, _Sums], limit: int | None, bar: Any
     ) -> Iterator[tuple[str, list[Any]]]:
-        """(source, row); a row holds one source alone. Counts what it reads."""
+        """(source, row); counts what it reads."""
         goal = self.objective
+        assert goal is not None
         for source in held_out:
             count = sums[source.name]
             digest = hashlib.sha256(source.name.encode()).digest()
             seed = int.from_bytes(digest[:8], "little")
 
-            def windows(
+            def segments(
                 source: HeldOut = source, count: _Sums = count, seed: int = seed
             ) -> Iterator[Any]:
-                read = 0
-                for i in range(len(source.documents)):
-                    if limit is not None and read >= limit:
-                        return
-                    document = np.asarray(source.documents.document(i))
-                    read += max(len(document) - 1, 0)
-                    count.bytes += int(source.documents.document_bytes(i))
-                    count.documents += 1
-                    bar.update(len(document))
-                    if goal is None:
-                        count.tokens += max(len(document) - 1, 0)
-                        yield from pieces(document, self.length)
-                        continue
+                for i, document in _read(source, count, limit, bar):
                     for segment in goal.segments(document, seed, i):
                         count.tokens += int(segment["loss_mask"].sum())
                         yield segment
 
-            if goal is None:
-                rows = pack(windows(), self.length)
-            else:
-                rows = pack(windows(), goal.length, goal.segment_places)
-            for row in rows:
+            for row in pack(segments(), goal.length, goal.segment_places):
                 yield source.name, row
 
     def _run(self, params: Any, rows: Sequence[list[Any]]) -> jax.Array:
-        size = self.batch_size
-        if self.objective is None:
-            batch = to_batch(rows, size, self.length)
-        else:
-            arrays = self.objective.fill(rows, size)
-            batch = self.objective.batch(arrays, np.zeros(size, np.int32))
+        size, goal = self.batch_size, self.objective
+        assert goal is not None
+        batch = goal.batch(goal.fill(rows, size), np.zeros(size, np.int32))
         placed = global_batch(
             lambda part: jax.tree.map(lambda x: x[part], batch),
             self.batch_size,
@@ -300,6 +276,22 @@ class Evaluator:
             self.rules,
         )
         return self._nats(params, placed)
+
+
+def _read(
+    source: HeldOut, count: _Sums, limit: int | None, bar: Any
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (number, tokens) of documents until ``limit``; counts documents and bytes."""
+    read = 0
+    for i in range(len(source.documents)):
+        if limit is not None and read >= limit:
+            return
+        document = np.asarray(source.documents.document(i))
+        read += max(len(document) - 1, 0)
+        count.bytes += int(source.documents.document_bytes(i))
+        count.documents += 1
+        bar.update(len(document))
+        yield i, document
 
 
 def evaluate(

@@ -26,6 +26,39 @@ class Head(NamedTuple):
     softcap: float | None
 
 
+def head_log_probs(
+    head: Head, hidden: jax.Array, targets: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Computes log-probabilities without the logits of the whole batch at once.
+
+    Args:
+      head: the head.
+      hidden: [B, T, D].
+      targets: [B, T] int32.
+      chunk: positions of T processed at once.
+
+    Returns:
+      ([B, T] float32 log-probability of each target, [B, T] bool, where it is the likeliest token).
+    """
+    t = hidden.shape[1]
+    count = -(-t // min(chunk, t))
+    size = -(-t // count)  # as few chunks as ``chunk`` allows, of equal length
+    fill = ((0, 0), (0, count * size - t))
+    hidden, targets = jnp.pad(hidden, (*fill, (0, 0))), jnp.pad(targets, fill)
+
+    def body(_: None, i: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        x, y = (jax.lax.dynamic_slice_in_dim(a, i * size, size, axis=1) for a in (hidden, targets))
+        logits = head_logits(head, x)
+        hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == y[..., None]
+        chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+        best = jnp.argmax(logits, axis=-1) == y
+        return None, (chosen - jax.nn.logsumexp(logits, axis=-1), best)
+
+    _, found = jax.lax.scan(body, None, jnp.arange(count))
+    first, second = (jnp.moveaxis(x, 0, 1).reshape(-1, count * size)[:, :t] for x in found)
+    return first, second
+
+
 def head_logits(head: Head, hidden: jax.Array) -> jax.Array:
     """Hidden [..., D] to logits [..., V], float32."""
     axis = 1 if head.transposed else 0

@@ -12,7 +12,9 @@ from flax import nnx
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
+from t5x_llm.models.head import head_log_probs
 from t5x_llm.models.pipelined import microbatch_means
+from t5x_llm.nn.cache import valid_lengths
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.linear import one_cpu
 from t5x_llm.nn.quantized import quantized
@@ -163,8 +165,11 @@ class Model:
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
+            place = jnp.arange(tokens.shape[1])
             start = 0 if cache is None else cache["index"][:, None]
-            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+            positions = jnp.broadcast_to(start + place, tokens.shape)
+            if cache is not None:  # padding may not lie beyond learned positions
+                positions = jnp.where(place < valid_lengths(segment_ids)[:, None], positions, 0)
         with quantized(self.policy.quantized):
             return self.bind(params)(
                 tokens,
@@ -224,6 +229,26 @@ class Model:
             sums["layer_loss"] = jnp.sum(layers["loss"])
             value = value + sums["layer_loss"] * tokens
         return value, aux | {k: jax.lax.stop_gradient(v) * tokens for k, v in sums.items()}
+
+    def log_probs(self, params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of the targets of a data.Batch, without a gradient.
+
+        The logits of the whole batch are never held at once.
+
+        Returns:
+          ([B, T] float32 log-probability of each target, [B, T] bool, where it is the likeliest
+          token). What ``loss_mask`` leaves out is computed too and means nothing.
+        """
+        extra = dict(getattr(batch, "extra", None) or {})
+        hidden, *_ = self._apply(
+            params, batch.tokens, batch.positions, batch.segment_ids, None, extra
+        )
+        count = pieces("length", hidden.shape[1])
+        hidden, targets = (_folded(x, count) for x in (hidden, batch.targets))
+        chunk = max(1, 512 // hidden.shape[0]) if one_cpu() else 512
+        head = self.bind(params).output_head(hidden.dtype)
+        found, best = head_log_probs(head, hidden, targets, chunk)
+        return _unfolded(found, count), _unfolded(best, count)
 
     def init_cache(self, batch: int, length: int, **options: Any) -> dict[str, Any]:
         """Returns an empty decoding cache; its keys and values are in the compute dtype.

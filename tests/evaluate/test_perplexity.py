@@ -12,7 +12,8 @@ from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.objective import objective
 from t5x_llm.evaluate.hooks import Evaluation, Every, read_baseline
-from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
+from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, windows
+from t5x_llm.infer.score import _batch, _log_probs, pack, score
 from t5x_llm.models.families.gpt2 import GPT2
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
