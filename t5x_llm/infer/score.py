@@ -69,17 +69,15 @@ class _Segment:
     read: np.ndarray | None  # by an encoder
 
 
-def pack(
-    windows: Iterable[W], length: int, places: Callable[[W], int] | None = None
-) -> Iterator[list[W]]:
-    """Windows put together in rows of at most ``length`` places, first fit over a few rows.
+def pack(windows: Iterable[W], length: int, places: Callable[[W], int]) -> Iterator[list[W]]:
+    """Puts windows together in rows of at most ``length`` places, first fit over a few rows.
 
-    ``places`` tells those of a window; by default one for every token.
+    ``places`` tells how many a window takes.
     """
     rows: list[list[W]] = []
     room: list[int] = []
     for window in windows:
-        size = places(window) if places else len(window.tokens)  # type: ignore[attr-defined]
+        size = places(window)
         at = next((i for i, free in enumerate(room) if free >= size), None)
         if at is None:
             if len(rows) == _OPEN_ROWS:
@@ -150,11 +148,9 @@ class Scorer:
           ConfigError: a request is longer than T, or has no context.
         """
         segments = (self._segment(i, request) for i, request in enumerate(requests))
-        # The encoder reads one request a row.
-        places = (lambda _: self.length) if self._reads else None
         pending: collections.deque[tuple[Any, list[list[_Segment]]]] = collections.deque()
         rows: list[list[_Segment]] = []
-        for row in pack(segments, self.length, places):
+        for row in pack(segments, self.length, self._places):
             rows.append(row)
             if len(rows) == self.batch_size:
                 pending.append((self._run(params, rows), rows))
@@ -165,6 +161,10 @@ class Scorer:
             pending.append((self._run(params, rows), rows))
         while pending:
             yield from _collect(*pending.popleft())
+
+    def _places(self, segment: _Segment) -> int:
+        """Tokens of a row that a request takes; an encoder reads one request a row."""
+        return self.length if self._reads else len(segment.tokens)
 
     def _segment(self, index: int, request: Request) -> _Segment:
         context, scored = (np.asarray(x, np.int32).reshape(-1) for x in request)

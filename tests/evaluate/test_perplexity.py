@@ -13,7 +13,7 @@ from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.objective import objective
 from t5x_llm.evaluate.hooks import Evaluation, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, windows
-from t5x_llm.infer.score import _batch, _log_probs, pack, score
+from t5x_llm.infer.score import Request, _log_probs, pack, score
 from t5x_llm.models.families.gpt2 import GPT2
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
@@ -120,11 +120,12 @@ def test_figures(model, params, expected, count, axes):
 
 def test_same_figures_every_time_and_one_compile(model, params):
     evaluator = Evaluator(model, *mesh_of(1), T, batch_size=4)
+    before = _log_probs._cache_size()
     first = evaluator(params, HELD_OUT)
     assert evaluator(params, HELD_OUT) == first
     evaluator(params, HELD_OUT[:1])
     evaluator(params, HELD_OUT, limit=10)
-    assert evaluator._nats._cache_size() == 1
+    assert _log_probs._cache_size() == before + 1
 
 
 def test_limit_takes_whole_documents(model, params):
@@ -148,34 +149,40 @@ def test_refusals(model):
         Evaluator(gpt, *mesh_of(1), T)
 
 
+def test_sums_are_those_of_requests(model, params, expected):
+    """A source's loss is the sum of its windows' scores, whatever rows and batches they share."""
+    asked = [(h.name, w) for h in HELD_OUT for d in h.documents.texts for w in windows(d, T)]
+    found = score(model, params, [w for _, w in asked], length=T, batch_size=3)
+    results = Evaluator(model, *mesh_of(1), T, batch_size=4)(params, HELD_OUT)
+    for name, (nats, tokens) in list(expected.items())[:3]:
+        own = [s for (source, _), s in zip(asked, found, strict=True) if source == name]
+        assert sum(len(s.log_probs) for s in own) == tokens
+        assert -sum(s.total for s in own) == pytest.approx(nats, rel=1e-5)
+        assert results[name]["loss"] == pytest.approx(-sum(s.total for s in own) / tokens, rel=1e-6)
+
+
 def test_windows_predict_every_token_once():
     document = np.arange(100, 100 + 37)
-    windows = list(pieces(document, 16))
-    assert [len(w.tokens) for w in windows] == [16, 16, 4]
-    assert np.concatenate([w.targets for w in windows]).tolist() == document[1:].tolist()
-    assert all((w.tokens + 1 == w.targets).all() for w in windows)
-    assert list(pieces(document[:1], 16)) == [] and list(pieces(document[:0], 16)) == []
+    found = list(windows(document, 16))
+    assert [len(w.continuation) for w in found] == [16, 16, 4]
+    assert np.concatenate([w.continuation for w in found]).tolist() == document[1:].tolist()
+    for window in found:
+        assert list(window.context) == [window.continuation[0] - 1]
+    assert list(windows(document[:1], 16)) == [] and list(windows(document[:0], 16)) == []
 
 
 def test_packing_loses_nothing_and_fills_rows():
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 60, 500)
-    windows = [w for n in lengths for w in pieces(np.arange(n), T)]
-    rows = list(pack(iter(windows), T))
-    assert sum(len(w.tokens) for row in rows for w in row) == sum(lengths - 1)
-    assert max(sum(len(w.tokens) for w in row) for row in rows) <= T
+    asked = [w for n in lengths for w in windows(np.arange(n), T)]
+
+    def size(window: Request) -> int:
+        return len(window.continuation)
+
+    rows = list(pack(iter(asked), T, size))
+    assert sum(size(w) for row in rows for w in row) == sum(lengths - 1)
+    assert max(sum(size(w) for w in row) for row in rows) <= T
     assert sum(lengths - 1) / (len(rows) * T) > 0.9
-
-
-def test_batch_separates_segments():
-    windows = [*pieces(np.arange(10, 15), T), *pieces(np.arange(20, 24), T)]
-    batch = to_batch([windows], 2, 8)
-    assert batch.tokens[0].tolist() == [10, 11, 12, 13, 20, 21, 22, 0]
-    assert batch.targets[0].tolist() == [11, 12, 13, 14, 21, 22, 23, 0]
-    assert batch.positions[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 0]
-    assert batch.segment_ids[0].tolist() == [1, 1, 1, 1, 2, 2, 2, 0]
-    assert batch.loss_mask[0].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
-    assert not batch.segment_ids[1].any() and not batch.loss_mask[1].any()
 
 
 def test_hooks_call_when_due(tmp_path):
