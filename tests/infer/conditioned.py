@@ -27,11 +27,11 @@ def conditioned(family: Any) -> tuple[Model, Any]:
     return model, jax.tree_util.tree_map_with_path(wider, model.init(jax.random.key(0)))
 
 
-def allowed(log_probs: Any, dtype: Any = jnp.float32) -> float:
-    """How far log-probabilities may lie apart: 100 units of the dtype's precision at their scale.
+def allowed(log_probs: Any, dtype: Any = jnp.float32, units: float = 100) -> float:
+    """How far log-probabilities may lie apart: ``units`` of the dtype's precision at their scale.
 
     A two-layer model of width 32 sums some hundred products of each kind on the way, whose errors
     add up like their root; orders of summation differ with shapes, layouts and machines.
     """
     scale = max(1.0, np.abs(log_probs).max(initial=0.0))
-    return 100 * float(jnp.finfo(dtype).eps) * float(scale)
+    return units * float(jnp.finfo(dtype).eps) * float(scale)
