@@ -207,6 +207,21 @@ def special_ids(config: Denoising, tokenizer: Tokenizer) -> SpecialIds:
     )  # fmt: skip
 
 
+def planned_ids(config: Denoising, length: int) -> SpecialIds:
+    """Ids that stand for those of a tokenizer to come: each part that has one has one here.
+
+    Args:
+      config: the objective.
+      length: of a row; there are as many sentinels.
+    """
+    modes = dict.fromkeys(MODES, 0) if config.objective == "ul2" and config.modes else {}
+    framed = config.objective in ("span_corruption", "ul2", "prefix_lm")
+    return SpecialIds(
+        tuple(range(length)), 0, 0, 0, 0, modes, 0 if config.encoder_decoder else None,
+        0 if framed else None, frozenset(), 1, 1, 1,
+    )  # fmt: skip
+
+
 class _Finder:
     """Ids by part; no id is given twice."""
 

@@ -17,7 +17,7 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.data.bins import PLAIN, Order, make_plan
 from t5x_llm.data.denoise import Arrays, Draw, noise_counts
 from t5x_llm.data.denoisers import Denoiser, SpanCorruption, make_denoisers
-from t5x_llm.data.denoising import Denoising, special_ids
+from t5x_llm.data.denoising import Denoising, SpecialIds, planned_ids, special_ids
 from t5x_llm.data.packing import Packing, Reading, Spans, read_spans
 from t5x_llm.data.store import Split
 from t5x_llm.text import Tokenizer
@@ -196,9 +196,21 @@ def objective(config: Denoising, tokenizer: Tokenizer, length: int) -> Objective
     Raises:
       ConfigError: the tokenizer lacks an id, or there are fewer sentinels than spans.
     """
-    if config.objective == "lm":
-        return None
-    ids = special_ids(config, tokenizer)
+    return (
+        None if config.objective == "lm" else _make(config, special_ids(config, tokenizer), length)
+    )
+
+
+def planned_objective(config: Denoising, length: int) -> Objective | None:
+    """What ``objective`` gives, before there is a tokenizer: its shapes hold, its ids do not.
+
+    Raises:
+      ConfigError: a row of ``length`` is too short.
+    """
+    return None if config.objective == "lm" else _make(config, planned_ids(config, length), length)
+
+
+def _make(config: Denoising, ids: SpecialIds, length: int) -> Objective:
     denoisers, rates = make_denoisers(config, ids)
     target = config.target_length or length
     if config.objective == "span_corruption" and config.target_length is None:

@@ -12,6 +12,7 @@ Without skips the two are equal.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,11 @@ class DataState:
             "history": [[start, dict(weights)] for start, weights in self.history],
             "skips": [list(skip) for skip in self.skips],
         }
+
+    def part(self, position: int) -> int:
+        """Which part of the mixture's history an example belongs to."""
+        at = Skips(self.skips).stream_position(position)
+        return bisect.bisect_right([start for start, _ in self.history], at)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DataState:

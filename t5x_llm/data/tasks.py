@@ -208,6 +208,12 @@ def source_names(data: Data, mixture: seqio.Mixture) -> dict[str, str]:
     return {re.sub(r"\W", "_", task.name): task.name for task in mixture.tasks}
 
 
+def planned_sources(data: Data) -> tuple[str, ...]:
+    """Names of the sources that the stores of a seqio mixture will have, in their order."""
+    import_modules(data.modules)
+    return tuple(source_names(data, _registered(data)))
+
+
 def rates(data: Data, sizes: Mapping[str, int]) -> dict[str, float]:
     """The share of each source, of 1, as seqio resolves it."""
     mixture = register(data, sizes)

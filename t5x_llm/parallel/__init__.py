@@ -4,6 +4,7 @@ from t5x_llm.parallel.audit import Replicated, replicated_beyond
 from t5x_llm.parallel.distributed import initialize
 from t5x_llm.parallel.mesh import (
     MeshConfig,
+    axes_sharding,
     batch_sharding,
     dump_shardings,
     global_batch,
@@ -41,6 +42,7 @@ __all__ = [
     "Pipeline",
     "Replicated",
     "Rules",
+    "axes_sharding",
     "batch_sharding",
     "check_divisible",
     "compute_spec",

@@ -19,9 +19,8 @@ from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.data.positions import DataState
 from t5x_llm.optim import BatchRamp
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import feed
 from t5x_llm.train.hooks import Checkpoint, Hook, JsonLines, Metrics, read_lines, resume
-from t5x_llm.train.loop import LAG, Run, train
+from t5x_llm.train.loop import LAG, RunRecord, Start, Trainer, train
 
 COURSE = Loop(steps=23, batch_size=8, sequence_length=16, log_every=5)
 TIMES = ("tokens_per_second", "data_wait")
@@ -53,7 +52,6 @@ class Watch(Hook):
 
 def go(directory, config=COURSE, hooks=(), stream=None, every=5, identity="a"):
     """What a training program does, on the toy."""
-    mesh, rules = toy.one_mesh()
     keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=every))
     facts = {"model": {"class": "Toy", "name": identity}}
     metrics = Metrics([JsonLines(directory / "metrics.jsonl")])
@@ -66,13 +64,9 @@ def go(directory, config=COURSE, hooks=(), stream=None, every=5, identity="a"):
         state, meta = resume(keeper, abstract, facts, hooks)
         data = DataState.from_json(meta["data"])
     stream = stream or toy.ToyStream()
-    run = Run(config, directory, state, data, toy.SOURCES, hooks)
+    run = Trainer(config, Start(state, data), toy.MEASURES, hooks, RunRecord(directory))
     try:
-        train(
-            run,
-            toy.step,
-            lambda data: feed(stream, data, config.size_at, mesh, rules, config.prefetch),
-        )
+        train(run, toy.step, toy.feed(stream, config.size_at, config.prefetch))
     finally:
         keeper.close()
     return run
@@ -215,9 +209,9 @@ def test_nothing_waits_for_data_or_metrics(tmp_path):
         return toy.step(state, batch)
 
     config = dataclasses.replace(COURSE, steps=60)
-    mesh, rules = toy.one_mesh()
-    run = Run(config, tmp_path, toy.init(), DataState(), toy.SOURCES, [watch := Watch()])
-    train(run, slow, lambda d: feed(SlowStream(), d, config.size_at, mesh, rules, 2))
+    hooks, record = [watch := Watch()], RunRecord(tmp_path)
+    run = Trainer(config, Start(toy.init(), DataState()), toy.MEASURES, hooks, record)
+    train(run, slow, toy.feed(SlowStream(), config.size_at))
     waited = sorted(r.waited for r in watch.records[5:])
     assert waited[len(waited) // 2] < 0.002
 

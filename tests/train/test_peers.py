@@ -17,7 +17,7 @@ WORKER = """
 import sys, time
 from t5x_llm.core.errors import DataError, Preempted
 from t5x_llm.parallel import MeshConfig, initialize, make_mesh
-from t5x_llm.train.signals import shared_fate
+from t5x_llm.train.signals import exit_together
 initialize()
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -27,7 +27,7 @@ x = jax.make_array_from_callback((mesh.size,), rows, lambda at: jnp.ones(1))
 add = jax.jit(lambda x: jnp.sum(x) * jnp.ones(1), out_shardings=whole)
 deeds = sys.argv[1].split(",")
 deed = deeds[jax.process_index() % len(deeds)]
-with shared_fate(lambda error: print("TOLD", type(error).__name__, flush=True)):
+with exit_together(lambda error: print("TOLD", type(error).__name__, flush=True)):
     float(add(x)[0])
     print("READY", flush=True)
     sys.stdin.readline()

@@ -13,7 +13,7 @@ import pytest
 
 from t5x_llm.core.errors import CheckpointError, PeerLost, Preempted, SpikeError
 from t5x_llm.train import signals
-from t5x_llm.train.signals import Preemption, peer_error, shared_fate
+from t5x_llm.train.signals import Preemption, exit_together, peer_error
 
 # The main thread is in one long call, as in a collective: Python runs no signal handler in it.
 DEEP = """
@@ -145,7 +145,7 @@ def test_errors_that_do_not(joined, text):
 
 def test_one_process_has_no_peers():
     assert peer_error(jax.errors.JaxRuntimeError(LOST[0])) is None
-    with pytest.raises(jax.errors.JaxRuntimeError), shared_fate():
+    with pytest.raises(jax.errors.JaxRuntimeError), exit_together():
         raise jax.errors.JaxRuntimeError(LOST[0])
 
 
@@ -161,7 +161,7 @@ def test_one_process_has_no_peers():
 def test_what_ends_one_process_ends_it_at_once(joined, capfd, error, code, said):
     told = []
     with mock.patch.object(signals, "leave", side_effect=SystemExit) as leave:
-        with pytest.raises(SystemExit), shared_fate(told.append):
+        with pytest.raises(SystemExit), exit_together(told.append):
             raise error
     leave.assert_called_once_with(code)
     err = capfd.readouterr().err
@@ -172,16 +172,16 @@ def test_what_ends_one_process_ends_it_at_once(joined, capfd, error, code, said)
 @pytest.mark.parametrize("error", [Preempted("saved"), SpikeError("again"), SystemExit(3)])
 def test_what_all_raise_together_passes(joined, error):
     with mock.patch.object(signals, "leave") as leave:
-        with pytest.raises(type(error)), shared_fate():
+        with pytest.raises(type(error)), exit_together():
             raise error
     leave.assert_not_called()
 
 
 def test_last_words_that_hang_are_not_waited_for(joined, monkeypatch):
-    monkeypatch.setattr(signals, "LAST_WORDS", 0.1)
+    monkeypatch.setattr(signals, "FINAL_WRITE_SECONDS", 0.1)
     begun = time.monotonic()
     with mock.patch.object(signals, "leave", side_effect=SystemExit):
-        with pytest.raises(SystemExit), shared_fate(lambda error: time.sleep(30)):
+        with pytest.raises(SystemExit), exit_together(lambda error: time.sleep(30)):
             raise CheckpointError("disk")
     assert time.monotonic() - begun < 5
 

@@ -24,14 +24,14 @@ def told(reason):
 
 if "hang" in sys.argv:
     import t5x_llm.train.watchdog as module
-    module.LAST_WORDS = 0.5
+    module.FINAL_WRITE_SECONDS = 0.5
 threading.Thread(target=waiting_for_godot, daemon=True).start()
 with Watchdog(1 / 60, sys.argv[1], told) as watchdog:
     for _ in range(8):
         time.sleep(0.25)
-        watchdog.beat()
+        watchdog.heartbeat()
     print("ALIVE", flush=True)
-    watchdog.beat("save")
+    watchdog.heartbeat("save")
     waiting_for_godot()
 """
 
