@@ -184,7 +184,7 @@ class Checkpointer:
                 self._saver = None
 
     def verify(self, step: int) -> str | None:
-        """What is wrong with a checkpoint; None if all is as it was saved.
+        """Returns what is wrong with a checkpoint; None if all is as it was saved.
 
         Every file is read, each process reading its share; once per step.
         """
@@ -268,7 +268,7 @@ class Checkpointer:
         return step
 
     def _sound(self, step: int | None) -> int:
-        """As ``_found``, verified."""
+        """Returns the step that ``_found`` returns, after it was verified."""
         step = self._found(step)
         if (damage := self.verify(step)) is not None:
             raise self._damaged(step, f"{damage}.")

@@ -38,7 +38,7 @@ STORED = "stored"
 
 
 class Converted(NamedTuple):
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
       family: the preset dataclass.
@@ -163,7 +163,7 @@ def write_directory(
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays are the same to the bit, NaNs included."""
+    """Returns True where two arrays are the same to the bit, NaNs included."""
     flat = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
     return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(*flat)
 

@@ -148,7 +148,7 @@ class Resolved:
         self.stored = max(sizes, key=sizes.__getitem__)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """As it is stored."""
+        """Returns the dtype in which a tensor is stored."""
         return self._weights.dtype(self._alias[name])
 
     def read(self, name: str) -> np.ndarray:
@@ -211,7 +211,7 @@ def resolve(weights: Weights, family: Any) -> Resolved:
 
 
 def _spellings(name: str, old: Mapping[str, str]) -> Iterator[str]:
-    """What a tensor may be called in a file, the likeliest first."""
+    """Yields the names that a tensor may have in a file, the likeliest first."""
     endings = ((new, before) for new, before in old.items() if name.endswith(new))
     for whole in (name, *(name.removesuffix(new) + before for new, before in endings)):
         yield whole

@@ -104,7 +104,10 @@ def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _check_same(first: Source, its: Any, other: Source, others: Any) -> None:
-    """By way of our reading, which writes out what a config.json may leave open."""
+    """Raises ConfigError unless two models have one shape.
+
+    It compares configs written from our reading, which states what a config.json may leave open.
+    """
     a, b = its.to_hf_config(), others.to_hf_config()
     for field in a.keys() | b.keys():
         if a.get(field) != b.get(field):

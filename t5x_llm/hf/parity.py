@@ -160,8 +160,10 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
 
 
 def _exact() -> Callable[[Any], Any]:
-    """How our side is compiled: in float64, so that a difference is the reference's rounding or a
-    fault; where the device has no such numbers, as it is."""
+    """Returns the transformation that compiles our side: float64 on CPU, ``jax.jit`` elsewhere.
+
+    In float64 a difference is the reference's rounding or a fault.
+    """
     import jax
 
     from t5x_llm.core.float64 import in_float64
@@ -170,7 +172,7 @@ def _exact() -> Callable[[Any], Any]:
 
 
 def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
-    """As ``our_logits``, from HF tensors, with one layer in memory at a time.
+    """Computes ``our_logits`` from HF tensors, with one layer in memory at a time.
 
     An encoder-decoder is held as a whole.
 

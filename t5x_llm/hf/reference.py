@@ -1,4 +1,4 @@
-"""What a Hugging Face model computes, by code that shares nothing with ours.
+"""Computes the logits of a Hugging Face model by code that shares nothing with ours.
 
 Where torch and transformers import, they are asked. Elsewhere, and for models that transformers
 does not know, a NumPy forward pass in float32 stands in, written from the papers and from
@@ -32,7 +32,7 @@ class NoReference(ParityError):
 
 
 def torch_available() -> bool:
-    """Whether torch and transformers can be imported."""
+    """Returns True where torch and transformers can be imported."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
@@ -106,7 +106,7 @@ def _why_not_torch(path: str | os.PathLike[str], model_type: str, parameters: in
 
 
 def attention_code(config: Mapping[str, Any]) -> str:
-    """Which of transformers' implementations of attention is right for a config.json."""
+    """Returns the implementation of attention in transformers that is right for a config.json."""
     # Its eager Falcon adds ALiBi to the logits and, as part of the mask, once more (5.23).
     return "sdpa" if config.get("model_type") == "falcon" and config.get("alibi") else "eager"
 

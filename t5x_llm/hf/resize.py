@@ -111,7 +111,7 @@ def resize(
 def _axes(
     old: Mapping[str, tuple[int, ...]], new: Mapping[str, tuple[int, ...]], before: int, after: int
 ) -> dict[str, int]:
-    """Which axis of which tensor is the vocabulary's: where the two shapes differ."""
+    """Returns the vocabulary's axis of each tensor that has one: the axis where shapes differ."""
     axes = {}
     for name, shape in new.items():
         differ = [i for i, (a, b) in enumerate(zip(old[name], shape, strict=True)) if a != b]

@@ -24,14 +24,14 @@ _NAMES = {dtype: name for name, dtype in (DTYPES | INTEGERS).items()}
 
 
 class Layout(NamedTuple):
-    """What a tensor will be."""
+    """Dtype and shape of a tensor that is to be written."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Bytes of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -48,7 +48,7 @@ class Source:
     weights: Weights
 
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, None where it has none."""
+        """Loads the model's tokenizer; None where it has none."""
         if self.kind != "gguf":
             return _tokenizer(self.path)
         from t5x_llm.hf.gguf_tokenizer import write_tokenizer

@@ -34,7 +34,7 @@ _TERM_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """What is started, and how often again.
+    """A command in several processes on this machine, and how often it is started again.
 
     Attributes:
       command: program and arguments; each process runs it.
@@ -148,7 +148,7 @@ class _Signals:
             self.group.send(number)
 
     def sleep(self, seconds: float) -> bool:
-        """Whether a signal came in this time."""
+        """Sleeps until a signal comes or the time is over; returns True if a signal came."""
         end = time.monotonic() + seconds
         while self.heard is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))

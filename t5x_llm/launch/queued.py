@@ -245,7 +245,7 @@ class Controller:
             self._sleep(self._poll)
 
     def _statuses(self, zone: str) -> list[str] | None:
-        """What each machine says of its process: a number, 'running' or 'gone'."""
+        """Returns what each machine says of its process: a number, 'running' or 'gone'."""
         command = ssh_command(self.job, zone, status_script(self.job), everywhere=True)
         for _ in range(3):
             found = _captured(command)
@@ -260,7 +260,7 @@ class Controller:
         return None
 
     def _ssh(self, zone: str, script: str, everywhere: bool) -> bool:
-        """Whether it went through; what it prints is shown."""
+        """Runs a script over ssh and shows what it prints; returns True if it went through."""
         return subprocess.run(ssh_command(self.job, zone, script, everywhere)).returncode == 0
 
     def _state(self, zone: str) -> str | None:
@@ -280,7 +280,7 @@ class Controller:
 
 
 def _again(status: int) -> bool:
-    """Whether a status means that starting again helps."""
+    """Returns True for an exit status after which starting again helps."""
     return status in RESTARTABLE or status > _SIGNALLED
 
 

@@ -295,7 +295,7 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -
 
 
 def pieces(logical_axis: str, size: int) -> int:
-    """How many pieces the current mesh cuts a dimension of an activation into."""
+    """Counts the pieces that the current mesh cuts a dimension of an activation into."""
     context, spec = current(), compute_spec((logical_axis,), (size,))
     if context is None or spec is None:
         return 1
@@ -303,7 +303,7 @@ def pieces(logical_axis: str, size: int) -> int:
 
 
 def ways(mesh: Mesh, rules: Rules, logical_axis: str) -> int:
-    """How many pieces the compute table cuts a logical axis into."""
+    """Counts the pieces that the compute table cuts a logical axis into."""
     return math.prod(mesh.shape.get(a, 1) for a in mesh_axes(rules.compute[logical_axis]))
 
 

@@ -1,4 +1,4 @@
-"""What moves between the stages of a pipeline, each over the mesh axis ``stage`` alone.
+"""Moves arrays between the stages of a pipeline, over the mesh axis ``stage`` alone.
 
 Arrays of all stages have a leading axis P that lies on ``stage``. Collectives are written out, so
 that the partitioner has nothing to guess: the transpose of each is the one going the other way.
@@ -69,7 +69,7 @@ def rotate(x: jax.Array, axes: LogicalAxes) -> jax.Array:
 
 
 def finished(x: jax.Array, ticks: np.ndarray, axes: LogicalAxes) -> jax.Array:
-    """What the last stage made at some ticks, told to all stages: [T, P, ...] to [m, ...].
+    """Broadcasts the last stage's output of some ticks to all stages: [T, P, ...] to [m, ...].
 
     Args:
       x: [ticks, P, ...].
@@ -166,7 +166,7 @@ def to_stages(w: jax.Array, layout: Layout, axes: LogicalAxes) -> jax.Array:
 
 
 def _unit_spec(shape: tuple[int, ...], axes: LogicalAxes) -> tuple[Any, ...]:
-    """Where one unit's dimensions lie, ``stage`` left out."""
+    """Returns the layout of one unit's dimensions as stored, ``stage`` left out."""
     context = current()
     assert context is not None
     sizes = {axis: n for axis, n in context.mesh.shape.items() if axis != STAGE}
@@ -262,7 +262,7 @@ def _matching(count: np.ndarray) -> list[int]:
 
 
 def _filled(held: np.ndarray) -> np.ndarray:
-    """For each place of a stage [v, slots], itself or the last held place of its group."""
+    """Returns for each place of a stage [v, slots] itself, or the last held place of its group."""
     repeats, slots = held.shape
     last = held.sum(axis=1, keepdims=True) - 1
     within = np.minimum(np.arange(slots), last)

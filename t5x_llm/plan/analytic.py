@@ -45,7 +45,7 @@ _UPDATE = 7 * 4
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a step does, on what mesh.
+    """Work of one step, as far as arithmetic needs to know it.
 
     Attributes:
       model: with its remat choice.
@@ -67,7 +67,7 @@ class Task:
 
     @property
     def tokens(self) -> int:
-        """Of a microbatch, on a device that has all heads and channels."""
+        """Tokens of a microbatch on a device that has all heads and channels."""
         rows = self.rows // self.microbatches // ways(self.mesh, self.rules, "batch")
         return rows * self.length // ways(self.mesh, self.rules, "length")
 
@@ -151,7 +151,7 @@ def _of_activations(task: Task) -> Iterator[Collective]:
 
 
 def _moves(task: Task, layer: Any, times: int) -> Iterator[Collective]:
-    """What a layer sends over ``context`` and ``expert``, in so many passes."""
+    """Yields what a layer sends over ``context`` and ``expert`` in ``times`` passes."""
     ring = task.mesh.shape["context"]
     if layer.part == "attention" and ring > 1 and hasattr(layer, "n_kv_heads"):
         heads = ways(task.mesh, task.rules, "kv_heads")

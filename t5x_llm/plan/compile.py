@@ -23,7 +23,7 @@ from t5x_llm.plan.time import StepTime, step_time
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiler says of a step.
+    """Findings of the compiler about a step.
 
     Attributes:
       memory: of a device, or None where the compiler refused the step.
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the step can run."""
+        """True where the step can run."""
         return self.memory is not None and self.memory.fits
 
     @property

@@ -81,7 +81,7 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """What libtpu estimates for it, or None."""
+        """Cycles that libtpu estimates for the instruction, or None."""
         found = _CYCLES.search(self.text)
         return int(found[1]) if found else None
 
@@ -93,7 +93,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of all arrays of the result."""
+        """Bytes of all result arrays."""
         return sum(shape.bytes for shape in self.shapes)
 
 
@@ -113,7 +113,7 @@ class Module:
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often a step runs each computation; loops count by their trips.
+        """Times that a step runs each computation; loops count by their trips.
 
         Branches of a conditional count as if each ran; fused computations as their callers.
         """

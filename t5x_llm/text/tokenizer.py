@@ -45,7 +45,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def piece(self, id: int) -> str:
-        """How the model's file writes a token; a space may stand for another sign there."""
+        """Returns a token as the model file spells it; another sign may stand for a space there."""
 
     @abc.abstractmethod
     def spell(self, piece: str) -> list[int]:
@@ -72,7 +72,7 @@ class Tokenizer(abc.ABC):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """As ``encode`` for each text."""
+        """Encodes several texts, each as ``encode`` does."""
         parts: list[str] = []
         counts: list[int] = []
         for text in texts:
