@@ -38,7 +38,7 @@ class Checkpointer:
       directory: where they are; local or ``gs://``.
       config: when to save, what to keep; its defaults if None.
       read_only: never writes, so that a run in progress can be read.
-      on_damage: told, on the first process, the step and what is wrong of every checkpoint that
+      on_damage: called on the first process with (step, what is wrong) of every checkpoint that
         ``newest_sound`` passes over; prints a warning if None.
 
     Attributes:
@@ -156,7 +156,7 @@ class Checkpointer:
         return said
 
     def failure(self) -> CheckpointError | None:
-        """The failure of a save in the background, told once; never waits."""
+        """Returns the failure of a save in the background, once; never waits."""
         if self._earlier is not None:
             earlier, self._earlier = self._earlier, None
             return earlier
@@ -241,7 +241,7 @@ class Checkpointer:
         print(f"warning: {self.path(step)} is passed over: {damage}.", file=sys.stderr)
 
     def drop_after(self, step: int) -> None:
-        """Removes what is newer than ``step``: damaged, half-written, or of an abandoned course."""
+        """Removes what is newer than ``step``: damaged, half-written, or given up by a rewind."""
         self._join()
         if agree.primary():
             try:

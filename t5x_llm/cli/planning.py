@@ -18,7 +18,7 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.data.objective import ENCODER
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import batch_sharding, make_mesh, ways
-from t5x_llm.plan.analytic import Task, gathered, reckoned_time, rule_collectives
+from t5x_llm.plan.analytic import StepWork, gathered, reckoned_time, rule_collectives
 from t5x_llm.plan.chips import CHIPS, described_devices
 from t5x_llm.plan.compile import Plan, plan_step, since
 from t5x_llm.plan.gpus import USABLE, Cluster
@@ -160,7 +160,7 @@ def reckon_run(
     told = estimate(run, model, tx, mesh, rules)
     rows, length, parts = loop.batch_size, loop.sequence_length, loop.microbatches
     work = _work(run, model, machine, slices, mesh, tokens, price)
-    task = Task(model, mesh, rules, rows, length, parts, work.flops_per_token)
+    task = StepWork(model, mesh, rules, rows, length, parts, work.flops_per_token)
     found = rule_collectives(task)
     # Four int32 and a float32 for each token, and those of the next batch.
     batch = 2 * 5 * 4 * rows * length // ways(mesh, rules, "batch") // ways(mesh, rules, "length")

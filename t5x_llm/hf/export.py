@@ -23,7 +23,7 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.import_ import check_tokenizer
 from t5x_llm.hf.reference import NoReference, auto_class, reference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
-from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
+from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import read_config
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import Assembly, flatten, hf_shapes, stacked, to_hf
@@ -80,7 +80,7 @@ def export_hf(
     check_tokenizer(tokenizer, family.vocab_size)
     _check_shapes(params, family)
     shapes = hf_shapes(family.weight_map(), params)
-    layouts = {name: Layout(DTYPES[dtype], shape) for name, shape in shapes.items()}
+    layouts = {name: TensorSpec(DTYPES[dtype], shape) for name, shape in shapes.items()}
     makers = dict(to_hf(family.weight_map(), params))
     with buffers_given_back(), new_directory(out_dir) as draft:
         write_configs(draft, family, special_ids(tokenizer), dtype)

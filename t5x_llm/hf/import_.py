@@ -12,7 +12,7 @@ import numpy as np
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.reference import reference
-from t5x_llm.hf.source import Source, Weights, open_source, read_config
+from t5x_llm.hf.source import ModelSource, Weights, open_source, read_config
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import from_hf, hf_shapes
@@ -94,7 +94,7 @@ def import_model(
     return Imported(family, params, tokenizer, report)
 
 
-def family_in(source: Source) -> Any:
+def family_in(source: ModelSource) -> Any:
     """The family dataclass of a model on disk; raises as ``family_of``."""
     return family_of(source.config).fitted(source.weights.names())
 
@@ -131,7 +131,7 @@ def check_tokenizer(tokenizer: Tokenizer | None, vocab_size: int) -> None:
         )
 
 
-class Resolved:
+class NamedTensors:
     """The tensors of a family by the names of its weight map, whatever they are called on disk.
 
     Attributes:
@@ -156,7 +156,7 @@ class Resolved:
         return self._weights.read(self._alias[name])
 
 
-def resolve(weights: Weights, family: Any) -> Resolved:
+def resolve(weights: Weights, family: Any) -> NamedTensors:
     """The tensors of ``family``, after every stored one has been accounted for; reads none.
 
     Files saved from the bare model lack the first component of each name (``transformer.``); tied
@@ -207,7 +207,7 @@ def resolve(weights: Weights, family: Any) -> Resolved:
             f"{len(extra)} tensors have no place in a {family.hf_type} model of this config, "
             f"e.g. {', '.join(extra[:3])}."
         )
-    return Resolved(weights, shapes, alias)
+    return NamedTensors(weights, shapes, alias)
 
 
 def _spellings(name: str, old: Mapping[str, str]) -> Iterator[str]:

@@ -13,8 +13,8 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED, ids_of, write_directory
 from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, narrowed
 from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
-from t5x_llm.hf.safetensors_write import Layout
-from t5x_llm.hf.source import Source, open_source
+from t5x_llm.hf.safetensors_write import TensorSpec
+from t5x_llm.hf.source import ModelSource, open_source
 from t5x_llm.models.weight_map import flatten, unflatten
 
 METHODS = ("linear", "slerp")
@@ -61,7 +61,7 @@ def merge(
     tokenizer = sources[0].tokenizer()
     check_tokenizer(tokenizer, family.vocab_size)
     layouts = {
-        name: Layout(tensors[0].dtype(name) if dtype == STORED else DTYPES[dtype], shape)
+        name: TensorSpec(tensors[0].dtype(name) if dtype == STORED else DTYPES[dtype], shape)
         for name, shape in tensors[0].shapes.items()
     }
 
@@ -103,7 +103,7 @@ def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     return list(weights)
 
 
-def _check_same(first: Source, its: Any, other: Source, others: Any) -> None:
+def _check_same(first: ModelSource, its: Any, other: ModelSource, others: Any) -> None:
     """Raises ConfigError unless two models have one shape.
 
     It compares configs written from our reading, which states what a config.json may leave open.

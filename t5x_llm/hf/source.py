@@ -32,7 +32,7 @@ class Weights(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ModelSource:
     """An opened model.
 
     Attributes:
@@ -58,7 +58,7 @@ class Source:
             return _tokenizer(pathlib.Path(scratch))
 
 
-def open_source(path: str | os.PathLike[str], kind: str | None = None) -> Source:
+def open_source(path: str | os.PathLike[str], kind: str | None = None) -> ModelSource:
     """Opens a model; only headers are read.
 
     Args:
@@ -78,15 +78,15 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None) -> Source
         from t5x_llm.hf.gguf_io import GgufReader
 
         reader = GgufReader(path)
-        return Source(path, "gguf", reader.config, reader)
+        return ModelSource(path, "gguf", reader.config, reader)
     config = read_config(path)
 
     def there(*names: str) -> bool:
         return any((path / name).is_file() for name in names)
 
     if not there(SINGLE, INDEX) and there(torch_bin.FILE, torch_bin.INDEX):
-        return Source(path, "bin", config, torch_bin.TorchBinReader(path))
-    return Source(path, "safetensors", config, SafetensorsReader(path))
+        return ModelSource(path, "bin", config, torch_bin.TorchBinReader(path))
+    return ModelSource(path, "safetensors", config, SafetensorsReader(path))
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:

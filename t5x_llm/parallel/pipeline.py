@@ -52,7 +52,7 @@ class Pipeline:
         for count in self.stage_layers:
             check_number("Pipeline.stage_layers", count, low=1, integer=True)
 
-    def schedule(self, stages: int) -> Schedule:
+    def schedule(self, stages: int) -> PipelineSchedule:
         """Returns the schedule over ``stages`` stages.
 
         Raises:
@@ -67,9 +67,9 @@ class Pipeline:
                 f"a multiple of the {stages} stages where Pipeline.repeats = {self.repeats}",
                 f"Microbatches go round {stages} at a time: set it to {near}.",
             )
-        return Schedule(stages, self.microbatches, self.repeats)
+        return PipelineSchedule(stages, self.microbatches, self.repeats)
 
-    def layout(self, stages: int, n_layers: int, pattern: int = 1) -> Layout:
+    def layout(self, stages: int, n_layers: int, pattern: int = 1) -> StageLayout:
         """Returns the layers that each stage holds.
 
         Args:
@@ -110,7 +110,7 @@ class Pipeline:
                     f"multiples of {pattern}: this model repeats a pattern of {pattern} layers, "
                     "which cannot cross from a stage to the next",
                 )
-        return Layout(stages, self.repeats, tuple(size // pattern for size in sizes))
+        return StageLayout(stages, self.repeats, tuple(size // pattern for size in sizes))
 
 
 def check_pipelined(stages: int, pipeline: Pipeline | None) -> Pipeline:
@@ -141,7 +141,7 @@ def _near_equal(n_units: int, groups: int, pattern: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class PipelineSchedule:
     """Who works on what at each tick; a tick is one group of layers for one microbatch.
 
     Attributes:
@@ -207,7 +207,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class StageLayout:
     """Units (repeats of the model's pattern of layers) that each stage holds.
 
     Group g of the v * p groups lies on stage g % p, where it is repeat g // p. All stages run the
@@ -270,7 +270,9 @@ class Layout:
 
 
 def simulate(
-    schedule: Schedule, forward: Sequence[Sequence[float]], backward: Sequence[Sequence[float]]
+    schedule: PipelineSchedule,
+    forward: Sequence[Sequence[float]],
+    backward: Sequence[Sequence[float]],
 ) -> tuple[float, float]:
     """The time of a step if every stage began as soon as it can: for planning, measured nowhere.
 

@@ -191,7 +191,7 @@ def _median(function: Any, x: Any, clock: Callable[[], float], seconds: float) -
     function(x).block_until_ready()
     taken: list[float] = []
     while sum(taken) < seconds or len(taken) < 5:
-        begun = clock()
+        started = clock()
         function(x).block_until_ready()
-        taken.append(clock() - begun)
+        taken.append(clock() - started)
     return sorted(taken)[len(taken) // 2]

@@ -120,7 +120,7 @@ def fingerprint(data: bytes) -> str:
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Loads a tokenizer from a file or a directory, told by content and not by name.
+    """Loads a tokenizer from a file or a directory, recognised by content and not by name.
 
     In a directory with both a SentencePiece model and a tokenizer.json, the SentencePiece model
     is taken if the two have the same size; otherwise tokens were added to tokenizer.json.
