@@ -30,6 +30,7 @@ from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import ModelSource, open_source, read_config
+from t5x_llm.models.family import Family
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
@@ -46,7 +47,7 @@ class Converted(NamedTuple):
       report: the parity check of source and result.
     """
 
-    family: Any
+    family: Family
     has_tokenizer: bool
     report: parity.ParityReport
 
@@ -117,7 +118,7 @@ def convert(
 
 def write_directory(
     out_dir: str | os.PathLike[str],
-    family: Any,
+    family: Family,
     layouts: Mapping[str, TensorSpec],
     make: Callable[[str], np.ndarray],
     *,
@@ -174,7 +175,7 @@ def _joined(source: parity.ParityReport, written: parity.ParityReport) -> parity
     return dataclasses.replace(written, prompts=written.prompts | prompts, notes=notes)
 
 
-def ids_of(source: ModelSource, tokenizer: Any) -> dict[str, Any]:
+def ids_of(source: ModelSource, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Ids of the special tokens: the tokenizer's, or what the config says."""
     theirs = special_ids(tokenizer)
     return {k: source.config.get(k) if v is None else v for k, v in theirs.items()}

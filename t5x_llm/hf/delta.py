@@ -195,11 +195,11 @@ def _record(path: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def _pair(value: Any) -> bool:
+def _pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2
 
 
-def _dtype(record: dict[str, Any], reader: Any, name: str) -> np.dtype[Any]:
+def _dtype(record: dict[str, Any], reader: SafetensorsReader, name: str) -> np.dtype[Any]:
     if record["kind"] == "sum":
         return reader.dtype(name)
     dtype, whole = DTYPES.get(record["dtypes"].get(name)), reader.dtype(name)

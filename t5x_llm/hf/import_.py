@@ -14,6 +14,7 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.reference import reference
 from t5x_llm.hf.source import ModelSource, Weights, open_source, read_config
 from t5x_llm.models.families import FAMILIES
+from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import from_hf, hf_shapes
 
@@ -42,7 +43,7 @@ class Imported(NamedTuple):
       report: the parity check, or None if it was not asked for.
     """
 
-    family: Any
+    family: Family
     params: dict[str, Any]
     tokenizer: Tokenizer | None
     report: parity.ParityReport | None
@@ -94,12 +95,12 @@ def import_model(
     return Imported(family, params, tokenizer, report)
 
 
-def family_in(source: ModelSource) -> Any:
+def family_in(source: ModelSource) -> Family:
     """The family dataclass of a model on disk; raises as ``family_of``."""
     return family_of(source.config).fitted(source.weights.names())
 
 
-def family_of(config: dict[str, Any]) -> Any:
+def family_of(config: dict[str, Any]) -> Family:
     """The family dataclass of a config.json.
 
     Raises:
@@ -156,7 +157,7 @@ class NamedTensors:
         return self._weights.read(self._alias[name])
 
 
-def resolve(weights: Weights, family: Any) -> NamedTensors:
+def resolve(weights: Weights, family: Family) -> NamedTensors:
     """The tensors of ``family``, after every stored one has been accounted for; reads none.
 
     Files saved from the bare model lack the first component of each name (``transformer.``); tied

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.hf import parity
@@ -15,6 +16,7 @@ from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, narrowed
 from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
 from t5x_llm.hf.safetensors_write import TensorSpec
 from t5x_llm.hf.source import ModelSource, open_source
+from t5x_llm.models.family import Family
 from t5x_llm.models.weight_map import flatten, unflatten
 
 METHODS = ("linear", "slerp")
@@ -103,7 +105,7 @@ def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     return list(weights)
 
 
-def _check_same(first: ModelSource, its: Any, other: ModelSource, others: Any) -> None:
+def _check_same(first: ModelSource, its: Family, other: ModelSource, others: Family) -> None:
     """Raises ConfigError unless two models have one shape.
 
     It compares configs written from our reading, which states what a config.json may leave open.
@@ -163,7 +165,7 @@ class Averaged:
     def __getitem__(self, index: Any) -> np.ndarray:
         return average([np.asarray(a[index]) for a in self._arrays], self._shares)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         array = self[...]
         return array if dtype is None else array.astype(dtype)
 

@@ -89,7 +89,7 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _check(path: pathlib.Path, name: str, info: Any, data: int) -> Tensor:
-    def natural(value: Any) -> bool:
+    def natural(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
     try:

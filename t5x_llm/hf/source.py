@@ -51,8 +51,10 @@ class ModelSource:
         """Loads the model's tokenizer; None where it has none."""
         if self.kind != "gguf":
             return _tokenizer(self.path)
+        from t5x_llm.hf.gguf_io import GgufReader
         from t5x_llm.hf.gguf_tokenizer import write_tokenizer
 
+        assert isinstance(self.weights, GgufReader)
         with tempfile.TemporaryDirectory() as scratch:
             write_tokenizer(self.weights, pathlib.Path(scratch))
             return _tokenizer(pathlib.Path(scratch))
