@@ -7,9 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.data_trace import opened, parser
+from t5x_llm.cli.arguments import data_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import parse_flags
+from t5x_llm.run.trace import opened
 
 DESCRIPTION = """Print tokens, share, epochs and repeats of each source, before a run starts.
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv[1:])
-    args = parser("diet", DESCRIPTION).parse_args(flags.rest)
+    args = data_parser("diet", DESCRIPTION).parse_args(flags.rest)
     run, _, stream = opened(flags, args.directory)
     diet = stream.diet(run.loop.examples, run.loop.step_at)
     if not args.json:

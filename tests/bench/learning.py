@@ -232,8 +232,8 @@ class Ours:
     """
 
     def __init__(self, bindings: list[str]):
-        from t5x_llm.cli.run import load_run
         from t5x_llm.config import parse_flags
+        from t5x_llm.run.config import load_run
 
         recipe = DATA.parent / "configs/recipes/quickstart.gin"
         flags = [f"--gin_file={recipe}", *(f"--gin_bindings={b}" for b in bindings)]
@@ -249,10 +249,11 @@ class Ours:
         import jax
 
         from t5x_llm import parallel
-        from t5x_llm.cli import assemble
         from t5x_llm.core.rng import named_key
         from t5x_llm.data.positions import DataState
         from t5x_llm.evaluate.perplexity import Evaluator
+        from t5x_llm.run import data as assemble
+        from t5x_llm.run.step import make_step
         from t5x_llm.train.feed import feed
         from t5x_llm.train.state import init_state
 
@@ -260,7 +261,7 @@ class Ours:
         mesh, rules, model = parallel.make_mesh(run.mesh), run.mesh.rules(), run.build_model()
         run = dataclasses.replace(run, loop=dataclasses.replace(run.loop, steps=steps))
         sources = len(data.stream.sources)
-        tx, step = assemble.make_step(run, model, mesh, rules, sources, guarded=False)
+        tx, step = make_step(run, model, mesh, rules, sources, guarded=False)
         state = init_state(model, tx, named_key(run.loop.seed, "params"), mesh, rules)
         jax.block_until_ready(state)
         start = first = time.monotonic()

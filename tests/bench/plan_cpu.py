@@ -48,12 +48,12 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from t5x_llm.cli.planning import step_of
-    from t5x_llm.cli.run import load_run
     from t5x_llm.config import parse_flags
     from t5x_llm.parallel import make_mesh
     from t5x_llm.plan.hlo import parse
     from t5x_llm.plan.host import Rates, host_time, measured_rates
+    from t5x_llm.plan.of_run import step_of
+    from t5x_llm.run.config import load_run
     from t5x_llm.train.state import init_state
     from t5x_llm.train.step import quiet_control
 

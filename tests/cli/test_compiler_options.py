@@ -7,12 +7,12 @@ import sys
 import jax
 import pytest
 
-from t5x_llm.cli.compiler import options_named
-from t5x_llm.cli.planning import step_of
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.parallel import make_mesh
+from t5x_llm.plan.of_run import step_of
+from t5x_llm.run.compiler import options_named
+from t5x_llm.run.config import load_run
 
 OPTION = "xla_tpu_scoped_vmem_limit_kib"
 

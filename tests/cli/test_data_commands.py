@@ -8,10 +8,10 @@ import tiny
 
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.cli import main as command
-from t5x_llm.cli.assemble import open_data
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.data.positions import DataState
+from t5x_llm.run.config import load_run
+from t5x_llm.run.data import open_data
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 import tiny
 
 from t5x_llm.cli import main as command
-from t5x_llm.cli.memory import estimate
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.units import size
 from t5x_llm.data.batch import Batch
 from t5x_llm.parallel import batch_sharding, make_mesh
+from t5x_llm.plan.estimate import estimate
+from t5x_llm.run.config import load_run
 from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
 from t5x_llm.train.step import make_train_step
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_llm.cli.assemble import check_start_from, make_step
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.batch import Batch
 from t5x_llm.parallel import make_mesh
+from t5x_llm.run.checks import check_start_from
+from t5x_llm.run.config import load_run
+from t5x_llm.run.step import make_step
 from t5x_llm.train.state import init_state
 
 OPTIONS = """

@@ -2,10 +2,10 @@
 
 import pytest
 
-from t5x_llm.cli.dry_run import planned_mesh
-from t5x_llm.cli.memory import estimate
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
+from t5x_llm.plan.describe import planned_mesh
+from t5x_llm.plan.estimate import estimate
+from t5x_llm.run.config import load_run
 
 
 def activations(n_layers, tensor, cut):

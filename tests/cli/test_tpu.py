@@ -16,8 +16,9 @@ RECIPE = (
 )
 PROGRAM = """
 import sys
-from t5x_llm.cli.planning import step_of
-from t5x_llm.cli.run import check_fits, load_run
+from t5x_llm.plan.of_run import step_of
+from t5x_llm.run.checks import check_fits
+from t5x_llm.run.config import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.slices import parse_slice
 from t5x_llm.parallel import make_mesh

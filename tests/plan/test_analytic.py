@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
 
 from t5x_llm.cli import plan as command
-from t5x_llm.cli import search
-from t5x_llm.cli.planning import reckon_run
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.gpus import GPUS
 from t5x_llm.parallel import AXES, MeshConfig
+from t5x_llm.plan import search
 from t5x_llm.plan.gpus import parse_machine
+from t5x_llm.plan.of_run import reckon_run
 from t5x_llm.plan.report import text
+from t5x_llm.run.config import load_run
 from t5x_llm.train.state import abstract_state, state_shardings
 
 

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_llm.cli import assemble
-from t5x_llm.cli.planning import step_of
-from t5x_llm.cli.run import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.data.batch import Batch
 from t5x_llm.parallel import make_mesh
 from t5x_llm.plan.hlo import parse
 from t5x_llm.plan.host import Rates, dot_flops, host_time, measured_rates, moved_bytes
+from t5x_llm.plan.of_run import step_of
+from t5x_llm.run import step as assemble
+from t5x_llm.run.config import load_run
+from t5x_llm.run.data import OpenData
 
 LOOPS, ROWS, WIDTH = 5, 32, 64
 
@@ -39,7 +40,7 @@ def test_it_compiles_what_training_compiles(monkeypatch):
     monkeypatch.setattr(assemble, "Ahead", lambda step, *a: asked.append(step.lower(*a).as_text()))
     model, rules = run.build_model(), run.mesh.rules()
     tx, step = assemble.make_step(run, model, mesh, rules, len(run.data.mixture.sources))
-    opened = assemble.OpenData(None, Stream())
+    opened = OpenData(None, Stream())
     assemble.compile_ahead(run, step, model, tx, mesh, opened, None)
     assert asked == [planned]
 

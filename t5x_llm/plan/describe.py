@@ -16,15 +16,6 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from t5x_llm import parallel
-from t5x_llm.cli.assemble import (
-    check_start_from,
-    open_run_stream,
-    resumed_step,
-    token_flops,
-)
-from t5x_llm.cli.memory import Estimate, estimate
-from t5x_llm.cli.precision import describe_precision
-from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
@@ -32,6 +23,13 @@ from t5x_llm.data.reading import find_files
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
 from t5x_llm.optim.freezing import only
+from t5x_llm.plan.estimate import Estimate, estimate
+from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
+from t5x_llm.run.config import Run
+from t5x_llm.run.data import open_run_stream
+from t5x_llm.run.precision import describe_precision
+from t5x_llm.run.start import resumed_step
+from t5x_llm.run.step import token_flops
 from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from t5x_llm.cli.run import Run
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.objective import ENCODER
@@ -22,6 +21,7 @@ from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
 from t5x_llm.optim.freezing import only
 from t5x_llm.parallel import Rules, ways
+from t5x_llm.run.config import Run
 from t5x_llm.train.state import abstract_state, state_shardings
 
 # Rows of logits that the loss holds at once, see objectives/lm.py.

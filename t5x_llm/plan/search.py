@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from t5x_llm.cli.planning import abstract_mesh, reckon_run
-from t5x_llm.cli.run import Run, check_fits
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.units import size
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.plan.compile import Plan
+from t5x_llm.plan.of_run import abstract_mesh, reckon_run
 from t5x_llm.plan.report import Change, Work, figures
+from t5x_llm.run.checks import check_fits
+from t5x_llm.run.config import Run
 
 _REMAT = ("save_projections", "save_attention_up", "save_attention", "save_qkv", "full")
 # What arithmetic puts this far beyond a device's memory is not compiled: its activations are those

@@ -9,10 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from t5x_llm.cli.assemble import make_step, token_flops
-from t5x_llm.cli.compiler import options_named
-from t5x_llm.cli.memory import cached_model, estimate
-from t5x_llm.cli.run import Run, check_fits
 from t5x_llm.core.slices import Slice
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.objective import ENCODER
@@ -21,10 +17,15 @@ from t5x_llm.parallel import batch_sharding, make_mesh, ways
 from t5x_llm.plan.analytic import StepWork, gathered, reckoned_time, rule_collectives
 from t5x_llm.plan.chips import CHIPS, described_devices
 from t5x_llm.plan.compile import Plan, plan_step, since
+from t5x_llm.plan.estimate import cached_model, estimate
 from t5x_llm.plan.gpus import USABLE, Cluster
 from t5x_llm.plan.host import Here
 from t5x_llm.plan.memory import Memory
 from t5x_llm.plan.report import Work
+from t5x_llm.run.checks import check_fits
+from t5x_llm.run.compiler import options_named
+from t5x_llm.run.config import Run
+from t5x_llm.run.step import make_step, token_flops
 from t5x_llm.train.state import abstract_state, state_shardings, with_shardings
 from t5x_llm.train.step import control_sharding, quiet_control
 
