@@ -4,7 +4,8 @@
 # make test-zoo     every architecture at length: gradients, decoding, training, every field
 # make test-docs    every command of the documents
 # make test-slow    the tests of minutes, those that need the TPU compiler among them
-# make lint         ruff, mypy, import contracts
+# make lint         ruff, mypy, import contracts, the house's rules
+# make house        the house's figures; HOUSE=--list prints where the worst are
 # make parity       live comparison against torch and transformers (installs them, about 1.2 GB)
 # make bench        the speed benchmark W1 against torch (see docs/benchmarks.md)
 # make setup        only builds the environment in .venv
@@ -19,7 +20,7 @@ export UV_PYTHON_DOWNLOADS = never
 # The interpreter itself, not a shim that resolves to it.
 INTERPRETER = $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: quickstart test test-extended test-zoo test-docs test-slow lint parity bench setup lock clean
+.PHONY: quickstart test test-extended test-zoo test-docs test-slow lint house parity bench setup lock clean
 
 quickstart: setup
 	$(RUN) train.py --gin_file=configs/recipes/quickstart.gin
@@ -44,6 +45,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+	$(RUN) tests/house/figures.py --check
+
+house: setup
+	@$(RUN) tests/house/figures.py $(HOUSE)
 
 parity: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest tests/parity -m 'slow or not slow' $(PYTEST_ARGS)

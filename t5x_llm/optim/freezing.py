@@ -1,4 +1,4 @@
-"""Which parameters are trained, decided by their path."""
+"""Selects the parameters that are trained, by their paths."""
 
 from __future__ import annotations
 

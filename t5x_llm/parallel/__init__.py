@@ -17,8 +17,8 @@ from t5x_llm.parallel.pipeline import Pipeline
 from t5x_llm.parallel.rules import (
     AXES,
     STRATEGIES,
-    Context,
     Rules,
+    RulesScope,
     check_divisible,
     compute_spec,
     constrain,
@@ -37,7 +37,7 @@ from t5x_llm.parallel.rules import (
 __all__ = [
     "AXES",
     "STRATEGIES",
-    "Context",
+    "RulesScope",
     "MeshConfig",
     "Pipeline",
     "Replicated",

@@ -19,7 +19,7 @@ from t5x_llm.parallel.rules import AXES, Rules, resolve, strategy_rules
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many ways the devices are split along each axis, and what is laid along them.
+    """Sizes of the mesh axes, and what is laid along them.
 
     One axis may be -1: all devices that remain.
 

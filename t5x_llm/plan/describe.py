@@ -1,4 +1,4 @@
-"""What a run would be, without running it: every check, and the plan in words and numbers.
+"""Describes a run without running it: every check, and the plan in words and numbers.
 
 Nothing is compiled or written. A mesh that this machine does not have is described all the same:
 shardings are arithmetic on axis sizes.

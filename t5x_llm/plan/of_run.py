@@ -53,7 +53,7 @@ def compile_run(
 
 
 def settings(run: Run) -> str:
-    """What a search chooses besides the mesh, and what else changes the arithmetic."""
+    """Describes what a search chooses besides the mesh, and what else changes the arithmetic."""
     parts = run.loop.microbatches
     said = [f"{parts} microbatch{'es'[: 2 * (parts > 1)]}", f"remat {run.remat}"]
     if run.precision.quantized:

@@ -162,8 +162,8 @@ def test_a_search_compiles_no_hopeless_candidate(monkeypatch):
 
     done = search.search(found, 5, plan_of)
     assert len(asked) == 5 and asked[0] is run
-    hopeless = [c for c in found[1:] if c.hopeless]
-    assert hopeless and not any(c.run in asked for c in hopeless)
+    excluded = [c for c in found[1:] if c.exceeds_memory]
+    assert excluded and not any(c.run in asked for c in excluded)
     fits = [c.plan.fits for c in done if c.plan]
     assert fits == sorted(fits, reverse=True)
     rows = "\n".join(search.table(done))
