@@ -20,6 +20,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.catalog import Opened, open_stores, open_stream
+from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.positions import DataState, merge_ranges
 from t5x_llm.data.stream import Stream
 from t5x_llm.evaluate.hooks import BASELINE, Baseline, Evaluation, Every, read_baseline
@@ -84,11 +85,11 @@ def open_data(run: Run) -> OpenData:
 
 
 def open_run_stream(run: Run, opened: Opened) -> Stream:
-    """The stream of a run, its diet checked; see ``open_data``."""
+    """Returns the stream of a run, its data plan checked; see ``open_data``."""
     loop = run.loop
     stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, loop.examples_after)
     mixture = run.data.mixture
-    stream.diet(loop.examples).check(mixture.max_epochs if mixture else None)
+    data_plan(stream, loop.examples).check(mixture.max_epochs if mixture else None)
     return stream
 
 
@@ -358,10 +359,10 @@ def check_start_from(run: Run) -> None:
 
 def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:
     """What the record of a run begins with."""
-    servings = data.stream.diet(run.loop.examples).servings
+    sources = data_plan(data.stream, run.loop.examples).sources
     return {
         "parameters": model.parameter_count()["total"],
-        "mixture": {name: serving.share for name, serving in servings.items()},
+        "mixture": {name: source.share for name, source in sources.items()},
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "environment": environment(list(mesh.devices.flat)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -28,6 +28,7 @@ from t5x_llm.cli.run import Run, check_fits, check_tokenizer_size
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
+from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.reading import find_files
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
@@ -177,7 +178,8 @@ def _mixture(run: Run, opened: Opened | None, why: str) -> str:
         lines[0] += ": not prepared yet"
         rows = [_source_files(s) for s in data.mixture.sources] if data.mixture else []
     else:
-        lines.append(str(open_run_stream(run, opened).diet(loop.examples, loop.step_at)))
+        stream = open_run_stream(run, opened)
+        lines.append(str(data_plan(stream, loop.examples, loop.step_at)))
         lines.append("sources:")
         rows = []
         for name, store in opened.stores.items():

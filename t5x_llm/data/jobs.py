@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,35 +16,12 @@ import numpy as np
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.data.reading import Stretch, read
+from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Source
 from t5x_llm.data.store import SPLITS
 from t5x_llm.text import Tokenizer, load_tokenizer
 
 _ENCODE_CHARS = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A document as a job sees it.
-
-    Attributes:
-      content: its text, or token ids [n] made elsewhere.
-      file, line: where it came from.
-      mask: [n] uint8 for token ids, 1 where a token is to be predicted; None for all.
-      score: to order documents by, if the source has any.
-    """
-
-    content: str | np.ndarray
-    file: int
-    line: int
-    mask: np.ndarray | None = None
-    score: float | None = None
-
-    def digest(self) -> bytes:
-        """SHA-256 of the content: decides split and order."""
-        if isinstance(self.content, str):
-            return hashlib.sha256(self.content.encode()).digest()
-        return hashlib.sha256(self.content.astype("<i8").tobytes()).digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +79,6 @@ class Made:
     documents: dict[str, int]
     tokens: dict[str, int]
     bytes: dict[str, int]
-
-
-def split_of(digest: bytes, held_out: float) -> str:
-    """``validation`` for a share ``held_out`` of all digests, else ``train``."""
-    return SPLITS[int.from_bytes(digest[:8], "big") < held_out * 2.0**64]
 
 
 def training_texts(jobs: Iterable[Job], tokenizer_made_elsewhere: str) -> Iterator[str]:

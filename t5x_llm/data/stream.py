@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from t5x_llm.core.errors import ConfigError, DataError, nearest
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.bins import PLAIN, Order
 from t5x_llm.data.blending import Blend
-from t5x_llm.data.diet import Diet, diet
 from t5x_llm.data.mixing import Proportions, check_weights, proportions
 from t5x_llm.data.objective import Objective
 from t5x_llm.data.positions import DataState, History, Skips
@@ -53,7 +52,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Consumed:
-    """What was eaten of one source.
+    """Amount of one source that a run has read.
 
     Attributes:
       examples: rows, skipped ones left out.
@@ -298,24 +297,16 @@ class Stream:
     def consumed(self, position: int) -> dict[str, Consumed]:
         """What the first ``position`` examples took from each source; no iteration."""
         passed = self._passed_at(self._skips.stream_position(position))
-        eaten = dict(passed)
+        consumed = dict(passed)
         for start, stop in self._skips.before(position):
             first, last = self._passed_at(start), self._passed_at(stop)
-            for name in eaten:
-                eaten[name] -= last[name] - first[name]
+            for name in consumed:
+                consumed[name] -= last[name] - first[name]
         return {
             name: Consumed(
-                examples=eaten[name],
-                tokens=round(eaten[name] * source.tokens),
+                examples=consumed[name],
+                tokens=round(consumed[name] * source.tokens),
                 epochs=source.epochs(passed[name]),
             )
             for name, source in self._sources.items()
         }
-
-    def diet(self, examples: int, step_at: Callable[[int], int] | None = None) -> Diet:
-        """What a run of so many examples reads of each source; ``step_at`` names its steps."""
-        return diet(self, examples, step_at)
-
-    def tree(self, examples: int | None = None) -> str:
-        """The mixture as a printable tree; with ``examples``, also what a run of them reads."""
-        return str(diet(self, examples))
