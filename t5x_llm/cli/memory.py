@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from t5x_llm.cli.run import Run
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.data.batch import Batch
-from t5x_llm.data.objective import ENCODER
+from t5x_llm.data.row_objective import ENCODER
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.model import Model

@@ -15,7 +15,7 @@ from t5x_llm.cli.memory import cached_model, estimate
 from t5x_llm.cli.run import Run, check_fits
 from t5x_llm.core.slices import Slice
 from t5x_llm.data.batch import Batch
-from t5x_llm.data.objective import ENCODER
+from t5x_llm.data.row_objective import ENCODER
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import batch_sharding, make_mesh, ways
 from t5x_llm.plan.analytic import Task, gathered, reckoned_time, rule_collectives

@@ -1,9 +1,9 @@
 """A source cut into bins of documents, each packed on its own and read one after another.
 
 Colossal-LLaMA-2 cuts every category into 10 bins and trains on buckets of one bin of each. Here a
-source's epoch goes through its bins in order, rows shuffled inside each (``shuffled.Rows``), and
-the mixture deals the sources out exactly: where all sources take the same time for an epoch, as
-with ``proportional`` rates, the k-th tenth of the stream is the k-th bin of every source.
+source's epoch goes through its bins in order, rows shuffled inside each (``ShuffledRows``), and the
+mixture deals the sources out exactly: where all sources take the same time for an epoch, as with
+``proportional`` rates, the k-th tenth of the stream is the k-th bin of every source.
 
 A bin is a stretch of documents in the order of the store, which is that of the input's files; a
 curriculum first orders the documents by their length or score. Edges are where bins have equal

@@ -15,7 +15,7 @@ from t5x_llm.core.paths import as_path
 from t5x_llm.core.units import count
 from t5x_llm.data.bins import Order
 from t5x_llm.data.blending import Blend, stages
-from t5x_llm.data.objective import Objective, objective
+from t5x_llm.data.row_objective import RowObjective, make_row_objective
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.data.store import FORMAT, TokenStore
 from t5x_llm.data.stream import Stream
@@ -191,9 +191,9 @@ def _budget(source: Source, stream: Stream) -> int:
     return max(round(count("Source.tokens", source.tokens) / reader.tokens), 1)
 
 
-def open_objective(data: Data, opened: Opened, length: int) -> Objective | None:
+def open_objective(data: Data, opened: Opened, length: int) -> RowObjective | None:
     """What the stream's rows are made into; None for next-token prediction."""
-    return objective(data.denoising, opened.tokenizer, length)
+    return make_row_objective(data.denoising, opened.tokenizer, length)
 
 
 def _short(value: Any) -> str:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from t5x_llm.data import denoise
-from t5x_llm.data.denoise import Arrays, Draw
+from t5x_llm.data import corruption
+from t5x_llm.data.corruption import Arrays, Draw
 from t5x_llm.data.denoising import Denoising, SpecialIds
 
 
@@ -38,7 +38,7 @@ class Denoiser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokens:
-    """BERT's; see ``denoise.mask_tokens``."""
+    """BERT's; see ``corruption.mask_tokens``."""
 
     whole_documents: ClassVar[bool] = True
     ahead: ClassVar[bool] = False
@@ -52,7 +52,7 @@ class MaskedTokens:
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
         shares = (self.config.mask_share, self.config.random_share)
-        tokens, chosen = denoise.mask_tokens(
+        tokens, chosen = corruption.mask_tokens(
             text, self.ordinary[text], self.config.density, self.mask, shares, self.alternatives,
             draw,
         )  # fmt: skip
@@ -60,7 +60,7 @@ class MaskedTokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class PrefixDenoiser:
     """A document, any prefix of which all may see; the rest is predicted, at least one token."""
 
     whole_documents: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class Prefix:
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
         split = 1 + int(draw.below(max(len(text) - 1, 1), 1)[0])
-        return denoise.shifted(text[:split], text[split:])
+        return corruption.shifted(text[:split], text[split:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,10 @@ class Framed:
         targets = np.concatenate([targets, [self.end]])
         if self.encoder_decoder:
             assert self.start is not None
-            return denoise.encoded(np.concatenate([head, inputs, [self.end]]), targets, self.start)
-        return denoise.shifted(np.concatenate([head, inputs]), targets)
+            return corruption.encoded(
+                np.concatenate([head, inputs, [self.end]]), targets, self.start
+            )
+        return corruption.shifted(np.concatenate([head, inputs]), targets)
 
     def framed(self, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
         """``places`` for inputs and targets of at most these lengths."""
@@ -111,20 +113,20 @@ class SpanCorruption(Framed):
     sentinels: np.ndarray
 
     def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        noise, spans = denoise.noise_counts(n, self.density, self.mean_span)
+        noise, spans = corruption.noise_counts(n, self.density, self.mean_span)
         return self.framed(n - noise + spans, noise + spans)
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
-        mask = denoise.random_spans_mask(len(text), self.density, self.mean_span, draw)
+        mask = corruption.random_spans_mask(len(text), self.density, self.mean_span, draw)
         inputs, targets = (
-            denoise.spans_to_sentinels(text, part, self.sentinels) for part in (mask, ~mask)
+            corruption.spans_to_sentinels(text, part, self.sentinels) for part in (mask, ~mask)
         )
         # A lone token is kept, so there is nothing to tell (t5 would put a sentinel for it).
         return self.frame(inputs, targets if mask.any() else targets[:0])
 
 
 @dataclasses.dataclass(frozen=True)
-class Suffix(Framed):
+class SuffixDenoiser(Framed):
     """The end of the text is predicted, at most ``share`` of it and at least one token."""
 
     share: float
@@ -158,15 +160,15 @@ class Blanks:
     def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.mean_span is None:
             return n + 2, 0 * n
-        return n + 2 * denoise.noise_counts(n, self.density, self.mean_span)[1], 0 * n
+        return n + 2 * corruption.noise_counts(n, self.density, self.mean_span)[1], 0 * n
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
         if self.mean_span is None:
             gone = 1 + int(draw.below(len(text), 1)[0])
             mask = np.arange(len(text)) >= len(text) - gone
         else:
-            mask = denoise.poisson_spans_mask(len(text), self.density, self.mean_span, draw)
-        return denoise.blanks(text, mask, self.mask, self.start, self.end, draw)
+            mask = corruption.poisson_spans_mask(len(text), self.density, self.mean_span, draw)
+        return corruption.blanks(text, mask, self.mask, self.start, self.end, draw)
 
 
 def make_denoisers(
@@ -188,7 +190,11 @@ def make_denoisers(
         )
         return {"spans": spans}, {"spans": 1.0}
     if goal == "prefix_lm":
-        whole = Suffix(None, **framed, share=1.0) if config.encoder_decoder else Prefix()
+        whole = (
+            SuffixDenoiser(None, **framed, share=1.0)
+            if config.encoder_decoder
+            else PrefixDenoiser()
+        )
         return {"prefix": whole}, {"prefix": 1.0}
     if goal == "blank_filling":
         assert ids.mask is not None and ids.gmask is not None
@@ -207,6 +213,6 @@ def make_denoisers(
             ids.modes.get(mode), **framed, density=density, mean_span=mean, sentinels=sentinels
         )
         rates[name] = (1 - config.suffix_rate) / len(config.ul2)
-    several["S"] = Suffix(ids.modes.get("S"), **framed, share=config.suffix_share)
+    several["S"] = SuffixDenoiser(ids.modes.get("S"), **framed, share=config.suffix_share)
     rates["S"] = config.suffix_rate
     return several, rates

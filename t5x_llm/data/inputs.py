@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
-from t5x_llm.data.building import Plan, is_remote
-from t5x_llm.data.jobs import Job
+from t5x_llm.data.building import StorePlan, is_remote
+from t5x_llm.data.jobs import StoreJob
 from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
 from t5x_llm.data.sources import Data, Source
 
 # Inputs of seqio tasks by source, as the catalogue keeps them.
-Record = dict[str, dict[str, Any]]
+SeqioInputs = dict[str, dict[str, Any]]
 
 
 def content_hash(**parts: Any) -> str:
@@ -35,8 +35,8 @@ def content_hash(**parts: Any) -> str:
 
 
 def make_plans(
-    data: Data, store_dir: str, remembered: Record | None, force: bool = False
-) -> tuple[list[Plan], Record]:
+    data: Data, store_dir: str, remembered: SeqioInputs | None, force: bool = False
+) -> tuple[list[StorePlan], SeqioInputs]:
     """The plan of each source, in order, and the record of what seqio reads.
 
     Args:
@@ -48,7 +48,7 @@ def make_plans(
     Raises:
       ConfigError, DataError: an input that is not there or cannot be read.
     """
-    record: Record = {}
+    record: SeqioInputs = {}
     if data.mixture is None or any(s.kind == "tfds" for s in data.mixture.sources):
         modules = _module_hashes(data.modules)
         if remembered and not force and _still(remembered, modules):
@@ -68,9 +68,9 @@ def make_plans(
     ], record
 
 
-def _file_plan(source: Source, scans: list[Scan], held_out: float) -> Plan:
+def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
     jobs = tuple(
-        Job(source.name, i, held_out, text=source, stretches=stretches)
+        StoreJob(source.name, i, held_out, text=source, stretches=stretches)
         for i, stretches in enumerate(plan_jobs(scans))
     )
     if not any(s.size for s in scans):
@@ -85,13 +85,13 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> Plan:
         files=[[s.path, s.sha256] for s in scans],
         **({"score": source.score} if source.score else {}),
     )
-    return Plan(source.name, digest, jobs, tuple(s.path for s in scans))
+    return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans))
 
 
-def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: float) -> Plan:
+def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: float) -> StorePlan:
     shards = record["shards"]
     jobs = tuple(
-        Job(name, i, held_out, data=data, task=record["task"], shards=len(shards))
+        StoreJob(name, i, held_out, data=data, task=record["task"], shards=len(shards))
         for i in range(len(shards))
     )
     source = (
@@ -105,14 +105,14 @@ def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: floa
         field=source.field if source else "",
         split=source.tfds_split if source else "",
     )
-    return Plan(name, digest, jobs, tuple(shards))
+    return StorePlan(name, digest, jobs, tuple(shards))
 
 
-def _ask_seqio(data: Data, modules: dict[str, str]) -> Record:
+def _ask_seqio(data: Data, modules: dict[str, str]) -> SeqioInputs:
     from t5x_llm.data import tasks
 
     mixture = tasks.register(data, {})
-    record: Record = {}
+    record: SeqioInputs = {}
     for name, task in tasks.source_names(data, mixture).items():
         own = (
             next((s for s in data.mixture.sources if s.name == name), None)
@@ -127,7 +127,7 @@ def _ask_seqio(data: Data, modules: dict[str, str]) -> Record:
     return record
 
 
-def _still(record: Record, modules: dict[str, str]) -> bool:
+def _still(record: SeqioInputs, modules: dict[str, str]) -> bool:
     """Whether modules and files are what they were."""
     return all(
         entry["modules"] == modules

@@ -25,7 +25,7 @@ _ENCODE_CHARS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class StoreJob:
     """A shard of a source.
 
     Attributes:
@@ -71,7 +71,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class JobResult:
     """What a job wrote: the file's path, whether a mask came up, and counts by split."""
 
     path: str
@@ -81,7 +81,7 @@ class Made:
     bytes: dict[str, int]
 
 
-def training_texts(jobs: Iterable[Job], tokenizer_made_elsewhere: str) -> Iterator[str]:
+def training_texts(jobs: Iterable[StoreJob], tokenizer_made_elsewhere: str) -> Iterator[str]:
     """The texts trained on, for a tokenizer; no held-out document is among them.
 
     Args:
@@ -98,8 +98,8 @@ def training_texts(jobs: Iterable[Job], tokenizer_made_elsewhere: str) -> Iterat
                 yield record.content
 
 
-def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
-        progress: Callable[[int], Any] = int) -> Made:  # fmt: skip
+def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
+        progress: Callable[[int], Any] = int) -> JobResult:  # fmt: skip
     """Tokenizes the documents of a job and writes them to ``out``.npz.
 
     Args:
@@ -136,7 +136,7 @@ def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
             column["score"].append(record.score)
     masked = any(m is not None for column in columns.values() for m in column["mask"])
     arrays: dict[str, np.ndarray] = {}
-    made = Made(f"{out}.npz", masked, {}, {}, {})
+    made = JobResult(f"{out}.npz", masked, {}, {}, {})
     for split, column in columns.items():
         digests = column["digest"]
         order = sorted(range(len(digests)), key=lambda i: (digests[i], i))
@@ -179,9 +179,9 @@ def token_dtype(tokenizer: Tokenizer) -> Any:
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
-def run_in_worker(job: Job, tokenizer_path: str, out: str) -> Made:
-    """``run`` for a process pool."""
-    return run(job, _tokenizer(tokenizer_path), out)
+def run_job_in_worker(job: StoreJob, tokenizer_path: str, out: str) -> JobResult:
+    """``run_job`` for a process pool."""
+    return run_job(job, _tokenizer(tokenizer_path), out)
 
 
 @functools.cache
@@ -203,7 +203,7 @@ def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield group
 
 
-def _check_ids(job: Job, record: Record, tokenizer: Tokenizer) -> None:
+def _check_ids(job: StoreJob, record: Record, tokenizer: Tokenizer) -> None:
     ids = record.content
     assert isinstance(ids, np.ndarray)
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:

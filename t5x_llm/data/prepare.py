@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
-from t5x_llm.data.building import Plan, build_store, is_remote, workspace
+from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
 from t5x_llm.data.inputs import content_hash, make_plans
 from t5x_llm.data.jobs import training_texts
@@ -143,7 +143,7 @@ def _catalog_of(data: Data) -> dict[str, Any] | None:
     return catalog if catalog and catalog["config"] == described(data) else None
 
 
-def _fingerprint(plan: Plan, tokenizer: Tokenizer) -> str:
+def _fingerprint(plan: StorePlan, tokenizer: Tokenizer) -> str:
     """Hash of all that decides the content of a store."""
     return content_hash(
         format=FORMAT,
@@ -154,7 +154,7 @@ def _fingerprint(plan: Plan, tokenizer: Tokenizer) -> str:
     )
 
 
-def _tokenizer(data: Data, root: str, plans: list[Plan]) -> tuple[Tokenizer, str, bool]:
+def _tokenizer(data: Data, root: str, plans: list[StorePlan]) -> tuple[Tokenizer, str, bool]:
     """The tokenizer; its path, or directory under ``root``; whether it was trained here."""
     config = data.tokenizer
     if isinstance(config, str):
@@ -188,7 +188,7 @@ def _tokenizer(data: Data, root: str, plans: list[Plan]) -> tuple[Tokenizer, str
 def _store(
     data: Data,
     root: str,
-    plan: Plan,
+    plan: StorePlan,
     targets: Mapping[str, str],
     tokenizer: Tokenizer,
     tokenizer_path: str,
@@ -213,7 +213,7 @@ def _store(
     return TokenStore.open(target)
 
 
-def _check_vocabulary(data: Data, plan: Plan, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(data: Data, plan: StorePlan, tokenizer: Tokenizer) -> None:
     """Token ids made by a seqio vocabulary must be the tokenizer's."""
     job = plan.jobs[0]
     if not job.task:

@@ -56,7 +56,7 @@ class Stretch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
+class SourceDocument:
     """A document and where it came from: index of the file, line or record from 1; its score."""
 
     text: str
@@ -156,7 +156,7 @@ def plan_jobs(scans: Iterable[Scan], most: int = 0) -> list[tuple[Stretch, ...]]
 
 def read(
     source: Source, stretches: Iterable[Stretch], progress: Callable[[int], Any] = int
-) -> Iterator[Document]:
+) -> Iterator[SourceDocument]:
     """The documents in these stretches, one at a time; blank lines and empty texts are left out.
 
     Raises:
@@ -172,7 +172,7 @@ def read(
                     text = _decode(raw, stretch.path, 0)
                     progress(stretch.stop)
                     if text:
-                        yield Document(text, stretch.file, 1)
+                        yield SourceDocument(text, stretch.file, 1)
                     continue
                 if not packed:
                     file.seek(stretch.start)
@@ -188,7 +188,7 @@ def read(
                     if text.strip():
                         text, score = _text(source, text, f"{stretch.path}:{number}")
                         if text:
-                            yield Document(text, stretch.file, number, score)
+                            yield SourceDocument(text, stretch.file, number, score)
                     position, number = position + len(raw), number + 1
                     progress(0 if packed else len(raw))
         except OSError as e:

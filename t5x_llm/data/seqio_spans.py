@@ -1,10 +1,10 @@
 """Span corruption as a seqio Task: the preprocessors of T5's ``span_corruption`` in TensorFlow.
 
-For those who train or evaluate with seqio's own pipeline, and as the implementation that the
-stream's is tested against. Training imports nothing of this: the stream corrupts by position
-(``objective``), which seqio's iterators cannot. The structure is that of the T5 paper's released
-pipeline (arXiv 1910.10683; github.com/google-research/text-to-text-transfer-transformer): documents
-are joined, cut into blocks, corrupted, and end with the end token on both sides.
+They serve those who train or evaluate with seqio's own pipeline, and the tests, which compare the
+stream with them. Training imports nothing of this module: the stream corrupts by position
+(``row_objective``), which seqio's iterators cannot. The structure is that of the T5 paper's
+released pipeline (arXiv 1910.10683; github.com/google-research/text-to-text-transfer-transformer):
+documents are joined, cut into blocks, corrupted, and end with the end token on both sides.
 """
 
 from __future__ import annotations

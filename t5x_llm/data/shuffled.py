@@ -14,8 +14,8 @@ import numpy as np
 from t5x_llm.core.errors import DataError
 from t5x_llm.data.bins import PLAIN, Order, make_plan
 from t5x_llm.data.mixing import proportions
-from t5x_llm.data.objective import Objective, check_unmasked
 from t5x_llm.data.packing import Packing, Spans, assemble
+from t5x_llm.data.row_objective import RowObjective, check_unmasked
 from t5x_llm.data.store import Split
 
 _MAX_ROWS = 1 << 32  # of Grain's index shuffle
@@ -54,7 +54,7 @@ class Shuffle:
         return int(self._order[ordinal])
 
 
-class Rows:
+class ShuffledRows:
     """The rows of one plan, bin after bin, in shuffled order inside each.
 
     Args:
@@ -131,7 +131,7 @@ class ShuffledSource:
         packing: str,
         length: int,
         seed: int,
-        objective: Objective | None = None,
+        objective: RowObjective | None = None,
         order: Order = PLAIN,
     ):
         self.order = order
@@ -140,7 +140,7 @@ class ShuffledSource:
         rates: Mapping[str, float] = {"": 1.0}
         if objective is None:
             plan = make_plan(packing, split, length, order=order)
-            self._rows = {"": Rows(plan, name, seed, order.part(plan))}
+            self._rows = {"": ShuffledRows(plan, name, seed, order.part(plan))}
         else:
             check_unmasked(name, split, objective)
             rates = {n: rate for n, rate in objective.rates.items() if rate > 0}
@@ -148,7 +148,8 @@ class ShuffledSource:
                 n: objective.plan(objective.denoisers[n], packing, split, order) for n in rates
             }
             self._rows = {
-                n: Rows(plan, f"{name}/{n}", seed, order.part(plan)) for n, plan in plans.items()
+                n: ShuffledRows(plan, f"{name}/{n}", seed, order.part(plan))
+                for n, plan in plans.items()
             }
         for rows in self._rows.values():
             if not 0 < rows.rows < _MAX_ROWS:

@@ -21,14 +21,14 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.data.bins import PLAIN, Order
 from t5x_llm.data.blending import Blend
 from t5x_llm.data.mixing import Proportions, check_weights, proportions
-from t5x_llm.data.objective import Objective
 from t5x_llm.data.positions import DataState, History, Skips
+from t5x_llm.data.row_objective import RowObjective
 from t5x_llm.data.shuffled import ShuffledSource
 from t5x_llm.data.store import Provenance, TokenStore
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class DocumentSpan:
     """A piece of a document in a row.
 
     Attributes:
@@ -77,7 +77,7 @@ class Stream:
       history: (stream position, weights) from which each set of weights holds, the first at 0. A
         source goes on where it was when weights change.
       skips: [start, stop) ranges of stream positions to jump over.
-      objective: what the rows are made into, as ``objective.objective`` gives it for ``length``;
+      objective: what the rows are made into, from ``make_row_objective`` for ``length``;
         None for next-token prediction.
       orders: bins and curriculum of each source, by name; none for those that are not there.
 
@@ -100,7 +100,7 @@ class Stream:
         *,
         history: History = (),
         skips: Iterable[Sequence[int]] = (),
-        objective: Objective | None = None,
+        objective: RowObjective | None = None,
         orders: Mapping[str, Order] | None = None,
     ):
         self.sources = tuple(stores)
@@ -264,7 +264,7 @@ class Stream:
         """Where the example at ``position`` stands in the stream, skipped ones counted."""
         return self._skips.stream_position(position)
 
-    def documents(self, position: int) -> list[Piece]:
+    def documents(self, position: int) -> list[DocumentSpan]:
         """What the row at ``position`` is made of, and where each piece came from."""
         (index,), (ordinal,) = self._locate(np.array([position]))
         part = self._sources[self.sources[index]]
@@ -275,7 +275,7 @@ class Stream:
             document = int(np.searchsorted(offsets, start, side="right")) - 1
             first = start - int(offsets[document])
             pieces.append(
-                Piece(
+                DocumentSpan(
                     source=part.name,
                     document=document,
                     provenance=part.split.provenance(document),

@@ -99,7 +99,7 @@ class DocumentSource(seqio.DataSource):
 
 
 def dataclass_fields(document: Any) -> dict[str, Any]:
-    """A ``Document`` as a seqio example."""
+    """A ``SourceDocument`` as a seqio example."""
     return {"text": document.text, "file": document.file, "line": document.line}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Clean
+from t5x_llm.data.clean.clean_config import Clean
 from t5x_llm.data.clean.document import Drop
 from t5x_llm.data.clean.parts import LineWriter, PartWriter
 from t5x_llm.data.clean.read.bounded import QuarantineError
@@ -31,7 +31,7 @@ _SHARDS_A_PART = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class CleanContext:
     """What all tasks of a run know.
 
     Attributes:
@@ -58,7 +58,7 @@ class Shard:
     kinds: tuple[Format, ...]
 
 
-def scan_files(context: Context, argument: tuple[int, tuple[File, ...]], base: str) -> Any:
+def scan_files(context: CleanContext, argument: tuple[int, tuple[File, ...]], base: str) -> Any:
     """Looks at files: what they are, their hash, and where they can be cut.
 
     Returns:
@@ -111,7 +111,7 @@ def open_steps(clean: Clean) -> tuple[Chain, Any]:
     return _OPENED[key]
 
 
-def clean_shard(context: Context, shard: Shard, base: str) -> Any:
+def clean_shard(context: CleanContext, shard: Shard, base: str) -> Any:
     """Reads and cleans a shard.
 
     Returns:

@@ -18,7 +18,7 @@ DOCUMENTS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class CorpusPart:
     """A file of documents.
 
     Attributes:
@@ -34,7 +34,7 @@ class Part:
     sha256: str
 
 
-def dump_parts(parts: list[Part]) -> str:
+def dump_parts(parts: list[CorpusPart]) -> str:
     """As JSON: lists of the fields."""
     return json.dumps([dataclasses.astuple(part) for part in parts])
 
@@ -66,7 +66,7 @@ class PartWriter:
 
     def __init__(self, folder: str, name: str, compression: str, most: int | None):
         self._folder, self._name, self._zst, self._most = folder, name, compression == "zst", most
-        self._parts: list[Part] = []
+        self._parts: list[CorpusPart] = []
         self._file: Any = None
 
     def write(self, document: Document) -> None:
@@ -86,7 +86,7 @@ class PartWriter:
         if most is not None and (self._bytes >= most or self._documents >= DOCUMENTS):
             self._end()
 
-    def close(self) -> list[Part]:
+    def close(self) -> list[CorpusPart]:
         """The parts, in order."""
         if self._file is not None:
             self._end()
@@ -115,7 +115,7 @@ class PartWriter:
         self._file = None
         self._temporary.replace(self._target)
         digest = self._hashed.hash.hexdigest()
-        self._parts.append(Part(self._target.name, self._documents, self._bytes, digest))
+        self._parts.append(CorpusPart(self._target.name, self._documents, self._bytes, digest))
 
 
 def read_part(path: str) -> Iterator[Document]:

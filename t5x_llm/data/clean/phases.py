@@ -25,7 +25,7 @@ _BYTES_A_WORKER = 2 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class CleanTask:
     """One call of a phase's function.
 
     Attributes:
@@ -51,7 +51,7 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def perform(function: Function, context: Any, folder: str, task: Task) -> None:
+def perform(function: Function, context: Any, folder: str, task: CleanTask) -> None:
     """Runs a task and marks it as finished."""
     # A marker of other settings must not vouch for files half overwritten.
     as_path(f"{folder}/{task.name}.json").unlink(missing_ok=True)
@@ -64,7 +64,7 @@ class Runner(Protocol):
     """Performs tasks, in any order and anywhere."""
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[Task], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
     ) -> None: ...
 
 
@@ -90,7 +90,7 @@ class PoolRunner:
         self._pool.__exit__(*error)
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[Task], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
     ) -> None:
         total = sum(task.size for task in tasks)
         if len(tasks) < 2 or self._workers < 2 or (not self._wanted and total < _BYTES_A_WORKER):
@@ -126,7 +126,7 @@ class BeamRunner:
         return None
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[Task], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
     ) -> None:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -142,7 +142,7 @@ class BeamRunner:
         bar.update(sum(task.size for task in tasks))
 
 
-def _perform(task: Task, function: Function, context: Any, folder: str) -> None:
+def _perform(task: CleanTask, function: Function, context: Any, folder: str) -> None:
     perform(function, context, folder, task)
 
 
@@ -158,7 +158,7 @@ class Phases:
         self._work, self._runner = work, runner
         self.performed = 0
 
-    def run(self, phase: str, function: Function, context: Any, tasks: Sequence[Task]) -> None:
+    def run(self, phase: str, function: Function, context: Any, tasks: Sequence[CleanTask]) -> None:
         """Performs those tasks of a phase that are not finished yet."""
         folder = f"{self._work}/{phase}"
         as_path(folder).mkdir(parents=True, exist_ok=True)
@@ -171,19 +171,19 @@ class Phases:
             self._runner.run(function, context, folder, left, bar)
         self.performed += len(left)
 
-    def results(self, phase: str, tasks: Sequence[Task]) -> Iterator[Any]:
+    def results(self, phase: str, tasks: Sequence[CleanTask]) -> Iterator[Any]:
         """The results of a phase that was run, in order, one at a time."""
         for task in tasks:
             marker = _read(f"{self._work}/{phase}", task)
             assert marker is not None, f"{phase}/{task.name} was not performed"
             yield marker["result"]
 
-    def path(self, phase: str, task: Task) -> str:
+    def path(self, phase: str, task: CleanTask) -> str:
         """Path without suffix of a task's files."""
         return f"{self._work}/{phase}/{task.name}"
 
 
-def _read(folder: str, task: Task) -> dict[str, Any] | None:
+def _read(folder: str, task: CleanTask) -> dict[str, Any] | None:
     try:
         marker = json.loads(as_path(f"{folder}/{task.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

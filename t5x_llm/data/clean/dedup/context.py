@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Clean
-from t5x_llm.data.clean.dedup.config import Dedup, MinHash
-from t5x_llm.data.clean.parts import Part
+from t5x_llm.data.clean.clean_config import Clean
+from t5x_llm.data.clean.dedup.dedup_config import Dedup, MinHash
+from t5x_llm.data.clean.parts import CorpusPart
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class DedupContext:
     """Handed to every task.
 
     Attributes:
@@ -48,7 +48,7 @@ class Context:
         return self.dedup.minhash
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[CorpusPart, ...]:
         """In the order of the inputs."""
         return _listed(self.listing)
 
@@ -70,12 +70,12 @@ class Context:
         return [f"{self.work}/{phase}/{i:04d}{suffix}" for i in range(self.partitions[phase])]
 
 
-def stem(part: Part) -> str:
+def stem(part: CorpusPart) -> str:
     """Name of a part's files."""
     return part.file.split(".")[0]
 
 
 @functools.lru_cache(maxsize=4)
-def _listed(listing: str) -> tuple[Part, ...]:
+def _listed(listing: str) -> tuple[CorpusPart, ...]:
     found = json.loads(as_path(listing).read_text(encoding="utf-8"))
-    return tuple(Part(*each) for each in found)
+    return tuple(CorpusPart(*each) for each in found)

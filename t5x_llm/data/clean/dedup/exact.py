@@ -10,8 +10,8 @@ import numpy as np
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import keys
-from t5x_llm.data.clean.dedup.config import Repeats
-from t5x_llm.data.clean.dedup.context import Context
+from t5x_llm.data.clean.dedup.context import DedupContext
+from t5x_llm.data.clean.dedup.dedup_config import Repeats
 
 KEYS, LOCAL, UNITS = ".keys", ".local", ".units"
 _BREAK = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n[^\S\n]*\n\s*)")}
@@ -37,7 +37,7 @@ def write_keys(digests: bytes | bytearray, units: np.ndarray, copies: int, base:
     return int((~repeats).sum())
 
 
-def find_repeats(context: Context, argument: tuple[str, int, int], base: str) -> Any:
+def find_repeats(context: DedupContext, argument: tuple[str, int, int], base: str) -> Any:
     """Writes the units of all parts that have, in one partition, a key of earlier ones.
 
     Args:
@@ -52,7 +52,7 @@ def find_repeats(context: Context, argument: tuple[str, int, int], base: str) ->
     keys.write_repeats(base + UNITS, found, copies, len(paths))
 
 
-def repeated(context: Context, number: int, keyed: str, phase: str) -> np.ndarray:
+def repeated(context: DedupContext, number: int, keyed: str, phase: str) -> np.ndarray:
     """[n] REPEAT: the units of a part that repeat, here or elsewhere, and what each repeats.
 
     Args:

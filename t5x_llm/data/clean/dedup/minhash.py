@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from t5x_llm.data.clean.dedup.config import MinHash
+from t5x_llm.data.clean.dedup.dedup_config import MinHash
 from t5x_llm.data.clean.hashing import mix, ngrams, random_words, words
 
 # Shingles hashed at once: rows of the product that fit the cache.

@@ -11,14 +11,14 @@ import numpy as np
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import keys, minhash
 from t5x_llm.data.clean.dedup.clusters import clusters
-from t5x_llm.data.clean.dedup.context import Context
+from t5x_llm.data.clean.dedup.context import DedupContext
 
 BANDS, PAIRS, SIGNATURES, CLUSTERS = ".bands", ".pairs", ".signatures", ".clusters"
 _PAIR = np.dtype(("<u8", (2,)))
 _ROWS = 1 << 16
 
 
-def write_bands(context: Context, number: int, signatures: np.ndarray, units: np.ndarray,
+def write_bands(context: DedupContext, number: int, signatures: np.ndarray, units: np.ndarray,
                 base: str) -> int:  # fmt: skip
     """Writes the bands of a part's documents, and the pairs that meet within the part.
 
@@ -53,7 +53,7 @@ def write_bands(context: Context, number: int, signatures: np.ndarray, units: np
     return len(firsts)
 
 
-def find_pairs(context: Context, partition: int, base: str) -> Any:
+def find_pairs(context: DedupContext, partition: int, base: str) -> Any:
     """Writes the pairs of documents whose bands meet in one partition."""
     found = keys.load(context.by_part("sign", BANDS), partition, context.partitions["pairs"])
     offsets = context.offsets
@@ -69,7 +69,7 @@ def find_pairs(context: Context, partition: int, base: str) -> Any:
     _write_pairs(base, numbers[pairs])
 
 
-def _agree(signatures: Any, pairs: np.ndarray, context: Context) -> np.ndarray:
+def _agree(signatures: Any, pairs: np.ndarray, context: DedupContext) -> np.ndarray:
     least = context.minhash.least_agreement
     found = [
         minhash.agreement(signatures(some[:, 0]), signatures(some[:, 1])) >= least
@@ -115,7 +115,7 @@ def _write_pairs(base: str, pairs: np.ndarray) -> None:
     as_path(base + PAIRS).write_bytes(flat[new].tobytes())
 
 
-def find_clusters(context: Context, _: Any, base: str) -> Any:
+def find_clusters(context: DedupContext, _: Any, base: str) -> Any:
     """Writes the first document of each document's cluster."""
     paths = context.by_part("sign", PAIRS) + context.by_partition("pairs", PAIRS)
 
@@ -129,7 +129,7 @@ def find_clusters(context: Context, _: Any, base: str) -> Any:
             file.write(found[i : i + (1 << 20)].astype("<u8").tobytes())
 
 
-def first_of_clusters(context: Context, number: int) -> np.ndarray:
+def first_of_clusters(context: DedupContext, number: int) -> np.ndarray:
     """[documents] uint64: of a part's, the numbers of the first documents of their clusters."""
     first, last = (int(i) for i in context.offsets[number : number + 2])
     with as_path(f"{context.work}/cluster/clusters{CLUSTERS}").open("rb") as file:

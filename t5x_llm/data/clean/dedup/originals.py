@@ -10,7 +10,7 @@ import numpy as np
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import exact, near
-from t5x_llm.data.clean.dedup.context import Context
+from t5x_llm.data.clean.dedup.context import DedupContext
 from t5x_llm.data.clean.parts import read_part
 from t5x_llm.data.clean.tally import SHOWN, Tally
 
@@ -25,7 +25,7 @@ def write_ids(ids: Sequence[str], base: str) -> None:
     as_path(base + IDS).write_bytes(ends.tobytes() + b"".join(raw))
 
 
-def find_originals(context: Context, _: Any, base: str) -> Any:
+def find_originals(context: DedupContext, _: Any, base: str) -> Any:
     """Writes, for each document, the number of the one that stays for it: of most its own.
 
     Of a copy's first one a cluster may have an earlier document: the way goes on to what stays.
@@ -52,7 +52,7 @@ class Originals:
       number: of the part.
     """
 
-    def __init__(self, context: Context, number: int):
+    def __init__(self, context: DedupContext, number: int):
         if not (context.dedup.documents or context.dedup.minhash):
             return
         first, last = (int(i) for i in context.offsets[number : number + 2])
@@ -73,7 +73,7 @@ def write_firsts(firsts: Sequence[int], base: str) -> None:
     as_path(base + FIRSTS).write_bytes(np.array(firsts, "<u4").tobytes())
 
 
-def of_units(context: Context, again: np.ndarray, begin: int, end: int) -> list[str]:
+def of_units(context: DedupContext, again: np.ndarray, begin: int, end: int) -> list[str]:
     """The ids of some documents that have lines or paragraphs ``begin`` to ``end`` of a part.
 
     Args:
@@ -96,7 +96,7 @@ def of_units(context: Context, again: np.ndarray, begin: int, end: int) -> list[
     return [names[number] for number in numbers]
 
 
-def ids(context: Context, numbers: Iterable[int], phase: str) -> dict[int, str]:
+def ids(context: DedupContext, numbers: Iterable[int], phase: str) -> dict[int, str]:
     """The ids of documents by their numbers, as a phase wrote them."""
     offsets, paths = context.offsets, context.by_part(phase, IDS)
     wanted = np.unique(np.fromiter(numbers, np.int64))
@@ -113,7 +113,7 @@ def ids(context: Context, numbers: Iterable[int], phase: str) -> dict[int, str]:
     return found
 
 
-def show(context: Context, tally: Tally, step: str) -> None:
+def show(context: DedupContext, tally: Tally, step: str) -> None:
     """Puts the texts of what stays beside the samples of what was removed."""
     for name, samples in tally.data["samples"].items():
         for sample in samples if name.partition("\n")[0] == step else ():

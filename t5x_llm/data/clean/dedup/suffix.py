@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from t5x_llm.data.clean.dedup.config import Suffix
-from t5x_llm.data.clean.dedup.context import Context, stem
+from t5x_llm.data.clean.dedup.context import DedupContext, stem
+from t5x_llm.data.clean.dedup.dedup_config import Suffix
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.jobs import REMOVED
-from t5x_llm.data.clean.parts import LineWriter, Part, PartWriter, read_part
-from t5x_llm.data.clean.phases import Task, fingerprint
+from t5x_llm.data.clean.parts import CorpusPart, LineWriter, PartWriter, read_part
+from t5x_llm.data.clean.phases import CleanTask, fingerprint
 from t5x_llm.data.clean.tally import Tally
 
 STEP, EMPTIED = "suffix", "nothing but repeats"
@@ -21,7 +21,7 @@ STEP, EMPTIED = "suffix", "nothing but repeats"
 _SEPARATOR = b"\xff"
 
 
-def tasks(context: Context, mark: str) -> list[Task]:
+def tasks(context: DedupContext, mark: str) -> list[CleanTask]:
     """Consecutive parts of a window together."""
     suffix = context.dedup.suffix
     assert suffix is not None
@@ -34,7 +34,7 @@ def tasks(context: Context, mark: str) -> list[Task]:
         found[-1].append(number)
         held += part.bytes
     return [
-        Task(
+        CleanTask(
             stem(context.parts[numbers[0]]),
             fingerprint(mark, numbers),
             sum(context.parts[number].bytes for number in numbers),
@@ -44,7 +44,7 @@ def tasks(context: Context, mark: str) -> list[Task]:
     ]
 
 
-def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
+def cut(context: DedupContext, numbers: tuple[int, ...], base: str) -> Any:
     """Writes parts without what repeats within a window of them.
 
     Returns:
@@ -53,7 +53,7 @@ def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
     suffix = context.dedup.suffix
     assert suffix is not None
     tally = Tally()
-    parts: list[Part] = []
+    parts: list[CorpusPart] = []
     documents = ((n, d) for n in numbers for d in read_part(context.path(n)))
     writer, current = None, -1
     with LineWriter(base + REMOVED) as listed:

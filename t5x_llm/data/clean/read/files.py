@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Input
+from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.records import Bad
 from t5x_llm.data.reading import neighbours, split_glob
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from t5x_llm.data.clean.config import Input
+from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.bounded import QuarantineError
 
 

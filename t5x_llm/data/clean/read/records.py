@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Input, Limits
+from t5x_llm.data.clean.clean_config import Input, Limits
 from t5x_llm.data.clean.document import Document
 from t5x_llm.data.clean.read.bounded import QuarantineError, lines, open_bounded
 from t5x_llm.data.clean.read.extract import extract

@@ -15,7 +15,7 @@ import numpy as np
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.bins import PLAIN, Order, make_plan
-from t5x_llm.data.denoise import Arrays, Draw, noise_counts
+from t5x_llm.data.corruption import Arrays, Draw, noise_counts
 from t5x_llm.data.denoisers import Denoiser, SpanCorruption, make_denoisers
 from t5x_llm.data.denoising import Denoising, special_ids
 from t5x_llm.data.packing import Packing, Reading, Spans, read_spans
@@ -27,7 +27,7 @@ ENCODER = ("encoder_tokens", "encoder_segment_ids", "encoder_positions")
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class RowObjective:
     """What a stream's rows are made into.
 
     Attributes:
@@ -185,7 +185,7 @@ class Objective:
             yield denoiser(piece, Draw(seed, index, number))
 
 
-def objective(config: Denoising, tokenizer: Tokenizer, length: int) -> Objective | None:
+def make_row_objective(config: Denoising, tokenizer: Tokenizer, length: int) -> RowObjective | None:
     """What ``config`` makes of a stream's rows; None for ``lm``.
 
     Args:
@@ -211,7 +211,7 @@ def objective(config: Denoising, tokenizer: Tokenizer, length: int) -> Objective
         extra = {"prefix": np.bool_}
         if config.objective == "blank_filling":
             extra["block_positions"] = np.int32
-    made = Objective(
+    made = RowObjective(
         name=config.objective,
         denoisers=denoisers,
         rates=rates,
@@ -240,7 +240,7 @@ def _target_length(config: Denoising, denoiser: Denoiser, length: int) -> int:
     return found - 1 if config.density == 0.5 and found > length else found
 
 
-def _check_room(made: Objective, denoiser: Denoiser, length: int) -> None:
+def _check_room(made: RowObjective, denoiser: Denoiser, length: int) -> None:
     longest = len(made.table(denoiser)) - 1
     if longest < 2:
         raise ConfigError(
@@ -258,7 +258,7 @@ def _check_room(made: Objective, denoiser: Denoiser, length: int) -> None:
             )  # fmt: skip
 
 
-def check_unmasked(name: str, split: Split, made: Objective) -> None:
+def check_unmasked(name: str, split: Split, made: RowObjective) -> None:
     """Raises DataError if the store says itself what is to be predicted."""
     if split.masked:
         raise DataError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.data.clean.decontaminate import Decontaminate
-from t5x_llm.data.clean.dedup.config import Dedup
+from t5x_llm.data.clean.dedup.dedup_config import Dedup
 from t5x_llm.data.clean.document import Step
 
 FORMATS = ("auto", "text", "jsonl", "parquet", "warc", "html")
