@@ -1,4 +1,4 @@
-"""Building one token store: jobs on this process or a pool, joined in order, put in place whole."""
+"""Builds one token store: runs its jobs, joins their files, puts the store in place whole."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _BYTES_A_WORKER = 4 * JOB_BYTES
 
 @dataclasses.dataclass(frozen=True)
 class StorePlan:
-    """What a store is built from.
+    """Everything that one source's store is built from.
 
     Attributes:
-      name: of the source.
+      name: name of the source.
       digest: hash of the input and of how it is read.
-      jobs: in order.
+      jobs: jobs of the store, in order.
       files: names that a document's provenance points to.
     """
 
@@ -48,13 +48,13 @@ class StorePlan:
 
 
 def is_remote(path: str) -> bool:
-    """Whether ``path`` is in a bucket: no renames, no locks."""
+    """Returns whether ``path`` is in a bucket, which has no renames and no locks."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def workspace(store_dir: str) -> Iterator[str]:
-    """A directory that is gone afterwards, beside the stores if they are local."""
+    """Makes a temporary directory, beside the stores if they are local, and removes it on exit."""
     parent = None if is_remote(store_dir) else str(as_path(store_dir))
     path = tempfile.mkdtemp(prefix=".tmp-", dir=parent)
     try:
@@ -133,7 +133,7 @@ def build_store(
 def _run_jobs(
     plan: StorePlan, directory: str, tokenizer: Tokenizer, tokenizer_path: str, workers: int
 ) -> list[JobResult]:
-    """The jobs' results, in order, whoever ran them."""
+    """Runs the jobs here or on a pool and returns their results, in order."""
     cores = os.cpu_count() or 1
     count = workers or min(cores, plan.size // _BYTES_A_WORKER)
     count = min(count, len(plan.jobs))

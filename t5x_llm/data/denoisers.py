@@ -1,7 +1,7 @@
-"""Denoisers: what makes a segment of a piece of text, and the places the segment takes.
+"""Denoisers: each makes a segment of a piece of text, and says how many places the segment takes.
 
-Every denoiser knows the places that a piece of n tokens takes, whatever is drawn, so that rows can
-be packed before they are corrupted and no token is ever cut off.
+The places of a piece of n tokens do not depend on what is drawn, so that rows are packed before
+they are corrupted and no token is ever cut off.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Denoiser(Protocol):
     ahead: ClassVar[bool]
 
     def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places that a piece of n tokens takes in a row, and on the encoder's side of it."""
+        """Returns the places that a piece of n tokens takes in a row, and on its encoder's side."""
         ...
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
-        """The arrays of the segment that ``text`` becomes."""
+        """Returns the arrays of the segment that ``text`` becomes."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokens:
-    """BERT's; see ``corruption.mask_tokens``."""
+    """Denoiser of BERT; see ``corruption.mask_tokens``."""
 
     whole_documents: ClassVar[bool] = True
     ahead: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class MaskedTokens:
 
 @dataclasses.dataclass(frozen=True)
 class PrefixDenoiser:
-    """A document, any prefix of which all may see; the rest is predicted, at least one token."""
+    """Denoiser that predicts the rest of a document behind a prefix, at least one token."""
 
     whole_documents: ClassVar[bool] = True
     ahead: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class PrefixDenoiser:
 
 @dataclasses.dataclass(frozen=True)
 class Framed:
-    """Inputs and targets in one of two forms, with mode and end tokens."""
+    """Denoiser with inputs and targets, in one of two forms, with mode and end tokens."""
 
     whole_documents: ClassVar[bool] = False
     ahead: ClassVar[bool] = False
@@ -86,7 +86,7 @@ class Framed:
     encoder_decoder: bool
 
     def frame(self, inputs: np.ndarray, targets: np.ndarray) -> Arrays:
-        """The segment of inputs and targets."""
+        """Returns the segment of inputs and targets."""
         head = [] if self.mode is None else [self.mode]
         targets = np.concatenate([targets, [self.end]])
         if self.encoder_decoder:
@@ -97,7 +97,7 @@ class Framed:
         return corruption.shifted(np.concatenate([head, inputs]), targets)
 
     def framed(self, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-        """``places`` for inputs and targets of at most these lengths."""
+        """Returns ``places`` for inputs and targets of at most these lengths."""
         head = int(self.mode is not None)
         if self.encoder_decoder:
             return targets + 1, head + inputs + 1
@@ -106,7 +106,7 @@ class Framed:
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption(Framed):
-    """T5's: spans become sentinels, and the targets tell what they were."""
+    """Denoiser of T5: spans become sentinels, and the targets are the spans."""
 
     density: float
     mean_span: float
@@ -121,13 +121,13 @@ class SpanCorruption(Framed):
         inputs, targets = (
             corruption.spans_to_sentinels(text, part, self.sentinels) for part in (mask, ~mask)
         )
-        # A lone token is kept, so there is nothing to tell (t5 would put a sentinel for it).
+        # A lone token is kept, so the targets are empty (t5 would put a sentinel for it).
         return self.frame(inputs, targets if mask.any() else targets[:0])
 
 
 @dataclasses.dataclass(frozen=True)
 class SuffixDenoiser(Framed):
-    """The end of the text is predicted, at most ``share`` of it and at least one token."""
+    """Denoiser that predicts the end of the text: at most ``share`` of it, at least one token."""
 
     share: float
 
@@ -147,7 +147,7 @@ class SuffixDenoiser(Framed):
 
 @dataclasses.dataclass(frozen=True)
 class Blanks:
-    """GLM's spans; or, with ``mean_span`` None, the end of the text, any length of it."""
+    """Denoiser of GLM: spans or, with ``mean_span`` None, an end of the text of any length."""
 
     whole_documents: ClassVar[bool] = False
     ahead: ClassVar[bool] = False
@@ -174,7 +174,7 @@ class Blanks:
 def make_denoisers(
     config: Denoising, ids: SpecialIds
 ) -> tuple[dict[str, Denoiser], dict[str, float]]:
-    """The denoisers of an objective, and the share of rows of each."""
+    """Returns the denoisers of an objective, and the share of rows of each."""
     goal, sentinels = config.objective, np.array(ids.sentinels, np.int64)
     framed: dict[str, Any] = {"start": ids.start, "end": ids.end}
     framed["encoder_decoder"] = config.encoder_decoder

@@ -1,8 +1,8 @@
-"""Shard jobs: documents to token ids, a pure function of (source, shard).
+"""Store jobs: each turns one shard of a source into token ids, as a pure function of its input.
 
-A job writes one file of arrays and returns its counts; ``prepare`` joins the files in
-the order of the jobs. Within a job documents are ordered by the hash of their text, which shuffles
-them the same way wherever they stood.
+A job writes one file of arrays and returns its counts; ``building`` joins the files in the order of
+the jobs. Within a job documents are ordered by the hash of their text, which shuffles them in the
+same way wherever they stood.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _ENCODE_CHARS = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class StoreJob:
-    """A shard of a source.
+    """Job of one shard of a source.
 
     Attributes:
-      source: its name.
+      source: name of the source.
       index: number of the shard.
       held_out: share of documents held out.
       text: the Source, for text and jsonl.
@@ -50,16 +50,16 @@ class StoreJob:
 
     @property
     def scored(self) -> bool:
-        """Whether its documents have scores."""
+        """True if its documents have scores."""
         return self.text is not None and bool(self.text.score)
 
     @property
     def size(self) -> int:
-        """Bytes of input; 0 if not known."""
+        """Bytes of input; 0 if they are not known."""
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
 
     def records(self, progress: Callable[[int], Any] = int) -> Iterator[Record]:
-        """Its documents, in the order of the input."""
+        """Yields the job's documents, in the order of the input."""
         if self.text is not None:
             for document in read(self.text, self.stretches, progress):
                 yield Record(document.text, document.file, document.line, score=document.score)
@@ -72,7 +72,7 @@ class StoreJob:
 
 @dataclasses.dataclass(frozen=True)
 class JobResult:
-    """What a job wrote: the file's path, whether a mask came up, and counts by split."""
+    """Result of a job: path of its file, whether it has a loss mask, and counts by split."""
 
     path: str
     masked: bool
@@ -82,11 +82,14 @@ class JobResult:
 
 
 def training_texts(jobs: Iterable[StoreJob], tokenizer_made_elsewhere: str) -> Iterator[str]:
-    """The texts trained on, for a tokenizer; no held-out document is among them.
+    """Yields the texts of the training split, from which a tokenizer is trained.
 
     Args:
-      jobs: of all sources.
-      tokenizer_made_elsewhere: what to tell a user whose source has no text but token ids.
+      jobs: jobs of all sources.
+      tokenizer_made_elsewhere: remedy for a user whose source has token ids in place of text.
+
+    Raises:
+      DataError: a source gives token ids.
     """
     for job in jobs:
         for record in job.records():
@@ -103,10 +106,10 @@ def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
     """Tokenizes the documents of a job and writes them to ``out``.npz.
 
     Args:
-      job: what to read.
-      tokenizer: for texts.
+      job: the job.
+      tokenizer: tokenizer of the texts.
       out: local path, without suffix.
-      threads: of the tokenizer.
+      threads: threads of the tokenizer.
       progress: called with the bytes read.
     """
     columns: dict[str, dict[str, list[Any]]] = {
@@ -164,7 +167,7 @@ def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
 def frame(
     ids: np.ndarray, mask: np.ndarray | None, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """[bos] ids [eos], each added unless it is there or the tokenizer has none; and the mask."""
+    """Adds the tokenizer's begin and end tokens to ids [n] and their mask, unless there."""
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     head = [] if bos is None or (len(ids) and ids[0] == bos) else [bos]
     tail = [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
@@ -175,12 +178,12 @@ def frame(
 
 
 def token_dtype(tokenizer: Tokenizer) -> Any:
-    """uint16 if every id fits, else uint32."""
+    """Returns uint16 if every id of the tokenizer fits, else uint32."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
 def run_job_in_worker(job: StoreJob, tokenizer_path: str, out: str) -> JobResult:
-    """``run_job`` for a process pool."""
+    """Runs a job in a worker process, which loads the tokenizer once."""
     return run_job(job, _tokenizer(tokenizer_path), out)
 
 
@@ -190,7 +193,7 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Records together until they hold a million characters, to be encoded in one call."""
+    """Groups records of a million characters, which are encoded in one call."""
     group: list[Record] = []
     held = 0
     for record in records:

@@ -14,11 +14,11 @@ from t5x_llm.core.errors import DataError
 
 
 class Pool:
-    """Worker processes, started when first asked for; a context manager.
+    """Pool of worker processes, started at the first call; a context manager.
 
     Args:
-      count: of processes.
-      ended: the message for a user whose worker was ended from outside, and what to set.
+      count: number of processes.
+      ended: message for a user whose worker was ended from outside, with the remedy.
     """
 
     def __init__(self, count: int, ended: str):
@@ -43,15 +43,15 @@ class Pool:
         calls: Iterable[tuple[Any, ...]],
         done: Callable[[int], Any] = int,
     ) -> list[Any]:
-        """The results of ``function(*call)`` for each call, in order.
+        """Returns the results of ``function(*call)`` for each call, in order.
 
         Args:
-          function: of a module.
-          calls: arguments.
+          function: a function of a module.
+          calls: arguments of each call.
           done: called with the number of each call when it is finished.
 
         Raises:
-          DataError: if a worker is ended from outside; whatever the function raises.
+          DataError: a worker was ended from outside. Errors of the function are raised as well.
         """
         if self._executor is None:
             self._executor = concurrent.futures.ProcessPoolExecutor(
@@ -67,7 +67,7 @@ class Pool:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent is killed must not linger."""
+    """Ends this worker when its parent process dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""Text to tokenizer and token stores: fingerprinted, killed without harm, skipped when unchanged.
+"""Makes tokenizer and token stores of text: fingerprinted, safe to kill, skipped when unchanged.
 
     <store_dir>/.lock                   held while preparing
     <store_dir>/.tmp-*                  work in progress: never read, removed by the next run
@@ -89,7 +89,7 @@ def _prepare(data: Data, force: bool, say: Callable[[str], Any]) -> None:
     before = _catalog_of(data)
     plans, record = make_plans(data, root, before and before["seqio_inputs"], force)
     inputs = {plan.name: plan.digest for plan in plans}
-    if before and before["inputs"] == inputs and _whole(data, root, before):
+    if before and before["inputs"] == inputs and _is_complete(data, root, before):
         if record != before["seqio_inputs"]:
             write_json(catalog_path(data), {**before, "seqio_inputs": record})
         say(f"data: {data.name} in {root} is up to date, nothing to do")
@@ -126,8 +126,8 @@ def _prepare(data: Data, force: bool, say: Callable[[str], Any]) -> None:
     say(f"data: {data.name} prepared in {time.monotonic() - begin:.1f} s ({shares})")
 
 
-def _whole(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
-    """Whether all that the catalogue names is there, made with the tokenizer that is there."""
+def _is_complete(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
+    """Returns whether all that the catalogue names is there, made with the same tokenizer."""
     name = catalog["tokenizer"]
     if catalog["trained"] and not (as_path(root) / name / _TRAINED).exists():
         return False
@@ -144,7 +144,7 @@ def _catalog_of(data: Data) -> dict[str, Any] | None:
 
 
 def _fingerprint(plan: StorePlan, tokenizer: Tokenizer) -> str:
-    """Hash of all that decides the content of a store."""
+    """Hashes all that decides the content of a store."""
     return content_hash(
         format=FORMAT,
         input=plan.digest,
@@ -155,7 +155,7 @@ def _fingerprint(plan: StorePlan, tokenizer: Tokenizer) -> str:
 
 
 def _tokenizer(data: Data, root: str, plans: list[StorePlan]) -> tuple[Tokenizer, str, bool]:
-    """The tokenizer; its path, or directory under ``root``; whether it was trained here."""
+    """Returns the tokenizer; its path, or directory under ``root``; whether it was trained here."""
     config = data.tokenizer
     if isinstance(config, str):
         return load_tokenizer(config), config, False
@@ -194,7 +194,7 @@ def _store(
     tokenizer_path: str,
     say: Callable[[str], Any],
 ) -> TokenStore:
-    """The source's store, built unless it is there."""
+    """Returns the source's store, built unless it is there."""
     target = f"{root}/{targets[plan.name]}"
     if not (as_path(target) / "manifest.json").exists():
         begin = time.monotonic()
@@ -214,7 +214,7 @@ def _store(
 
 
 def _check_vocabulary(data: Data, plan: StorePlan, tokenizer: Tokenizer) -> None:
-    """Token ids made by a seqio vocabulary must be the tokenizer's."""
+    """Raises DataError if a seqio task has another vocabulary than the tokenizer's."""
     job = plan.jobs[0]
     if not job.task:
         return
@@ -230,7 +230,7 @@ def _check_vocabulary(data: Data, plan: StorePlan, tokenizer: Tokenizer) -> None
 
 
 class _Rates:
-    """Rates as seqio resolves them; see the program in ``tasks``."""
+    """Resolves rates by seqio in another process; see the program in ``tasks``."""
 
     def __init__(self, data: Data):
         self._data = data
@@ -266,7 +266,7 @@ class _Rates:
 
 @contextlib.contextmanager
 def _lock(store_dir: str, say: Callable[[str], Any]) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when a process dies."""
+    """Lets one process in at a time; the system frees the lock when a process dies."""
     with open(as_path(store_dir) / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Objectives as the stream sees them: rows of corrupted segments.
+"""Objectives of the stream: plans of rows, and rows of corrupted segments.
 
 An objective with several denoisers gives each a fixed share of a source's rows; each goes through
 all of the source's text in an order of its own (``shuffled``).
@@ -28,17 +28,17 @@ ENCODER = ("encoder_tokens", "encoder_segment_ids", "encoder_positions")
 
 @dataclasses.dataclass(frozen=True)
 class RowObjective:
-    """What a stream's rows are made into.
+    """Objective by which a stream makes rows of corrupted segments.
 
     Attributes:
-      name: of ``Denoising.objective``.
-      denoisers: by name.
-      rates: share of a source's rows of each.
+      name: value of ``Denoising.objective``.
+      denoisers: denoisers by name.
+      rates: share of a source's rows that each denoiser gets.
       length: T of the row.
-      encoder_length: of the encoder's side; 0 without one.
+      encoder_length: S of the encoder's side; 0 without one.
       extra: dtypes of ``Batch.extra`` by name.
       frame: begin and end tokens of a stored document, (0 or 1, 0 or 1).
-      identity: of the configuration and the ids, for the stream's fingerprint.
+      identity: text of the configuration and the ids, for the stream's fingerprint.
     """
 
     name: str
@@ -51,7 +51,7 @@ class RowObjective:
     identity: str
 
     def table(self, denoiser: Denoiser) -> np.ndarray:
-        """[longest + 1]: places of T that a piece of n tokens takes, both sides considered."""
+        """Returns the places [longest + 1] of T that a piece of n tokens takes on both sides."""
         n = np.arange(max(2 * (self.length + self.encoder_length), 2) + 1)
         row, encoder = denoiser.places(n)
         if self.encoder_length:
@@ -60,7 +60,7 @@ class RowObjective:
         return row[: int(np.searchsorted(row, self.length, side="right"))]
 
     def plan(self, denoiser: Denoiser, packing: str, split: Split, order: Order = PLAIN) -> Packing:
-        """How one denoiser reads a split.
+        """Returns the plan by which one denoiser reads a split.
 
         Raises:
           ConfigError: documents joined in the store, but read in another order.
@@ -89,16 +89,16 @@ class RowObjective:
         seed: int,
         ordinals: Sequence[int],
     ) -> Arrays:
-        """The arrays of a batch but ``source``, those of ``extra`` among them.
+        """Returns the arrays of a batch but ``source``, including those of ``extra``.
 
         Args:
           denoiser: one of ``denoisers``.
           packing: name of the plan that gave ``spans``.
-          split: what is read.
-          spans: of the rows.
-          rows: how many.
-          seed: of the random numbers.
-          ordinals: [rows] places in the source's sequence, which key them.
+          split: split that is read.
+          spans: spans of the rows.
+          rows: number of rows.
+          seed: seed of the random numbers.
+          ordinals: [rows] places in the source's sequence, which key the random numbers.
         """
         if packing == "concat" and not denoiser.whole_documents:
             spans = _joined(spans)
@@ -114,7 +114,7 @@ class RowObjective:
         return self.fill(segments, rows)
 
     def fill(self, segments: Sequence[Sequence[Arrays]], rows: int) -> Arrays:
-        """Segments put side by side in ``rows`` rows; rows that are missing are padding."""
+        """Puts segments side by side in ``rows`` rows; rows that are missing are padding."""
         length, encoder = self.length, self.encoder_length
         dtypes: dict[str, Any] = (
             dict.fromkeys(FIELDS, np.int32) | {"loss_mask": np.float32} | self.extra
@@ -145,7 +145,7 @@ class RowObjective:
         return arrays
 
     def segment_places(self, segment: Arrays) -> int:
-        """Places of T that a segment takes, both sides considered."""
+        """Returns the places of T that a segment takes on both sides."""
         row = len(segment["tokens"])
         if not self.encoder_length:
             return row
@@ -153,24 +153,24 @@ class RowObjective:
         return max(row, -(-encoder * self.length // self.encoder_length))
 
     def batch(self, arrays: Arrays, source: np.ndarray) -> Batch:
-        """A Batch of what ``rows`` or ``fill`` made."""
+        """Returns the batch of arrays that ``rows`` or ``fill`` made."""
         extra = {name: arrays[name] for name in self.extra}
         return Batch(**{name: arrays[name] for name in FIELDS}, source=source, extra=extra)
 
     def abstract_batch(self, rows: int) -> Batch:
-        """Shapes and dtypes of a batch, as jax.ShapeDtypeStruct."""
+        """Returns shapes and dtypes of a batch of ``rows`` rows, as jax.ShapeDtypeStruct."""
         import jax
 
         made = self.batch(self.fill((), rows), np.zeros(rows, np.int32))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
 
     def segments(self, document: np.ndarray, seed: int, index: int) -> Iterator[Arrays]:
-        """The segments of a held-out document [n], each piece with the denoiser whose turn it is.
+        """Yields the segments of a held-out document [n], made by one denoiser drawn for it.
 
         Args:
-          document: with its begin and end tokens.
-          seed: of the random numbers.
-          index: of the document.
+          document: token ids with begin and end tokens.
+          seed: seed of the random numbers.
+          index: number of the document.
         """
         names = [name for name, rate in self.rates.items() if rate > 0]
         shares = np.cumsum([self.rates[name] for name in names])
@@ -186,11 +186,11 @@ class RowObjective:
 
 
 def make_row_objective(config: Denoising, tokenizer: Tokenizer, length: int) -> RowObjective | None:
-    """What ``config`` makes of a stream's rows; None for ``lm``.
+    """Returns the objective that ``config`` describes; None for ``lm``.
 
     Args:
       config: the objective.
-      tokenizer: with the ids that it needs.
+      tokenizer: tokenizer that has the ids it needs.
       length: ``Loop.sequence_length``: T, or of an encoder-decoder the encoder's length.
 
     Raises:
@@ -227,7 +227,10 @@ def make_row_objective(config: Denoising, tokenizer: Tokenizer, length: int) -> 
 
 
 def _target_length(config: Denoising, denoiser: Denoiser, length: int) -> int:
-    """t5's ``random_spans_helper``: targets of the longest text whose inputs fit in ``length``."""
+    """Returns the tokens of the targets of the longest text whose inputs fit in ``length``.
+
+    The rule is that of t5's ``random_spans_helper``.
+    """
     n = np.arange(2, int(length / (1 - config.density)) + 3)
     targets, inputs = denoiser.places(n)
     fits = int(np.searchsorted(inputs, length, side="right"))
@@ -259,7 +262,7 @@ def _check_room(made: RowObjective, denoiser: Denoiser, length: int) -> None:
 
 
 def check_unmasked(name: str, split: Split, made: RowObjective) -> None:
-    """Raises DataError if the store says itself what is to be predicted."""
+    """Raises DataError if the store has a loss mask of its own."""
     if split.masked:
         raise DataError(
             f"Source {name!r} has a loss mask of its own, which Denoising.objective = "
@@ -268,7 +271,7 @@ def check_unmasked(name: str, split: Split, made: RowObjective) -> None:
 
 
 def _joined(spans: Spans) -> Spans:
-    """All pieces of a row, which follow each other in the store, as one."""
+    """Joins the pieces of each row, which follow each other in the store, into one."""
     first = np.flatnonzero(np.diff(spans.row, prepend=-1))
     length = np.add.reduceat(spans.length, first) if len(first) else spans.length
     start = spans.start[first]

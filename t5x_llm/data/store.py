@@ -41,7 +41,7 @@ _PREPARE = "Run `t5x-llm prepare` with the same configuration to build it again.
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a document was read: file, and line or record from 1."""
+    """Place a document was read from: file, and line or record from 1."""
 
     file: str
     line: int
@@ -56,7 +56,7 @@ def _context() -> ts.Context:
 
 
 def _kvstore(path: str) -> dict[str, Any]:
-    """TensorStore's name for a directory: a bucket's or the local file system's."""
+    """Returns TensorStore's specification of a directory in a bucket or the local file system."""
     if path.startswith("gs://"):
         bucket, _, key = path[5:].partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/"}
@@ -112,7 +112,7 @@ class ArrayWriter:
         self._held = self._written = 0
 
     def write(self, values: np.ndarray) -> None:
-        """The next elements, any number."""
+        """Writes the next elements, any number."""
         values = np.asarray(values, self._dtype)
         while len(values):
             take = min(self._shard - self._held, len(values))
@@ -161,7 +161,7 @@ class Split:
         self._documents: int = counts["documents"]
 
     def __len__(self) -> int:
-        """Documents."""
+        """The number of documents."""
         return self._documents
 
     @functools.cached_property
@@ -175,7 +175,7 @@ class Split:
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
-        """[documents] float32, where ``scored``."""
+        """[documents] float32 scores of the documents, where ``scored``."""
         return self._read_all("score", np.float32, self._documents)
 
     @functools.cached_property
@@ -193,34 +193,34 @@ class Split:
 
     @property
     def masked(self) -> bool:
-        """Whether the store carries a loss mask."""
+        """True if the store carries a loss mask."""
         return bool(self.store.manifest["masked"])
 
     @property
     def scored(self) -> bool:
-        """Whether the store carries a score of each document."""
+        """True if the store carries a score of each document."""
         return bool(self.store.manifest.get("scored", False))
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """The tokens of the ranges [starts, stops), joined; int32."""
+        """Reads the tokens of the ranges [starts, stops), joined; int32."""
         return self._ranges(self._token_array, starts, stops).astype(np.int32)
 
     def read_mask(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """The loss mask of the same ranges, uint8."""
+        """Reads the loss mask of the ranges [starts, stops), joined; uint8."""
         return self._ranges(self._mask_array, starts, stops)
 
     def document(self, index: int) -> np.ndarray:
-        """[n] int32 token ids of one document, with the begin and end tokens it is trained with."""
+        """Reads one document's token ids [n] int32, with its begin and end tokens."""
         start, stop = self._bounds(index)
         return self.read(np.array([start]), np.array([stop]))
 
     def document_bytes(self, index: int) -> int:
-        """UTF-8 bytes of its text."""
+        """Returns the UTF-8 bytes of a document's text."""
         self._bounds(index)
         return int(self._bytes[index])
 
     def provenance(self, index: int) -> Provenance:
-        """File and line it was read from."""
+        """Returns the file and line that a document was read from."""
         self._bounds(index)
         file, line = (int(array[index].read().result()) for array in self._origin)
         return Provenance(self.store.manifest["files"][file], line)
@@ -270,7 +270,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str) -> TokenStore:
-        """The store in directory ``path``.
+        """Opens the store in directory ``path``.
 
         Raises:
           DataError: if there is none, or it is of another format.

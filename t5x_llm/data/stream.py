@@ -29,7 +29,7 @@ from t5x_llm.data.store import Provenance, TokenStore
 
 @dataclasses.dataclass(frozen=True)
 class DocumentSpan:
-    """A piece of a document in a row.
+    """Span of one document in a row.
 
     Attributes:
       source: name of the source.
@@ -77,13 +77,13 @@ class Stream:
       history: (stream position, weights) from which each set of weights holds, the first at 0. A
         source goes on where it was when weights change.
       skips: [start, stop) ranges of stream positions to jump over.
-      objective: what the rows are made into, from ``make_row_objective`` for ``length``;
+      objective: objective of the rows, from ``make_row_objective`` for ``length``;
         None for next-token prediction.
       orders: bins and curriculum of each source, by name; none for those that are not there.
 
     Attributes:
       sources: names, as ``Batch.source`` indexes them.
-      blend: what the history was planned by, see ``planned``.
+      blend: blend that the history was planned by, see ``planned``.
 
     Raises:
       ConfigError: weights that are negative, all zero, or of unknown sources; T below 2.
@@ -149,14 +149,14 @@ class Stream:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The shares that hold in the end, of 1, by source."""
+        """The last shares of the history by source; they add up to 1."""
         last = self.history[-1][1]
         total = sum(last.values())
         return {name: last.get(name, 0.0) / total for name in self.sources}
 
     @property
     def readers(self) -> Mapping[str, ShuffledSource]:
-        """What reads each source."""
+        """The rows of each source, by name."""
         return self._sources
 
     @property
@@ -186,19 +186,19 @@ class Stream:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self, position: int = 0) -> DataState:
-        """What a checkpoint holds at ``position``."""
+        """Returns the state that a checkpoint holds at ``position``."""
         return DataState(position, self.history, self.skips)
 
     def at(self, state: DataState) -> Stream:
-        """The same stream with the history and the skips of ``state``."""
+        """Returns the same stream with the history and the skips of ``state``."""
         return self._changed(state.history or self.history, Skips(state.skips))
 
     def skip(self, position: int, count: int) -> Stream:
-        """The stream that also skips the ``count`` examples due from ``position`` on."""
+        """Returns the stream that also skips the ``count`` examples due from ``position`` on."""
         return self._changed(self.history, self._skips.add(position, count))
 
     def reweight(self, position: int, weights: Mapping[str, float]) -> Stream:
-        """The stream whose weights are these from ``position`` on; the past stays as it is.
+        """Returns the stream with these weights from ``position`` on; the past stays as it is.
 
         Changes planned at or after ``position`` are dropped.
         """
@@ -207,7 +207,7 @@ class Stream:
         return self._changed((*kept, (start, dict(weights))), self._skips)
 
     def planned(self, blend: Blend) -> Stream:
-        """The stream with the mixtures of a blend from its beginning."""
+        """Returns the stream with the mixtures of a blend from its beginning."""
         stream = self._changed(blend.history(), self._skips)
         stream.blend = blend
         return stream
@@ -219,7 +219,7 @@ class Stream:
         return stream
 
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Index of the source and the source's ordinal, for positions [n]."""
+        """Returns the index of the source [n] and the source's ordinal [n], for positions [n]."""
         at = self._skips.stream_positions(np.asarray(positions, np.int64))
         part_of = np.searchsorted(self._starts, at, side="right") - 1
         source = np.empty(len(at), np.int64)
@@ -234,7 +234,7 @@ class Stream:
         return source, ordinal
 
     def batch(self, position: int, size: int, rows: slice | None = None) -> Batch:
-        """Examples ``position`` to ``position + size``, or those ``rows`` of them.
+        """Returns examples ``position`` to ``position + size``, or those ``rows`` of them.
 
         Args:
           position: examples consumed before; any size.
@@ -261,11 +261,11 @@ class Stream:
         return Batch(**arrays, source=source.astype(np.int32))
 
     def stream_position(self, position: int) -> int:
-        """Where the example at ``position`` stands in the stream, skipped ones counted."""
+        """Returns the stream position of the example at ``position``, skipped ones counted."""
         return self._skips.stream_position(position)
 
     def documents(self, position: int) -> list[DocumentSpan]:
-        """What the row at ``position`` is made of, and where each piece came from."""
+        """Returns the spans of documents in the row at ``position``, and where each came from."""
         (index,), (ordinal,) = self._locate(np.array([position]))
         part = self._sources[self.sources[index]]
         spans, epoch = part.spans(int(ordinal))
@@ -289,13 +289,13 @@ class Stream:
         return pieces
 
     def _passed_at(self, stream_position: int) -> dict[str, int]:
-        """Rows of each source among the first ``stream_position``, skipped ones included."""
+        """Returns the rows of each source before ``stream_position``, skipped ones included."""
         p = bisect.bisect_right(self._starts.tolist(), stream_position) - 1
         counts = self._parts[p].counts(stream_position - int(self._starts[p]))
         return {n: self._passed[p][n] + counts.get(n, 0) for n in self.sources}
 
     def consumed(self, position: int) -> dict[str, Consumed]:
-        """What the first ``position`` examples took from each source; no iteration."""
+        """Returns the amount of each source in the first ``position`` examples, in O(1)."""
         passed = self._passed_at(self._skips.stream_position(position))
         consumed = dict(passed)
         for start, stop in self._skips.before(position):

@@ -1,4 +1,4 @@
-"""Reading zstd files so that one that ends early, or expands a thousandfold, is noticed."""
+"""Reader of zstd files that notices one that ends early or expands a thousandfold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CHUNK = 1 << 10
 
 
 class ZstdFile(io.RawIOBase):
-    """What a file of one or more zstd frames holds.
+    """Content of a file of one or more zstd frames.
 
     ``zstandard.ZstdDecompressor.stream_reader`` takes a file cut short for one that is complete.
 
@@ -54,5 +54,5 @@ class ZstdFile(io.RawIOBase):
         return size
 
     def read1(self, size: int) -> bytes:
-        """Up to ``size`` bytes, as soon as there are some."""
+        """Returns up to ``size`` bytes, as soon as there are some."""
         return self.read(size) or b""

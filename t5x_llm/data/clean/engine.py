@@ -1,4 +1,4 @@
-"""Dirty text to clean text: phases of independent tasks, killed without harm.
+"""Engine of cleaning, from dirty to clean text: phases of independent tasks, safe to kill.
 
     <output>/data/*.jsonl.zst   what is kept: text, id, source, meta; named in the inputs' order
     <output>/quarantine.jsonl   what could not be read, with the reason
@@ -53,7 +53,7 @@ _SCAN_FILES, _SCAN_BYTES = 1000, 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run made: its manifest, and whether it was there already."""
+    """Outcome of a run: its manifest, and whether the manifest was there already."""
 
     manifest: dict[str, Any]
     unchanged: bool
@@ -64,7 +64,7 @@ def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
 
     Args:
       clean: the configuration.
-      say: takes the lines that tell what is done.
+      say: receives lines of progress.
 
     Raises:
       ConfigError: an output that cannot be written, a step that lacks what it needs.
@@ -86,13 +86,13 @@ def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
             return Outcome(manifest, True)
         as_path(f"{out}/manifest.json").unlink(missing_ok=True)
         manifest = _run(clean, out, plan, phases)
-        say(_told(manifest, out, time.monotonic() - begin))
+        say(_summary(manifest, out, time.monotonic() - begin))
     return Outcome(manifest, False)
 
 
 @dataclasses.dataclass(frozen=True)
 class CleanPlan:
-    """What is to be done: files by input, those set aside, and the tasks of the clean phase."""
+    """Plan of a run: files by input, those set aside, and the tasks of the clean phase."""
 
     fingerprint: str
     files: dict[str, list[dict[str, Any]]]
@@ -169,7 +169,7 @@ def _batches(files: Sequence[File]) -> Iterator[tuple[File, ...]]:
 def _shards(
     clean: Clean, number: int, scans: list[tuple[File, Format, Scan]], how: list[Any]
 ) -> Iterator[CleanTask]:
-    """The tasks that clean one input."""
+    """Yields the tasks that clean one input."""
     source = clean.inputs[number]
     for index, stretches in enumerate(plan_jobs([s for *_, s in scans], clean.shard_bytes)):
         of = [scans[stretch.file] for stretch in stretches]
@@ -187,7 +187,7 @@ def _shards(
 
 
 def _content_of(described: Any) -> list[str]:
-    """Hashes of the files that a configuration names: lists of words, models."""
+    """Hashes the files that a configuration names: lists of words, models."""
     if isinstance(described, dict):
         values = list(described.values())
         folder = described.get("model")
@@ -205,7 +205,7 @@ def _content_of(described: Any) -> list[str]:
 
 
 def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, Any]:
-    """All phases but scan; the manifest, written."""
+    """Runs all phases but scan; writes and returns the manifest."""
     data, work = f"{out}/data", f"{out}/.work"
     last = clean.dedup is None
     phases.run(
@@ -259,7 +259,7 @@ def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, A
 
 
 def _finished(out: str, mark: str) -> dict[str, Any] | None:
-    """The manifest, if all that it names is there and of this plan."""
+    """Returns the manifest if all that it names is there and of this plan, else None."""
     try:
         manifest = json.loads(as_path(f"{out}/manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -271,7 +271,7 @@ def _finished(out: str, mark: str) -> dict[str, Any] | None:
 
 
 def _tidy(data: str, wanted: set[str]) -> None:
-    """Removes parts of an earlier run, and what a killed one left half-written."""
+    """Removes parts of an earlier run, and half-written files of a killed one."""
     folder = as_path(data)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
@@ -280,7 +280,7 @@ def _tidy(data: str, wanted: set[str]) -> None:
             path.unlink()
 
 
-def _told(manifest: dict[str, Any], out: str, seconds: float) -> str:
+def _summary(manifest: dict[str, Any], out: str, seconds: float) -> str:
     lines = []
     for name, counts in manifest["sources"].items():
         read, kept = (
@@ -299,7 +299,7 @@ def _told(manifest: dict[str, Any], out: str, seconds: float) -> str:
 
 @contextlib.contextmanager
 def _lock(out: str) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when a process dies."""
+    """Lets one process in at a time; the system frees the lock when a process dies."""
     if "://" in out:
         yield
         return

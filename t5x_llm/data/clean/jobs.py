@@ -1,4 +1,4 @@
-"""The tasks of reading and cleaning: pure functions of their files."""
+"""Tasks of reading and cleaning, which are pure functions of their files."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _SHARDS_A_PART = 4
 
 @dataclasses.dataclass(frozen=True)
 class CleanContext:
-    """What all tasks of a run know.
+    """Context that the tasks of scanning and cleaning receive.
 
     Attributes:
       clean: the configuration.
-      folder: where parts go that this phase writes.
+      folder: directory of the parts that this phase writes.
     """
 
     clean: Clean
@@ -44,13 +44,13 @@ class CleanContext:
 
     @property
     def part_bytes(self) -> int:
-        """Of text in a part, about."""
+        """Bytes of text in a part, approximately."""
         return _SHARDS_A_PART * self.clean.shard_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What one task cleans: of files of one input, by its number, stretches."""
+    """Shard that one task cleans: stretches of files of one input, which has a number."""
 
     source: int
     stretches: tuple[Stretch, ...]
@@ -59,10 +59,10 @@ class Shard:
 
 
 def scan_files(context: CleanContext, argument: tuple[int, tuple[File, ...]], base: str) -> Any:
-    """Looks at files: what they are, their hash, and where they can be cut.
+    """Scans files for their format, their hash, and the places where they can be cut.
 
     Returns:
-      For each file its format, sha256 and cuts; or why it is quarantined.
+      For each file its format, sha256 and cuts; or the reason why it is quarantined.
     """
     source = context.clean.inputs[argument[0]]
     found: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ def scan_files(context: CleanContext, argument: tuple[int, tuple[File, ...]], ba
 
 
 def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
-    """As those of ``scan``, between row groups."""
+    """Returns cuts like those of ``scan``, between row groups."""
     with as_path(path).open("rb") as raw:
         cuts = [(0, 1)]
         for group in row_groups(open_parquet(raw)):
@@ -102,7 +102,7 @@ _OPENED: dict[str, tuple[Chain, Any]] = {}
 
 
 def open_steps(clean: Clean) -> tuple[Chain, Any]:
-    """The steps and the search for evaluation sets, opened once in a process."""
+    """Returns the steps and the search for evaluation sets, opened once in a process."""
     key = repr((clean.steps, clean.decontaminate))
     if key not in _OPENED:
         _OPENED.clear()
@@ -115,7 +115,7 @@ def clean_shard(context: CleanContext, shard: Shard, base: str) -> Any:
     """Reads and cleans a shard.
 
     Returns:
-      ``parts`` written, ``tally``, how many were ``quarantined``.
+      ``parts`` written, ``tally``, number of documents ``quarantined``.
     """
     clean = context.clean
     source = clean.inputs[shard.source]

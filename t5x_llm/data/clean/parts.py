@@ -1,4 +1,4 @@
-"""Parts: files of documents of bounded size, one JSON object a line, there whole or not at all."""
+"""Parts of a corpus: files of bounded size, one JSON object a line, there whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DOCUMENTS = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class CorpusPart:
-    """A file of documents.
+    """One file of documents.
 
     Attributes:
-      file: its name.
-      documents: how many.
-      bytes: of their texts.
-      sha256: of the file, hex.
+      file: name of the file.
+      documents: number of documents.
+      bytes: UTF-8 bytes of their texts.
+      sha256: SHA-256 of the file, hex.
     """
 
     file: str
@@ -35,12 +35,12 @@ class CorpusPart:
 
 
 def dump_parts(parts: list[CorpusPart]) -> str:
-    """As JSON: lists of the fields."""
+    """Returns parts as JSON: lists of their fields."""
     return json.dumps([dataclasses.astuple(part) for part in parts])
 
 
 class _Hashed:
-    """A file that hashes what is written."""
+    """File that hashes the bytes written to it."""
 
     def __init__(self, file: Any):
         self._file, self.hash = file, hashlib.sha256()
@@ -58,8 +58,8 @@ class PartWriter:
     """Writes documents into ``<name>-000.jsonl.zst``, ``<name>-001.jsonl.zst`` and so on.
 
     Args:
-      folder: where.
-      name: of the files.
+      folder: directory of the files.
+      name: name of the files.
       compression: ``zst`` or ``none``.
       most: bytes of text in a part, about; None makes one part, ``<name>.jsonl.zst``.
     """
@@ -87,7 +87,7 @@ class PartWriter:
             self._end()
 
     def close(self) -> list[CorpusPart]:
-        """The parts, in order."""
+        """Closes the last part and returns all parts, in order."""
         if self._file is not None:
             self._end()
         return self._parts
@@ -119,7 +119,7 @@ class PartWriter:
 
 
 def read_part(path: str) -> Iterator[Document]:
-    """The documents of a part, in order."""
+    """Yields the documents of a part, in order."""
     with as_path(path).open("rb") as raw:
         file: Any = raw
         if path.endswith(".zst"):
@@ -133,7 +133,7 @@ def read_part(path: str) -> Iterator[Document]:
 
 
 class LineWriter:
-    """JSON lines that appear at ``path`` when it is closed; a context manager."""
+    """Writer of JSON lines that appear at ``path`` when it is closed; a context manager."""
 
     def __init__(self, path: str):
         self._target = as_path(path)

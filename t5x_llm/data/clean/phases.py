@@ -26,13 +26,13 @@ _BYTES_A_WORKER = 2 << 20
 
 @dataclasses.dataclass(frozen=True)
 class CleanTask:
-    """One call of a phase's function.
+    """Task of a phase: one call of the phase's function.
 
     Attributes:
-      name: of its files.
+      name: name of its files.
       fingerprint: hash of all that decides what it writes.
       size: bytes of its input, for the progress bar.
-      argument: of the function.
+      argument: argument of the function.
     """
 
     name: str
@@ -46,7 +46,7 @@ Function = Callable[[Any, Any, str], Any]
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash of JSON-able parts, hex."""
+    """Returns a hash of JSON-able parts, hex."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -61,7 +61,7 @@ def perform(function: Function, context: Any, folder: str, task: CleanTask) -> N
 
 
 class Runner(Protocol):
-    """Performs tasks, in any order and anywhere."""
+    """Performer of tasks, in any order and on any machine."""
 
     def run(
         self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
@@ -69,10 +69,10 @@ class Runner(Protocol):
 
 
 class PoolRunner:
-    """On processes of this machine.
+    """Runner on processes of this machine.
 
     Args:
-      workers: how many; 0 is one a core.
+      workers: number of processes; 0 is one a core.
     """
 
     def __init__(self, workers: int):
@@ -103,10 +103,10 @@ class PoolRunner:
 
 
 class BeamRunner:
-    """As a pipeline a phase, on any runner that Apache Beam has; files must be where it can see.
+    """Runner by Apache Beam, one pipeline a phase; its workers must see all files.
 
     Args:
-      options: flags of the pipeline, such as ``--runner=DataflowRunner``.
+      options: flags of the pipelines, such as ``--runner=DataflowRunner``.
     """
 
     def __init__(self, options: Sequence[str]):
@@ -172,14 +172,14 @@ class Phases:
         self.performed += len(left)
 
     def results(self, phase: str, tasks: Sequence[CleanTask]) -> Iterator[Any]:
-        """The results of a phase that was run, in order, one at a time."""
+        """Yields the results of a phase that was run, in order."""
         for task in tasks:
             marker = _read(f"{self._work}/{phase}", task)
             assert marker is not None, f"{phase}/{task.name} was not performed"
             yield marker["result"]
 
     def path(self, phase: str, task: CleanTask) -> str:
-        """Path without suffix of a task's files."""
+        """Returns the path of a task's files, without suffix."""
         return f"{self._work}/{phase}/{task.name}"
 
 

@@ -1,4 +1,4 @@
-"""report.html: what cleaning kept, dropped and changed, and why, with samples."""
+"""The page report.html: what cleaning kept, dropped and changed, and why, with samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_report(
 
 
 def render(name: str, counts: Counts, steps: Sequence[str] = ()) -> str:
-    """The page as HTML; equal counts give equal bytes."""
+    """Returns the page as HTML; equal counts give equal bytes."""
     found = counts.get("steps", {})
     order = [step for step in dict.fromkeys(steps) if step in found]
     order += sorted(step for step in found if step not in order)
@@ -194,7 +194,7 @@ def _scores(scores: Counts, order: Sequence[str]) -> str:
 
 
 def _bars(series: Sequence[tuple[str, Counts]], width: int = 640, height: int = 190) -> str:
-    """Histograms side by side, by the lower end of each bucket, as SVG."""
+    """Draws histograms side by side, by the lower end of each bucket, as SVG."""
     buckets = sorted({key for _, counts in series for key in counts}, key=float)
     most = max((n for _, counts in series for n in counts.values()), default=0) or 1
     step = (width - 10) / max(1, len(buckets))

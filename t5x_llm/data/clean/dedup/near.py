@@ -1,4 +1,4 @@
-"""Near copies: bands of signatures that meet, and the clusters that they make."""
+"""Search for near copies: bands of signatures that meet, and the clusters that they make."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def write_bands(context: DedupContext, number: int, signatures: np.ndarray, unit
     """Writes the bands of a part's documents, and the pairs that meet within the part.
 
     Args:
-      context: of the run.
-      number: of the part.
+      context: context of the run.
+      number: number of the part.
       signatures: [n, hashes] uint32.
-      units: [n] which documents have them, ascending.
+      units: [n] numbers of the documents that have them, ascending.
       base: path without suffix.
 
     Returns:
-      How many keys are left to be looked at.
+      The number of keys that are left to be looked at.
     """
     config = context.minhash
     high, low = minhash.band_keys(signatures, config)
@@ -86,7 +86,7 @@ class _Signatures:
         self._maps: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def __call__(self, parts: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """[n, hashes] uint32."""
+        """Returns [n, hashes] uint32."""
         found = np.empty((len(parts), self._hashes), np.uint32)
         for part in np.unique(parts).tolist():
             here = parts == part
@@ -107,7 +107,7 @@ class _Signatures:
 
 
 def _write_pairs(base: str, pairs: np.ndarray) -> None:
-    """[n, 2] document numbers, each pair once."""
+    """Writes pairs of document numbers [n, 2], each pair once."""
     flat = np.ascontiguousarray(pairs, "<u8").reshape(-1, 2)
     flat = flat[np.lexsort((flat[:, 1], flat[:, 0]))]
     new = np.ones(len(flat), bool)
@@ -130,7 +130,7 @@ def find_clusters(context: DedupContext, _: Any, base: str) -> Any:
 
 
 def first_of_clusters(context: DedupContext, number: int) -> np.ndarray:
-    """[documents] uint64: of a part's, the numbers of the first documents of their clusters."""
+    """Reads [documents] uint64: the first document of the cluster of each of a part's."""
     first, last = (int(i) for i in context.offsets[number : number + 2])
     with as_path(f"{context.work}/cluster/clusters{CLUSTERS}").open("rb") as file:
         file.seek(8 * first)

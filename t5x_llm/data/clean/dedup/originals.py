@@ -1,4 +1,4 @@
-"""Which document that stays each removed one repeats."""
+"""Originals: for each removed document, the one that stays."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def write_ids(ids: Sequence[str], base: str) -> None:
 
 
 def find_originals(context: DedupContext, _: Any, base: str) -> Any:
-    """Writes, for each document, the number of the one that stays for it: of most its own.
+    """Writes, for each document, the number of the one that stays for it, mostly its own.
 
-    Of a copy's first one a cluster may have an earlier document: the way goes on to what stays.
+    A copy's first document may be in a cluster with an earlier one: both steps are followed until
+    a document that stays.
     """
     offsets = context.offsets
     first = np.arange(offsets[-1])
@@ -45,11 +46,11 @@ def find_originals(context: DedupContext, _: Any, base: str) -> Any:
 
 
 class Originals:
-    """Of a part's documents the ones that stay for them.
+    """Documents that stay for the removed documents of one part.
 
     Args:
-      context: of the run.
-      number: of the part.
+      context: context of the run.
+      number: number of the part.
     """
 
     def __init__(self, context: DedupContext, number: int):
@@ -63,7 +64,7 @@ class Originals:
         self._ids = ids(context, self._numbers[removed], "sign")
 
     def __call__(self, unit: int) -> tuple[int, str]:
-        """Number and id of what stays for a document that is removed."""
+        """Returns number and id of the document that stays for a removed one."""
         number = int(self._numbers[unit])
         return number, self._ids[number]
 
@@ -74,12 +75,12 @@ def write_firsts(firsts: Sequence[int], base: str) -> None:
 
 
 def of_units(context: DedupContext, again: np.ndarray, begin: int, end: int) -> list[str]:
-    """The ids of some documents that have lines or paragraphs ``begin`` to ``end`` of a part.
+    """Returns ids of documents that have the lines or paragraphs ``begin`` to ``end`` of a part.
 
     Args:
-      context: of the run.
+      context: context of the run.
       again: [n] REPEAT, the part's units that repeat.
-      begin, end: of them, a document's.
+      begin, end: range of the units of one document.
     """
     found = again[np.searchsorted(again["unit"], begin) : np.searchsorted(again["unit"], end)]
     numbers: dict[int, None] = {}
@@ -97,7 +98,7 @@ def of_units(context: DedupContext, again: np.ndarray, begin: int, end: int) -> 
 
 
 def ids(context: DedupContext, numbers: Iterable[int], phase: str) -> dict[int, str]:
-    """The ids of documents by their numbers, as a phase wrote them."""
+    """Reads the ids of documents by their numbers, as a phase wrote them."""
     offsets, paths = context.offsets, context.by_part(phase, IDS)
     wanted = np.unique(np.fromiter(numbers, np.int64))
     parts = np.searchsorted(offsets, wanted, side="right") - 1
@@ -114,7 +115,7 @@ def ids(context: DedupContext, numbers: Iterable[int], phase: str) -> dict[int, 
 
 
 def show(context: DedupContext, tally: Tally, step: str) -> None:
-    """Puts the texts of what stays beside the samples of what was removed."""
+    """Puts the texts of documents that stay beside the samples of removed ones."""
     for name, samples in tally.data["samples"].items():
         for sample in samples if name.partition("\n")[0] == step else ():
             if (number := sample.pop("original", None)) is not None:

@@ -30,15 +30,15 @@ EXACT, NEAR, EMPTIED = "a copy", "a near copy", "nothing but repeats"
 def deduplicate(
     clean: Clean, out: str, mark: str, parts: list[CorpusPart], phases: Phases, tally: Tally
 ) -> tuple[list[CorpusPart], list[str]]:
-    """Runs the phases.
+    """Runs the phases of deduplication.
 
     Args:
       clean: the configuration.
       out: directory of the run.
       mark: hash of all that decides the input.
-      parts: in ``.work/parts``.
-      phases: runs them.
-      tally: takes the counts.
+      parts: parts in ``.work/parts``.
+      phases: runner of the phases.
+      tally: tally that takes the counts.
 
     Returns:
       The parts of the output; files that list what was removed.
@@ -145,7 +145,7 @@ def sign(context: DedupContext, number: int, base: str) -> Any:
 
 
 def _verdicts(context: DedupContext, number: int) -> Iterator[tuple[Document, str]]:
-    """A part's documents, and why each is left out; nothing if it stays."""
+    """Yields a part's documents, each with the reason to leave it out, empty if it stays."""
     part = context.parts[number]
     copies = np.zeros(part.documents, bool)
     alike = np.zeros(part.documents, bool)
@@ -159,7 +159,7 @@ def _verdicts(context: DedupContext, number: int) -> Iterator[tuple[Document, st
 
 
 def key_units(context: DedupContext, number: int, base: str) -> Any:
-    """Writes the keys of the lines or paragraphs of the documents that stay, and whose they are."""
+    """Writes the keys of the lines or paragraphs of documents that stay, and their documents."""
     repeats = context.dedup.repeats
     assert repeats is not None
     digests, ids, firsts = bytearray(), [], []

@@ -1,4 +1,4 @@
-"""Long repeats, wherever in a text they begin, by a suffix array (Lee et al. 2022)."""
+"""Search for long repeats at any place of a text, by a suffix array (Lee et al. 2022)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEPARATOR = b"\xff"
 
 
 def tasks(context: DedupContext, mark: str) -> list[CleanTask]:
-    """Consecutive parts of a window together."""
+    """Returns the tasks of the phase, one for the consecutive parts of a window."""
     suffix = context.dedup.suffix
     assert suffix is not None
     found: list[list[int]] = []
@@ -80,7 +80,7 @@ _Numbered = tuple[int, Document]
 
 
 def _cut(documents: Iterator[_Numbered], suffix: Suffix) -> Iterator[tuple[int, Document, str]]:
-    """Number of the part, document, and what is left of its text."""
+    """Yields the number of the part, the document, and the text that is left of it."""
     for window in _windows(documents, suffix.window_bytes):
         texts = without_repeats([d.text for _, d in window], suffix.length)
         for (number, document), text in zip(window, texts, strict=True):
@@ -102,23 +102,23 @@ def _windows(documents: Iterator[_Numbered], most: int) -> Iterator[list[_Number
 
 
 def without_repeats(texts: Sequence[str], length: int) -> list[str]:
-    """The texts without every stretch of at least ``length`` bytes that stands earlier in them.
+    """Returns the texts without stretches of at least ``length`` bytes that stand earlier in them.
 
-    Of a repeat that overlaps what it repeats only what lies beyond is cut.
+    If a repeat overlaps the stretch that it repeats, only the bytes beyond are cut.
     """
     raw = [text.encode() for text in texts]
     joined = _SEPARATOR.join(raw) + _SEPARATOR
     data = np.frombuffer(bytearray(joined), np.uint8)  # the library wants it writable
-    gone = _repeated(data, length)
-    if not gone.any():
+    repeated = _repeated(data, length)
+    if not repeated.any():
         return list(texts)
     found, begin = [], 0
     # A character goes if all its bytes do.
     starts = np.flatnonzero((data & 0xC0) != 0x80)
-    whole = np.logical_and.reduceat(gone, starts)
-    gone = np.repeat(whole, np.diff(np.append(starts, len(data))))
+    whole = np.logical_and.reduceat(repeated, starts)
+    repeated = np.repeat(whole, np.diff(np.append(starts, len(data))))
     for text, part in zip(texts, raw, strict=True):
-        mask = gone[begin : begin + len(part)]
+        mask = repeated[begin : begin + len(part)]
         kept = data[begin : begin + len(part)][~mask]
         found.append(kept.tobytes().decode() if mask.any() else text)
         begin += len(part) + 1
@@ -126,7 +126,7 @@ def without_repeats(texts: Sequence[str], length: int) -> list[str]:
 
 
 def _repeated(data: np.ndarray, length: int) -> np.ndarray:
-    """[n] bool: which bytes [n] uint8 lie in a repeat of at least ``length``."""
+    """Returns [n] bool: True for bytes [n] uint8 in a repeat of at least ``length`` bytes."""
     import pydivsufsort
 
     order = pydivsufsort.divsufsort(data)
