@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TypeAlias
 
 import jax
+import numpy as np
+
+Array: TypeAlias = np.ndarray | jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -56,13 +59,13 @@ class Batch:
         padding. ``Model.loss`` gives them to the architecture by these names.
     """
 
-    tokens: Any
-    targets: Any
-    positions: Any
-    segment_ids: Any
-    loss_mask: Any
-    source: Any
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: Array
+    targets: Array
+    positions: Array
+    segment_ids: Array
+    loss_mask: Array
+    source: Array
+    extra: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:

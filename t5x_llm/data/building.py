@@ -150,7 +150,7 @@ def _run_jobs(
         if count <= 1:
             made = []
             for job, out in zip(plan.jobs, outs, strict=True):
-                progress: Callable[[int], Any] = bar.update if in_bytes else int
+                progress: Callable[[int], object] = bar.update if in_bytes else int
                 made.append(run_job(job, tokenizer, out, cores, progress))
                 if not in_bytes:
                     bar.update(1)
@@ -159,7 +159,7 @@ def _run_jobs(
 
 
 def _on_pool(
-    plan: StorePlan, outs: list[str], tokenizer_path: str, count: int, bar: Any
+    plan: StorePlan, outs: list[str], tokenizer_path: str, count: int, bar: tqdm
 ) -> list[JobResult]:
     ended = (
         f"A worker process reading source {plan.name!r} was ended from outside, perhaps for "

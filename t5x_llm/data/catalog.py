@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from etils import epath
+
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.units import count
@@ -68,7 +70,7 @@ def described(data: Data) -> dict[str, Any]:
     return value
 
 
-def catalog_path(data: Data) -> Any:
+def catalog_path(data: Data) -> epath.Path:
     """Returns the path of the catalogue."""
     return as_path(data.store_dir) / f"{data.name}.json"
 
@@ -197,6 +199,6 @@ def open_objective(data: Data, opened: Opened, length: int) -> RowObjective | No
     return make_row_objective(data.denoising, opened.tokenizer, length)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -7,9 +7,8 @@ process, and the next epoch, which has other places, is corrupted anew.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,7 +46,9 @@ class Draw:
         return np.diff(np.concatenate([[0], cuts, [items]]))
 
 
-def noise_counts(length: Any, density: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
+def noise_counts(
+    length: ArrayLike, density: float, mean_span: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the numbers of noise tokens and of noise spans in a text of ``length`` tokens.
 
     They are those of t5's ``random_spans_noise_mask``, rounded in float32 and half to even. A

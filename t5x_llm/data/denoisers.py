@@ -96,7 +96,7 @@ class Framed:
             )
         return corruption.shifted(np.concatenate([head, inputs]), targets)
 
-    def framed(self, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    def framed(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns ``places`` for inputs and targets of at most these lengths."""
         head = int(self.mode is not None)
         if self.encoder_decoder:
@@ -131,7 +131,7 @@ class SuffixDenoiser(Framed):
 
     share: float
 
-    def _longest(self, n: Any) -> np.ndarray:
+    def _longest(self, n: np.ndarray | int) -> np.ndarray:
         n = np.asarray(n)
         return np.maximum(np.minimum(n - 1, np.floor(n * self.share).astype(np.int64)), 1)
 

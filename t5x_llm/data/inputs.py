@@ -29,7 +29,7 @@ from t5x_llm.data.sources import Data, Source
 SeqioInputs = dict[str, dict[str, Any]]
 
 
-def content_hash(**parts: Any) -> str:
+def content_hash(**parts: object) -> str:
     """Returns the SHA-256 of the parts as JSON, hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

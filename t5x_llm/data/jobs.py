@@ -58,7 +58,7 @@ class StoreJob:
         """Bytes of input; 0 if they are not known."""
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
 
-    def records(self, progress: Callable[[int], Any] = int) -> Iterator[Record]:
+    def records(self, progress: Callable[[int], object] = int) -> Iterator[Record]:
         """Yields the job's documents, in the order of the input."""
         if self.text is not None:
             for document in read(self.text, self.stretches, progress):
@@ -102,7 +102,7 @@ def training_texts(jobs: Iterable[StoreJob], tokenizer_made_elsewhere: str) -> I
 
 
 def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
-        progress: Callable[[int], Any] = int) -> JobResult:  # fmt: skip
+        progress: Callable[[int], object] = int) -> JobResult:  # fmt: skip
     """Tokenizes the documents of a job and writes them to ``out``.npz.
 
     Args:
@@ -177,7 +177,7 @@ def frame(
     return framed, mask
 
 
-def token_dtype(tokenizer: Tokenizer) -> Any:
+def token_dtype(tokenizer: Tokenizer) -> type[np.uint16] | type[np.uint32]:
     """Returns uint16 if every id of the tokenizer fits, else uint32."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 

@@ -8,9 +8,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 from t5x_llm.core.errors import DataError
+
+T = TypeVar("T")
 
 
 class Pool:
@@ -39,10 +41,10 @@ class Pool:
 
     def map(
         self,
-        function: Callable[..., Any],
-        calls: Iterable[tuple[Any, ...]],
-        done: Callable[[int], Any] = int,
-    ) -> list[Any]:
+        function: Callable[..., T],
+        calls: Iterable[tuple[object, ...]],
+        done: Callable[[int], object] = int,
+    ) -> list[T]:
         """Returns the results of ``function(*call)`` for each call, in order.
 
         Args:

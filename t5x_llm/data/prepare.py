@@ -49,7 +49,7 @@ def prepare(
     *,
     force: bool = False,
     process_index: int = 0,
-    say: Callable[[str], Any] = tqdm.write,
+    say: Callable[[str], object] = tqdm.write,
 ) -> Opened:
     """Builds what is missing of the tokenizer and the token stores, and opens them.
 
@@ -83,7 +83,7 @@ def prepare(
     return open_stores(data)
 
 
-def _prepare(data: Data, force: bool, say: Callable[[str], Any]) -> None:
+def _prepare(data: Data, force: bool, say: Callable[[str], object]) -> None:
     begin = time.monotonic()
     root = str(as_path(data.store_dir))
     before = _catalog_of(data)
@@ -192,7 +192,7 @@ def _store(
     targets: Mapping[str, str],
     tokenizer: Tokenizer,
     tokenizer_path: str,
-    say: Callable[[str], Any],
+    say: Callable[[str], object],
 ) -> TokenStore:
     """Returns the source's store, built unless it is there."""
     target = f"{root}/{targets[plan.name]}"
@@ -265,7 +265,7 @@ class _Rates:
 
 
 @contextlib.contextmanager
-def _lock(store_dir: str, say: Callable[[str], Any]) -> Iterator[None]:
+def _lock(store_dir: str, say: Callable[[str], object]) -> Iterator[None]:
     """Lets one process in at a time; the system frees the lock when a process dies."""
     with open(as_path(store_dir) / ".lock", "w") as file:
         try:
@@ -276,7 +276,9 @@ def _lock(store_dir: str, say: Callable[[str], Any]) -> Iterator[None]:
         yield
 
 
-def _await_catalog(data: Data, say: Callable[[str], Any], seconds: float = _WAIT_SECONDS) -> None:
+def _await_catalog(
+    data: Data, say: Callable[[str], object], seconds: float = _WAIT_SECONDS
+) -> None:
     """Waits until the catalogue is of this configuration and of these inputs."""
     say(f"data: waiting for process 0 to prepare {data.store_dir}")
     end = time.monotonic() + seconds

@@ -14,7 +14,9 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
+
+from etils import epath
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
@@ -99,7 +101,7 @@ def find_files(source: Source) -> list[str]:
     return sorted(found)
 
 
-def scan(path: str, lines: bool, progress: Callable[[int], Any] = int, most: int = 0) -> Scan:
+def scan(path: str, lines: bool, progress: Callable[[int], object] = int, most: int = 0) -> Scan:
     """Hashes a file and finds where it can be cut.
 
     Args:
@@ -155,7 +157,7 @@ def plan_jobs(scans: Iterable[Scan], most: int = 0) -> list[tuple[Stretch, ...]]
 
 
 def read(
-    source: Source, stretches: Iterable[Stretch], progress: Callable[[int], Any] = int
+    source: Source, stretches: Iterable[Stretch], progress: Callable[[int], object] = int
 ) -> Iterator[SourceDocument]:
     """Yields the documents in these stretches; blank lines and empty texts are left out.
 
@@ -206,7 +208,7 @@ def is_cut(source: Source, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def _opened(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
     """Opens a file for reading its content, decompressed."""
     with as_path(path).open("rb") as raw:
         if path.endswith(".gz"):
@@ -294,7 +296,7 @@ def _score(source: Source, value: dict[str, Any], where: str) -> float:
     return float(found)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return names.get(type(value), "null" if value is None else f"the number {value}"[:60])
 
@@ -311,7 +313,8 @@ def _suffix(source: Source) -> str:
     return "jsonl" if source.kind == "jsonl" else "txt"
 
 
-def neighbours(path: Any) -> list[str]:
+def neighbours(path: epath.Path) -> list[str]:
+    """Returns the names of the files beside ``path``; none if they cannot be listed."""
     try:
         return [p.name for p in path.parent.iterdir()]
     except OSError:

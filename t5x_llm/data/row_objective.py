@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
@@ -46,7 +46,7 @@ class RowObjective:
     rates: dict[str, float]
     length: int
     encoder_length: int
-    extra: dict[str, Any]
+    extra: dict[str, DTypeLike]
     frame: tuple[int, int]
     identity: str
 
@@ -116,7 +116,7 @@ class RowObjective:
     def fill(self, segments: Sequence[Sequence[Arrays]], rows: int) -> Arrays:
         """Puts segments side by side in ``rows`` rows; rows that are missing are padding."""
         length, encoder = self.length, self.encoder_length
-        dtypes: dict[str, Any] = (
+        dtypes: dict[str, DTypeLike] = (
             dict.fromkeys(FIELDS, np.int32) | {"loss_mask": np.float32} | self.extra
         )
         arrays = {
@@ -204,7 +204,7 @@ def make_row_objective(config: Denoising, tokenizer: Tokenizer, length: int) -> 
     if config.objective == "span_corruption" and config.target_length is None:
         target = _target_length(config, denoisers["spans"], length)
     both = config.encoder_decoder
-    extra: dict[str, Any] = {}
+    extra: dict[str, DTypeLike] = {}
     if both:
         extra = dict.fromkeys(ENCODER, np.int32)
     elif config.objective != "mlm":

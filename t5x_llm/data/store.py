@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
@@ -63,7 +64,7 @@ def _kvstore(path: str) -> dict[str, Any]:
     return {"driver": "file", "path": path.rstrip("/") + "/"}
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> ts.TensorStore:
     spec = {
         "driver": "zarr3",
         "kvstore": _kvstore(path),
@@ -86,7 +87,7 @@ class ArrayWriter:
       length: elements in all.
     """
 
-    def __init__(self, path: str, dtype: Any, length: int):
+    def __init__(self, path: str, dtype: DTypeLike, length: int):
         self._dtype = np.dtype(dtype)
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         checked = [little, {"name": "crc32c"}]
@@ -179,15 +180,15 @@ class Split:
         return self._read_all("score", np.float32, self._documents)
 
     @functools.cached_property
-    def _token_array(self) -> Any:
+    def _token_array(self) -> ts.TensorStore:
         return _open(f"{self.store.path}/{self.name}/tokens")
 
     @functools.cached_property
-    def _mask_array(self) -> Any:
+    def _mask_array(self) -> ts.TensorStore:
         return _open(f"{self.store.path}/{self.name}/mask")
 
     @functools.cached_property
-    def _origin(self) -> tuple[Any, Any]:
+    def _origin(self) -> tuple[ts.TensorStore, ts.TensorStore]:
         where = f"{self.store.path}/{self.name}"
         return _open(f"{where}/file"), _open(f"{where}/line")
 
@@ -230,7 +231,7 @@ class Split:
             raise IndexError(f"document {index} of {self._documents} in {self.store.path}")
         return int(self.offsets[index]), int(self.offsets[index + 1])
 
-    def _ranges(self, array: Any, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    def _ranges(self, array: ts.TensorStore, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         pairs = zip(starts.tolist(), stops.tolist(), strict=True)
         try:
             reads = [array[start:stop].read() for start, stop in pairs]
@@ -241,7 +242,7 @@ class Split:
             ) from e
         return np.concatenate(parts) if parts else np.empty(0, array.dtype.numpy_dtype)
 
-    def _read_all(self, name: str, dtype: Any, length: int) -> np.ndarray:
+    def _read_all(self, name: str, dtype: DTypeLike, length: int) -> np.ndarray:
         array = _open(f"{self.store.path}/{self.name}/{name}")
         if array.shape != (length,):
             raise DataError(

@@ -19,7 +19,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,19 @@ import seqio
 import tensorflow as tf
 
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.data.reading import find_files, is_cut, plan_jobs, read, scan
+from t5x_llm.data.reading import (
+    SourceDocument,
+    Stretch,
+    find_files,
+    is_cut,
+    plan_jobs,
+    read,
+    scan,
+)
 from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Mixture, Source
 
+Rate = float | Callable[[seqio.Task], float]
 # Rank 0 and no vocabulary: the text itself, tokenized by us.
 TEXT_FEATURES = {
     "text": seqio.Feature(
@@ -54,7 +63,7 @@ class DocumentSource(seqio.DataSource):
         self._source, self._held_out = source, held_out
 
     @functools.cached_property
-    def _jobs(self) -> list[Any]:
+    def _jobs(self) -> list[tuple[Stretch, ...]]:
         paths = find_files(self._source)
         return plan_jobs(scan(path, is_cut(self._source, path)) for path in paths)
 
@@ -73,7 +82,7 @@ class DocumentSource(seqio.DataSource):
         shuffle: bool = True,
         seed: int | None = None,
         shard_info: seqio.ShardInfo | None = None,
-        **_: Any,
+        **_: object,
     ) -> tf.data.Dataset:
         """Returns the documents of a split, by file and line; ``shuffle`` shuffles the shards."""
         jobs = list(self._jobs)
@@ -88,7 +97,7 @@ class DocumentSource(seqio.DataSource):
                 for document in read(self._source, job):
                     digest = Record(document.text, document.file, document.line).digest()
                     if split_of(digest, self._held_out) == split:
-                        yield dataclass_fields(document)
+                        yield as_example(document)
 
         signature = {
             "text": tf.TensorSpec((), tf.string),
@@ -98,7 +107,7 @@ class DocumentSource(seqio.DataSource):
         return tf.data.Dataset.from_generator(documents, output_signature=signature)
 
 
-def dataclass_fields(document: Any) -> dict[str, Any]:
+def as_example(document: SourceDocument) -> dict[str, Any]:
     """Returns a ``SourceDocument`` as a seqio example."""
     return {"text": document.text, "file": document.file, "line": document.line}
 
@@ -193,7 +202,7 @@ def _registered(data: Data) -> seqio.Mixture:
     )
 
 
-def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Any:
+def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Rate:
     if not isinstance(mixture.rates, str):
         return float(mixture.rates[index])
     name = mixture.sources[index].name

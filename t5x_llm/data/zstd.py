@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import IO, Any
 
 # Of compressed bytes at a time: 4 of them can stand for 128 KB, so that this makes 32 MB at most.
 _CHUNK = 1 << 10
@@ -22,7 +22,7 @@ class ZstdFile(io.RawIOBase):
       zstandard.ZstdError: if it is no zstd.
     """
 
-    def __init__(self, file: Any):
+    def __init__(self, file: IO[bytes] | io.RawIOBase):
         import zstandard
 
         self._file = file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,17 +75,17 @@ class Decontaminate:
     def name(self) -> str:
         return "decontaminate"
 
-    def open(self) -> Callable[[Document], Answer]:
+    def open(self) -> EvalSearch:
         """Reads the sets and returns the step that searches documents for them.
 
         Raises:
           DataError: a file that is not there, or is not what it should be; a set of which no item
             is long enough to be looked for.
         """
-        return _Search(self)
+        return EvalSearch(self)
 
 
-class _Search:
+class EvalSearch:
     """Sorted n-grams of all items, with the item of each.
 
     Attributes:

@@ -59,7 +59,7 @@ class Outcome:
     unchanged: bool
 
 
-def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
+def run(clean: Clean, say: Callable[[str], object] = tqdm.write) -> Outcome:
     """Cleans what has not been cleaned yet.
 
     Args:
@@ -186,7 +186,7 @@ def _shards(
         yield CleanTask(f"{source.name}-{index:05d}", fingerprint(how, about, seen), size, shard)
 
 
-def _content_of(described: Any) -> list[str]:
+def _content_of(described: object) -> list[str]:
     """Hashes the files that a configuration names: lists of words, models."""
     if isinstance(described, dict):
         values = list(described.values())

@@ -8,6 +8,7 @@ from typing import Any
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.clean_config import Clean
+from t5x_llm.data.clean.decontaminate import EvalSearch
 from t5x_llm.data.clean.document import Drop
 from t5x_llm.data.clean.parts import LineWriter, PartWriter
 from t5x_llm.data.clean.read.bounded import QuarantineError
@@ -58,7 +59,9 @@ class Shard:
     kinds: tuple[Format, ...]
 
 
-def scan_files(context: CleanContext, argument: tuple[int, tuple[File, ...]], base: str) -> Any:
+def scan_files(
+    context: CleanContext, argument: tuple[int, tuple[File, ...]], base: str
+) -> list[dict[str, Any]]:
     """Scans files for their format, their hash, and the places where they can be cut.
 
     Returns:
@@ -98,10 +101,10 @@ def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
 
 
 # The chain of the last run whose tasks this process performed; models load once in a worker.
-_OPENED: dict[str, tuple[Chain, Any]] = {}
+_OPENED: dict[str, tuple[Chain, EvalSearch | None]] = {}
 
 
-def open_steps(clean: Clean) -> tuple[Chain, Any]:
+def open_steps(clean: Clean) -> tuple[Chain, EvalSearch | None]:
     """Returns the steps and the search for evaluation sets, opened once in a process."""
     key = repr((clean.steps, clean.decontaminate))
     if key not in _OPENED:
@@ -111,7 +114,7 @@ def open_steps(clean: Clean) -> tuple[Chain, Any]:
     return _OPENED[key]
 
 
-def clean_shard(context: CleanContext, shard: Shard, base: str) -> Any:
+def clean_shard(context: CleanContext, shard: Shard, base: str) -> dict[str, Any]:
     """Reads and cleans a shard.
 
     Returns:

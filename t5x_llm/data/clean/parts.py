@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.document import Document
@@ -42,7 +42,7 @@ def dump_parts(parts: list[CorpusPart]) -> str:
 class _Hashed:
     """File that hashes the bytes written to it."""
 
-    def __init__(self, file: Any):
+    def __init__(self, file: IO[bytes]):
         self._file, self.hash = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
@@ -144,12 +144,12 @@ class LineWriter:
     def __enter__(self) -> LineWriter:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._file.close()
         if kind is None:
             self._temporary.replace(self._target)
 
-    def write(self, **fields: Any) -> None:
+    def write(self, **fields: object) -> None:
         """Adds an object."""
         line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
         self._file.write(line + b"\n")

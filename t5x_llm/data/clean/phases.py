@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -45,7 +46,7 @@ class CleanTask:
 Function = Callable[[Any, Any, str], Any]
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint(*parts: object) -> str:
     """Returns a hash of JSON-able parts, hex."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -64,7 +65,7 @@ class Runner(Protocol):
     """Performer of tasks, in any order and on any machine."""
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: tqdm
     ) -> None: ...
 
 
@@ -86,11 +87,16 @@ class PoolRunner:
     def __enter__(self) -> PoolRunner:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._pool.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: tqdm
     ) -> None:
         total = sum(task.size for task in tasks)
         if len(tasks) < 2 or self._workers < 2 or (not self._wanted and total < _BYTES_A_WORKER):
@@ -122,11 +128,11 @@ class BeamRunner:
     def __enter__(self) -> BeamRunner:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: tqdm
     ) -> None:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions

@@ -70,7 +70,7 @@ def through(theirs: Any, language: str) -> Callable[[Document], Answer]:
     return step
 
 
-def check_ratios(config: Any, *names: str) -> None:
+def check_ratios(config: object, *names: str) -> None:
     """Raises ConfigError unless these fields are ratios."""
     for name in names:
         check_number(f"{type(config).__name__}.{name}", getattr(config, name), low=0)

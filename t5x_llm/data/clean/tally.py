@@ -89,7 +89,7 @@ class Tally:
         return _sorted(self.data)
 
     @classmethod
-    def from_json(cls, data: Any) -> Tally:
+    def from_json(cls, data: object) -> Tally:
         """Returns a tally that was written; raises DataError for anything else."""
         tally = cls()
         if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -37,7 +36,7 @@ def write_keys(digests: bytes | bytearray, units: np.ndarray, copies: int, base:
     return int((~repeats).sum())
 
 
-def find_repeats(context: DedupContext, argument: tuple[str, int, int], base: str) -> Any:
+def find_repeats(context: DedupContext, argument: tuple[str, int, int], base: str) -> None:
     """Writes the units of all parts that have, in one partition, a key of earlier ones.
 
     Args:

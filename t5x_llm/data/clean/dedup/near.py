@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import keys, minhash
 from t5x_llm.data.clean.dedup.clusters import clusters
 from t5x_llm.data.clean.dedup.context import DedupContext
+from t5x_llm.data.clean.dedup.dedup_config import MinHash
 
 BANDS, PAIRS, SIGNATURES, CLUSTERS = ".bands", ".pairs", ".signatures", ".clusters"
 _PAIR = np.dtype(("<u8", (2,)))
@@ -53,7 +53,7 @@ def write_bands(context: DedupContext, number: int, signatures: np.ndarray, unit
     return len(firsts)
 
 
-def find_pairs(context: DedupContext, partition: int, base: str) -> Any:
+def find_pairs(context: DedupContext, partition: int, base: str) -> None:
     """Writes the pairs of documents whose bands meet in one partition."""
     found = keys.load(context.by_part("sign", BANDS), partition, context.partitions["pairs"])
     offsets = context.offsets
@@ -69,7 +69,9 @@ def find_pairs(context: DedupContext, partition: int, base: str) -> Any:
     _write_pairs(base, numbers[pairs])
 
 
-def _agree(signatures: Any, pairs: np.ndarray, context: DedupContext) -> np.ndarray:
+def _agree(
+    signatures: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, context: DedupContext
+) -> np.ndarray:
     least = context.minhash.least_agreement
     found = [
         minhash.agreement(signatures(some[:, 0]), signatures(some[:, 1])) >= least
@@ -81,7 +83,7 @@ def _agree(signatures: Any, pairs: np.ndarray, context: DedupContext) -> np.ndar
 class _Signatures:
     """Looks up signatures in the files of parts, some of which stay open as memory maps."""
 
-    def __init__(self, paths: Sequence[str], config: Any):
+    def __init__(self, paths: Sequence[str], config: MinHash):
         self._paths, self._hashes = paths, int(np.prod(config.shape))
         self._maps: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
@@ -115,7 +117,7 @@ def _write_pairs(base: str, pairs: np.ndarray) -> None:
     as_path(base + PAIRS).write_bytes(flat[new].tobytes())
 
 
-def find_clusters(context: DedupContext, _: Any, base: str) -> Any:
+def find_clusters(context: DedupContext, _: None, base: str) -> None:
     """Writes the first document of each document's cluster."""
     paths = context.by_part("sign", PAIRS) + context.by_partition("pairs", PAIRS)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ def write_ids(ids: Sequence[str], base: str) -> None:
     as_path(base + IDS).write_bytes(ends.tobytes() + b"".join(raw))
 
 
-def find_originals(context: DedupContext, _: Any, base: str) -> Any:
+def find_originals(context: DedupContext, _: None, base: str) -> None:
     """Writes, for each document, the number of the one that stays for it, mostly its own.
 
     A copy's first document may be in a cluster with an earlier one: both steps are followed until

@@ -117,7 +117,7 @@ def _collect(phases: Phases, phase: str, tasks: list[CleanTask], tally: Tally) -
     return parts
 
 
-def sign(context: DedupContext, number: int, base: str) -> Any:
+def sign(context: DedupContext, number: int, base: str) -> dict[str, int]:
     """Writes the ids and keys of a part's documents: of whole texts, of bands of signatures."""
     dedup = context.dedup
     digests, signatures, signed, ids = bytearray(), [], [], []
@@ -158,7 +158,7 @@ def _verdicts(context: DedupContext, number: int) -> Iterator[tuple[Document, st
         yield document, EXACT if copies[unit] else NEAR if alike[unit] else ""
 
 
-def key_units(context: DedupContext, number: int, base: str) -> Any:
+def key_units(context: DedupContext, number: int, base: str) -> int:
     """Writes the keys of the lines or paragraphs of documents that stay, and their documents."""
     repeats = context.dedup.repeats
     assert repeats is not None
@@ -175,7 +175,7 @@ def key_units(context: DedupContext, number: int, base: str) -> Any:
     return exact.write_keys(digests, np.arange(len(digests) // 16), repeats.copies, base)
 
 
-def write(context: DedupContext, number: int, base: str) -> Any:
+def write(context: DedupContext, number: int, base: str) -> dict[str, Any]:
     """Writes a part without repeats.
 
     Returns:

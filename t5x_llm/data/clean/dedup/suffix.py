@@ -44,7 +44,7 @@ def tasks(context: DedupContext, mark: str) -> list[CleanTask]:
     ]
 
 
-def cut(context: DedupContext, numbers: tuple[int, ...], base: str) -> Any:
+def cut(context: DedupContext, numbers: tuple[int, ...], base: str) -> dict[str, Any]:
     """Writes parts without what repeats within a window of them.
 
     Returns:
