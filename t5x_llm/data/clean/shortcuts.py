@@ -5,16 +5,36 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from t5x_llm.data.clean.quality import GopherQuality
+from typing import Protocol
 
 Fractions = tuple[tuple[int, float], ...]
 
 
+class GopherRules(Protocol):
+    """Thresholds of ``quality.GopherQuality``, which has their meaning."""
+
+    @property
+    def min_words(self) -> int: ...
+    @property
+    def max_words(self) -> int: ...
+    @property
+    def min_word_length(self) -> float: ...
+    @property
+    def max_word_length(self) -> float: ...
+    @property
+    def max_symbol_ratio(self) -> float: ...
+    @property
+    def max_bullet_lines(self) -> float: ...
+    @property
+    def max_ellipsis_lines(self) -> float: ...
+    @property
+    def min_letter_words(self) -> float: ...
+    @property
+    def min_stop_words(self) -> int: ...
+
+
 def passes_gopher(
-    rules: GopherQuality, stop_words: Iterable[str], signs: set[str], text: str, found: list[str]
+    rules: GopherRules, stop_words: Iterable[str], signs: set[str], text: str, found: list[str]
 ) -> bool:
     """Returns whether a text with these words passes every rule of quality.
 
@@ -40,7 +60,7 @@ def passes_gopher(
     )
 
 
-def _passes_lines(rules: GopherQuality, text: str) -> bool:
+def _passes_lines(rules: GopherRules, text: str) -> bool:
     dots, bullets = "..." in text or "…" in text, "•" in text or "-" in text
     if not (dots or bullets):
         return True
