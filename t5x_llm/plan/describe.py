@@ -19,6 +19,7 @@ from t5x_llm import parallel
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
+from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.reading import find_files
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
@@ -177,7 +178,7 @@ def _mixture(run: Run, opened_data: OpenData | None, why: str) -> str:
         rows = [_source_files(s) for s in data.mixture.sources] if data.mixture else []
     else:
         opened = opened_data.opened
-        lines.append(str(opened_data.stream.diet(loop.examples, loop.step_at)))
+        lines.append(str(data_plan(opened_data.stream, loop.examples, loop.step_at)))
         lines.append("sources:")
         rows = []
         for name, store in opened.stores.items():

@@ -10,6 +10,7 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
+from t5x_llm.data.row_objective import planned_objective
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, make_mesh
 from t5x_llm.run.compiler import options_for
@@ -137,8 +138,6 @@ def lm_task(run: Run, model: Model, data: OpenData | None = None) -> LmTask:
     if data is not None:
         sources, objective = tuple(data.stream.sources), data.stream.objective
     else:
-        from t5x_llm.data.objective import planned_objective
-
         sources = planned_source_names(run.data)
         objective = planned_objective(run.data.denoising, run.loop.sequence_length)
     return LmTask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from t5x_llm.data.catalog import Opened, open_stores, open_stream, read_catalog
+from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.sources import Data
 from t5x_llm.data.stream import Stream
 from t5x_llm.evaluate.perplexity import HeldOut
@@ -45,11 +46,11 @@ def open_data(run: Run) -> OpenData:
 
 
 def open_run_stream(run: Run, opened: Opened) -> Stream:
-    """The stream of a run, its diet checked; see ``open_data``."""
+    """The stream of a run, its data plan checked; see ``open_data``."""
     loop = run.loop
     stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, loop.examples_after)
     mixture = run.data.mixture
-    stream.diet(loop.examples).check(mixture.max_epochs if mixture else None)
+    data_plan(stream, loop.examples).check(mixture.max_epochs if mixture else None)
     return stream
 
 

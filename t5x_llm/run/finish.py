@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from t5x_llm.core.paths import as_path
+from t5x_llm.data.data_plan import data_plan
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
@@ -20,10 +21,10 @@ from t5x_llm.train.state import TrainState
 def facts(assembled: Assembled, data: OpenData) -> dict[str, Any]:
     """What the record of a run begins with."""
     mesh = assembled.placement.devices
-    servings = data.stream.diet(assembled.run.loop.examples).servings
+    budgets = data_plan(data.stream, assembled.run.loop.examples).sources
     return {
         "parameters": assembled.model.parameter_count()["total"],
-        "mixture": {name: serving.share for name, serving in servings.items()},
+        "mixture": {name: budget.share for name, budget in budgets.items()},
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "environment": environment(list(mesh.devices.flat)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
-from t5x_llm.data.objective import Objective
+from t5x_llm.data.row_objective import RowObjective
 from t5x_llm.models.model import Model, Training
 from t5x_llm.optim import Piecewise
 from t5x_llm.optim.freezing import merge, only
@@ -146,7 +146,7 @@ class LmTask(TrainTask):
     model: Model
     length: int
     sources: tuple[str, ...]
-    objective: Objective | None = None
+    objective: RowObjective | None = None
     z_loss: float = 0.0
     embed_gradient: Piecewise | None = None
     seed: int = 0

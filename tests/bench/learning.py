@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_llm.data.jobs import Record, split_of
+from t5x_llm.data.record import Record, split_of
 from t5x_llm.text import Tokenizer, TokenizerTraining, load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).parents[2] / "data"

@@ -12,6 +12,7 @@ from stores import make_store, random_documents
 
 from t5x_llm.core.errors import CheckpointError, ConfigError, DataError
 from t5x_llm.data import shuffled
+from t5x_llm.data.data_plan import data_tree
 from t5x_llm.data.positions import DataState, Skips, merge_ranges
 from t5x_llm.data.stream import Stream
 
@@ -199,8 +200,8 @@ def test_documents_name_every_token_of_a_row(stream):
         assert filled == (row.segment_ids > 0).sum()
 
 
-def test_tree_shows_the_diet(stream):
-    text = stream.tree(examples=1000)
+def test_tree_shows_what_is_read(stream):
+    text = data_tree(stream, examples=1000)
     assert "50.00%" in text and "epochs" in text
     for name in stream.sources:
         assert name in text

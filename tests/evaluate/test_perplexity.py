@@ -10,7 +10,7 @@ import pytest
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.denoising import Denoising
-from t5x_llm.data.objective import objective
+from t5x_llm.data.row_objective import make_row_objective
 from t5x_llm.evaluate.hooks import EvaluationHook, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
 from t5x_llm.models.families.gpt2 import GPT2
@@ -275,7 +275,7 @@ class Ids:
 def test_other_objectives(model, params, goal):
     """Every piece alone, unpacked, gives the same sums; the same on every call and mesh."""
     config = Denoising(goal, gmask=4) if goal == "blank_filling" else Denoising(goal)
-    made = objective(config, Ids(), T)
+    made = make_row_objective(config, Ids(), T)
 
     @jax.jit
     def nats(batch):

@@ -13,9 +13,9 @@ import pytest
 import zstandard
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.data.clean.config import Clean, Input
+from t5x_llm.data.clean.clean_config import Clean, Input
 from t5x_llm.data.clean.decontaminate import Decontaminate, EvalSet
-from t5x_llm.data.clean.dedup.config import Dedup, MinHash, Repeats, Suffix
+from t5x_llm.data.clean.dedup.dedup_config import Dedup, MinHash, Repeats, Suffix
 from t5x_llm.data.clean.document import Document, Drop
 from t5x_llm.data.clean.engine import _content_of, run
 from t5x_llm.data.clean.parts import read_part

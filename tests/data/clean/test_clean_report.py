@@ -15,7 +15,7 @@ from t5x_llm.cli.data_clean import load_clean
 from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import DataError
 from t5x_llm.data.clean.document import Document, Drop
-from t5x_llm.data.clean.report import render, write_report
+from t5x_llm.data.clean.report_page import render, write_report
 from t5x_llm.data.clean.tally import FAILED, Chain, Tally
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
