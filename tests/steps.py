@@ -55,7 +55,7 @@ def prepare(model, optimizer, mesh, rules, *, steps=10, sources=("a", "b"), tx=N
     chosen = {k: options.pop(k) for k in list(options) if k in names}
     trained = optimizer.trained_mask(model.abstract_params())
     task = LmTask(model, 16, tuple(sources), trained=trained, **options)
-    tx = tx or optimizer.build(steps, model.logical_axes())
+    tx = tx or optimizer.build(steps, task.trained_part(model.logical_axes()))
     placement = place(task, tx, mesh, rules)
     schedule = optimizer.schedule.build(steps)
     step = make_train_step(task, tx, placement, StepOptions(schedule, **chosen))

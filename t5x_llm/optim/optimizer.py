@@ -12,7 +12,7 @@ import optax
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.fields import later
-from t5x_llm.optim.freezing import only, trained_mask
+from t5x_llm.optim.freezing import trained_mask
 from t5x_llm.optim.masks import DECAY_MASKS, decay_mask
 from t5x_llm.optim.schedule import Schedule
 
@@ -118,9 +118,6 @@ class Optimizer:
             dimension. Without it a stacked parameter is one matrix.
         """
         learning_rate = self.schedule.build(total_steps)
-        if self.trained and logical_axes is not None:
-            mask = trained_mask(logical_axes, self.trained, is_leaf=lambda x: isinstance(x, tuple))
-            logical_axes = only(mask, logical_axes)
         steps = [] if self.clip_norm is None else [_clip(self.clip_norm)]
 
         def decays(params: Any) -> Any:

@@ -128,7 +128,7 @@ def assemble(
     """
     model, rules = run.build_model(), run.mesh.rules()
     task = task or lm_task(run, model, data)
-    tx = run.optimizer.build(run.loop.steps, task.logical_axes())
+    tx = run.optimizer.build(run.loop.steps, task.trained_part(task.logical_axes()))
     mesh = make_mesh(run.mesh) if mesh is None else mesh
     return Assembled(run, model, task, tx, place(task, tx, mesh, rules))
 

@@ -184,6 +184,7 @@ def test_what_is_frozen_has_neither_update_nor_state(name):
     frozen = Optimizer(name, CONSTANT, trained=("embed", "stack.*"))
     kept = ("embed", "stack")
     part = [{k: each[k] for k in kept} for each in (params, grads, axes)]
+    axes = only(frozen.trained_mask(params), axes)
     tx, tx_alone = frozen.build(10, axes), alone.build(10, part[2])
     params, grads = (only(frozen.trained_mask(x), x) for x in (params, grads))
     state, state_alone = tx.init(params), tx_alone.init(part[0])
@@ -197,7 +198,7 @@ def test_what_is_frozen_has_neither_update_nor_state(name):
     assert sizes[0] == sizes[1]
     for wrong in ("head", "embed.y"):
         with pytest.raises(ConfigError, match="embed, norm, stack"):
-            Optimizer(name, CONSTANT, trained=(wrong,)).build(10, axes)
+            Optimizer(name, CONSTANT, trained=(wrong,)).trained_mask(some)
     with pytest.raises(ConfigError, match="tuple of paths"):
         Optimizer(trained=(1,))
 
