@@ -26,6 +26,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+pytest_plugins = ("margins", "durations")
+
 jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # For commands in processes of their own, which would take the user's cache.
