@@ -185,8 +185,8 @@ def test_bad_values_are_named(make, field):
 
 
 def test_no_text_takes_long():
-    """What is quadratic in the length would take many minutes."""
-    long = 300_000
+    """What is quadratic in the length would take a minute or more."""
+    long = 100_000
     texts = (
         "1" * long, "1-" * long, "a" * long, "a@" * long, "a." * long, "@a." * long, "<p " * long,
         "<" * long, "<!--" * long, "<script>" * long, "home|" * long, ":" * long, "a:" * long,
@@ -195,5 +195,5 @@ def test_no_text_takes_long():
     for step in (StripMarkup(), Boilerplate(), MaskPii(), PhraseList()):
         apply = step.open()
         for text in texts:
-            with no_hang():
+            with no_hang(30):
                 assert isinstance(apply(Document("a", text)), Document | Drop)
