@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,6 +130,9 @@ def test_no_square_of_the_length_is_held(t):
     assert compiled.memory_analysis().temp_size_in_bytes < 64e6
 
 
+_compiled = functools.partial(jax.jit, static_argnames="window")(_call)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 254), st.integers(0, 100), st.sampled_from([None, 3, 150]))
 def test_what_happens_in_one_segment_stays_there(cut, padding, window):
@@ -138,13 +144,24 @@ def test_what_happens_in_one_segment_stays_there(cut, padding, window):
     def change(a):
         return jnp.where(first[None, :, None, None], a + 3.0, a)
 
-    before = np.asarray(_call(q, k, v, seg, pos, window=window))
-    after = np.asarray(_call(change(q), change(k), change(v), seg, pos, window=window))
+    before = np.asarray(_compiled(q, k, v, seg, pos, window=window))
+    after = np.asarray(_compiled(change(q), change(k), change(v), seg, pos, window=window))
     second = np.asarray(seg[0] == 2)
     np.testing.assert_array_equal(before[:, second], after[:, second])
     assert np.isfinite(after).all()
-    alone = _call(*(a[:, :cut] for a in (q, k, v)), seg[:, :cut], pos[:, :cut], window=window)
-    np.testing.assert_allclose(before[:, :cut], alone, atol=1e-5)
+    padded = np.where(first, seg, 0)
+    alone = np.asarray(_compiled(q, k, v, padded, pos, window=window))
+    np.testing.assert_array_equal(before[:, :cut], alone[:, :cut])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("cut", [1, 100, 254])
+def test_a_segment_in_a_row_is_what_it_is_in_one_of_its_length(cut, window):
+    seg, pos = _packed([[cut, 256 - cut]], 256)
+    q, k, v = _qkv(1, 256, 2, 1)
+    packed = _compiled(q, k, v, seg, pos, window=window)
+    alone = _compiled(*(a[:, :cut] for a in (q, k, v, seg, pos)), window=window)
+    assert_close(packed[:, :cut], alone, H + cut)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
