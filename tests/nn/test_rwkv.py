@@ -52,11 +52,12 @@ def test_it_is_the_recurrence_for_any_size_of_keys():
 
 def test_cut_anywhere_it_goes_on_from_the_state():
     k, v, decay, bonus, starts = _inputs(2.0)
-    whole, end = wkv(k, v, decay, bonus, starts, _empty())
+    run = jax.jit(wkv)
+    whole, end = run(k, v, decay, bonus, starts, _empty())
     for cut in (1, 130):
         parts, state = [], _empty()
         for piece in (slice(0, cut), slice(cut, T)):
-            y, state = wkv(k[:, piece], v[:, piece], decay, bonus, starts[:, piece], state)
+            y, state = run(k[:, piece], v[:, piece], decay, bonus, starts[:, piece], state)
             parts.append(y)
         np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
         means = [s.top / s.bottom for s in (state, end)]
