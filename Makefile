@@ -34,21 +34,24 @@ endif
 TESTS := tests/$(ROOM)
 endif
 
+# Halves of the suite, then what is left of the slower one: neighbours share what was compiled.
+WORKERS := -n 2 --dist worksteal
+
 test: setup
-	$(RUN) -m pytest -n 2 $(TESTS) $(PYTEST_ARGS)
+	$(RUN) -m pytest $(WORKERS) $(TESTS) $(PYTEST_ARGS)
 
 test-durations: setup
-	$(RUN) -m pytest -n 2 --write-durations=tests/durations.tsv $(PYTEST_ARGS)
+	$(RUN) -m pytest $(WORKERS) --write-durations=tests/durations.tsv $(PYTEST_ARGS)
 	$(RUN) tests/durations.py
 
 test-margins: setup
-	$(RUN) -m pytest -n 2 --margins=.cache/margins.tsv $(TESTS) $(PYTEST_ARGS)
+	$(RUN) -m pytest $(WORKERS) --margins=.cache/margins.tsv $(TESTS) $(PYTEST_ARGS)
 
 test-zoo: setup
-	$(RUN) -m pytest tests/zoo -m zoo -n 2 $(PYTEST_ARGS)
+	$(RUN) -m pytest tests/zoo -m zoo $(WORKERS) $(PYTEST_ARGS)
 
 test-extended: setup
-	$(RUN) -m pytest -m extended -n 2 $(PYTEST_ARGS)
+	$(RUN) -m pytest -m extended $(WORKERS) $(PYTEST_ARGS)
 
 test-docs: setup
 	$(RUN) -m pytest tests/docs -m slow -n 2 $(PYTEST_ARGS)
