@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import add_model_arguments, gin_parser
 from t5x_llm.cli.main import guard
-from t5x_llm.cli.train import gin_parser
 from t5x_llm.config import parse_flags
 
 DESCRIPTION = """Evaluate a run's checkpoint on its held-out documents.
@@ -26,21 +26,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
     parser = gin_parser("t5x-llm eval", DESCRIPTION)
-    from t5x_llm.cli import load
+    from t5x_llm.run import load
 
-    load.add_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--sequence_length", type=int, help="tokens of a window; the run's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(flags.rest)
 
     import jax
 
-    from t5x_llm.cli.assemble import held_out
-    from t5x_llm.cli.run import load_run
     from t5x_llm.data.catalog import open_objective, open_stores
     from t5x_llm.evaluate.hooks import read_baseline
     from t5x_llm.evaluate.perplexity import evaluate
     from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
+    from t5x_llm.run.config import load_run
+    from t5x_llm.run.data import held_out
 
     model = load.load(args.path, args.step)
     run = load_run(flags)[0] if flags.gin_files or flags.bindings else model.run

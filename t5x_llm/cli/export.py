@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import add_model_arguments, add_unproved
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Write a run's newest checkpoint as a Hugging Face directory.
@@ -25,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli import load
     from t5x_llm.hf.convert import STORED, convert
     from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, export_hf
+    from t5x_llm.run import load
 
     parser = argparse.ArgumentParser(
         prog="t5x-llm export",
@@ -35,7 +36,7 @@ def _main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    load.add_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("out", nargs="?", help="hf/ of the run if left out")
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="float32 for a run; as stored for a directory"
@@ -56,12 +57,3 @@ def _main(argv: Sequence[str]) -> None:
         out = args.out
         report = convert(args.path, out, dtype=args.dtype or STORED, **options).report
     print(f"Wrote {out}: {report.summary()}.")
-
-
-def add_unproved(parser: argparse.ArgumentParser) -> None:
-    """The flag of every command that writes a model."""
-    parser.add_argument(
-        "--unproved",
-        action="store_true",
-        help="write the model even if nothing here can compute it to compare; the report says so",
-    )

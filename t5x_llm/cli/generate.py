@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import add_model_arguments
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Continue texts with a run's newest checkpoint, or with a Hugging Face model.
@@ -24,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli import load
     from t5x_llm.infer.sampler import Sampling, generate
+    from t5x_llm.run import load
 
     default = Sampling()
     parser = argparse.ArgumentParser(
@@ -34,7 +35,7 @@ def _main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    load.add_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--prompt", action="append", help="repeatable")
     parser.add_argument("--max_tokens", type=int, default=default.max_tokens)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli.export import add_unproved
+    from t5x_llm.cli.arguments import add_unproved
     from t5x_llm.hf.convert import STORED, convert
     from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
 

@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli import load
-    from t5x_llm.cli.export import add_unproved
+    from t5x_llm.cli.arguments import add_unproved
     from t5x_llm.hf.convert import STORED
     from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
     from t5x_llm.hf.merge import METHODS, merge
+    from t5x_llm.run import load
 
     parser = argparse.ArgumentParser(
         prog="t5x-llm merge",
@@ -67,13 +67,13 @@ def _main(argv: Sequence[str]) -> None:
 
 def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
     from t5x_llm.checkpoint import Checkpointer
-    from t5x_llm.cli.run import load_saved
     from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.paths import as_path
     from t5x_llm.data.catalog import open_stores
     from t5x_llm.hf.convert import STORED
     from t5x_llm.hf.export import export_hf
     from t5x_llm.hf.merge import averaged, check_weights
+    from t5x_llm.run.config import load_saved
 
     run, _ = load_saved(path)
     run.check_exportable("There is no form of it that other programs read.")

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
-from t5x_llm.cli.train import gin_parser
 from t5x_llm.config import parse_flags
 
 DESCRIPTION = """Compile the train step of a run for a described TPU slice, on this CPU.
@@ -47,11 +47,11 @@ def _main(argv: Sequence[str]) -> None:
         # The described devices are the only TPU; this machine's own are not asked.
         os.environ["JAX_PLATFORMS"] = "cpu"
 
-    from t5x_llm.cli.precision import no_faster_on
-    from t5x_llm.cli.run import load_run
     from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.slices import Slice
     from t5x_llm.plan.gpus import Cluster, parse_machine
+    from t5x_llm.run.config import load_run
+    from t5x_llm.run.precision import no_faster_on
 
     machine = None if args.slice == "here" else parse_machine("--slice", args.slice)
     if isinstance(machine, Cluster) and args.slices > 1:
@@ -81,8 +81,8 @@ def check(args: Any) -> None:
 
 def _planned(run: Any, machine: Any, args: Any) -> tuple[Any, Any]:
     """Compiled where there is a compiler, reckoned for GPUs."""
-    from t5x_llm.cli.planning import compile_run, reckon_run
     from t5x_llm.plan.gpus import Cluster
+    from t5x_llm.plan.of_run import compile_run, reckon_run
 
     if isinstance(machine, Cluster):
         return reckon_run(run, machine, args.slices, args.tokens, args.price)
@@ -99,8 +99,8 @@ def _planned(run: Any, machine: Any, args: Any) -> tuple[Any, Any]:
 
 
 def _report(run: Any, plan: Any, work: Any, machine: Any, args: Any) -> None:
-    from t5x_llm.cli.search import remedies
     from t5x_llm.plan.report import figures, text
+    from t5x_llm.plan.search import remedies
 
     if args.json:
         print(json.dumps(figures(plan, work), indent=1))
@@ -111,9 +111,9 @@ def _report(run: Any, plan: Any, work: Any, machine: Any, args: Any) -> None:
 
 
 def _search(run: Any, machine: Any, args: Any) -> None:
-    from t5x_llm.cli.search import bindings, candidates, reckoned, search, table
     from t5x_llm.plan.gpus import Cluster
     from t5x_llm.plan.report import figures
+    from t5x_llm.plan.search import bindings, candidates, reckoned, search, table
 
     found = candidates(run, machine, args.slices, args.tokens, args.price)
     if isinstance(machine, Cluster):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from typing import Any
 
+from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
-from t5x_llm.cli.train import gin_parser
 from t5x_llm.config import parse_flags
-from t5x_llm.core.errors import DataError
 
 DESCRIPTION = """Train the tokenizer if the run asks for one, and build the token store.
 
@@ -38,57 +33,11 @@ def _main(argv: Sequence[str]) -> None:
     )
     args = parser.parse_args(flags.rest)
 
-    from t5x_llm.cli.run import load_run
     from t5x_llm.data.prepare import prepare
+    from t5x_llm.run.config import load_run
 
     run, _ = load_run(flags)
     prepare(run.data, force=args.force, process_index=args.process_index)
-
-
-def prepare_in_subprocess(run: Any, operative_config: str, process_index: int = 0) -> None:
-    """Runs ``t5x-llm prepare``, which does nothing where the stores are those of the inputs.
-
-    A process of its own, since building imports TensorFlow and seqio, and training must not pay
-    for them in time and memory. Where there is a store but none of its inputs (a pod that was
-    given the store alone), the store is taken as it is. Of several processes of a run each calls
-    this: those that share a directory wait for the one that builds.
-    """
-    if _inputs_are_elsewhere(run.data):
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        path = os.path.join(scratch, "run.gin")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(operative_config)
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "t5x_llm.cli.prepare", f"--gin_file={path}"]
-        command.append(f"--process_index={process_index}")
-        out = subprocess.DEVNULL if process_index else None  # one of them tells
-        done = subprocess.run(command, env=environment, stdout=out, check=False)
-    if done.returncode == 2:  # a mistake of the user's; the message is printed
-        sys.exit(2)
-    if done.returncode:
-        raise DataError(f"Preparing the data ended with status {done.returncode}; see above.")
-
-
-def _inputs_are_elsewhere(data: Any) -> bool:
-    from t5x_llm.data.catalog import open_stores
-    from t5x_llm.data.reading import find_files
-
-    if data.mixture is None:
-        return False
-    for source in data.mixture.sources:
-        if source.kind == "tfds":
-            return False
-        try:
-            find_files(source)
-        except DataError:
-            continue
-        return False
-    try:
-        open_stores(data)
-    except DataError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

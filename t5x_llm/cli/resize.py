@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli.export import add_unproved
+    from t5x_llm.cli.arguments import add_unproved
     from t5x_llm.hf.export import MAX_SHARD_BYTES
     from t5x_llm.hf.resize import resize
     from t5x_llm.models.vocabulary import HOW, Growth

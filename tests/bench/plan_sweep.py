@@ -5,10 +5,10 @@
 
 A small LLaMA is compiled for 16 and 32 devices under every strategy: host devices, or with
 ``--generation`` chips of a described slice, by libtpu. What the compiler says of memory is drawn
-beside what the rule tables and the shapes say (``t5x_llm/cli/memory.py``). What a 7B gives on more
-and more TPU chips with the same batch is reckoned (``t5x_llm/plan/analytic.py``) and says where a
-strategy stops paying. Results are kept in DIR, and what is there is not compiled again; nothing is
-run. Prints tables of Markdown.
+beside what the rule tables and the shapes say (``t5x_llm/plan/estimate.py``). What a 7B gives on
+more and more TPU chips with the same batch is reckoned (``t5x_llm/plan/analytic.py``) and says
+where a strategy stops paying. Results are kept in DIR, and what is there is not compiled again;
+nothing is run. Prints tables of Markdown.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def points(strategies: Sequence[str]) -> list[Point]:
 
 def run_of(recipe: str, lines: list[str], mesh: dict[str, Any]) -> Any:
     """A recipe with gin lines and another mesh."""
-    from t5x_llm.cli.run import load_run
     from t5x_llm.config import parse_flags
+    from t5x_llm.run.config import load_run
 
     flags = [f"--gin_file=configs/recipes/{recipe}.gin"]
     run = load_run(parse_flags([*flags, *(f"--gin_bindings={line}" for line in lines)]))[0]
@@ -84,12 +84,12 @@ def measure(point: Point, generation: str | None) -> dict[str, Any]:
     """What the compiler says of one point, and what arithmetic says."""
     import jax
 
-    from t5x_llm.cli.memory import estimate
-    from t5x_llm.cli.planning import step_of
     from t5x_llm.core.slices import parse_slice
     from t5x_llm.parallel import make_mesh
     from t5x_llm.plan.chips import described_devices
     from t5x_llm.plan.compile import held
+    from t5x_llm.plan.estimate import estimate
+    from t5x_llm.run.assembled import assemble
 
     width = WIDTH["tpu" if generation else "cpu"]
     lines = [
@@ -107,10 +107,10 @@ def measure(point: Point, generation: str | None) -> dict[str, Any]:
         mesh = make_mesh(run.mesh, described_devices(slice_))
     else:
         mesh = make_mesh(run.mesh, jax.devices()[: point.devices])
-    model, tx, step, arguments = step_of(run, mesh)
-    stats = step.lower(*arguments).compile().memory_analysis()
-    told = estimate(run, model, tx, mesh, run.mesh.rules())
-    inputs = held(arguments[1]) + held(arguments[2]) + 4  # and the count of steps
+    made = assemble(run, mesh)
+    stats = made.step.lower(*made.arguments).compile().memory_analysis()
+    told = estimate(made)
+    inputs = held(made.batch) + held(made.control) + 4  # and the count of steps
     return {
         **dataclasses.asdict(point),
         "state": stats.argument_size_in_bytes - inputs,
@@ -126,9 +126,9 @@ def measure(point: Point, generation: str | None) -> dict[str, Any]:
 
 def paying(chips: Sequence[int]) -> dict[str, list[float | None]]:
     """Tokens a second of a chip, by strategy, for LLaMA-2 7B with 1M tokens a step on v5p."""
-    from t5x_llm.cli.planning import reckon_run
     from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.slices import parse_slice
+    from t5x_llm.plan.of_run import reckon_run
 
     found: dict[str, list[float | None]] = {}
     for name, mesh_of in STRATEGIES.items():

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tiny
 
-from t5x_llm.cli.objective import check_ids, check_objective
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.models.families.bert import Bert
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.families.roberta import Roberta
 from t5x_llm.models.families.t5 import T5
+from t5x_llm.run.objective import check_ids, check_objective
 
 T5_GIN = """
 Run.model = @T5()

@@ -6,11 +6,11 @@ import jax
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from t5x_llm.cli.precision import describe_precision, no_faster
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.slices import GENERATIONS, generation_of
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
+from t5x_llm.run.precision import describe_precision, no_faster
 
 CHIPS = {"v4": "v4", "v5e": "v5e", "v5p": "v5p", "v6e": "v6e", "v7x": "7x"}
 

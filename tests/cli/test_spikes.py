@@ -35,12 +35,12 @@ SpikeConfig.skip_batches = 150
 POISON = """
 import sys
 import numpy as np, tensorstore as ts
-from t5x_llm.cli import assemble
-from t5x_llm.cli.run import load_run
+from t5x_llm.run.data import open_data
+from t5x_llm.run.config import load_run
 from t5x_llm.config import parse_flags
 first, count = map(int, sys.argv[1:3])
 run, _ = load_run(parse_flags(sys.argv[3:]))
-data = assemble.open_data(run)
+data = open_data(run)
 for position in range(first, first + count):
     for piece in data.stream.documents(position):
         split = data.opened.stores[piece.source].train

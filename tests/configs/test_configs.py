@@ -7,11 +7,12 @@ import jax
 import pytest
 from parameters import PARAMETERS
 
-from t5x_llm.cli.dry_run import planned_mesh
-from t5x_llm.cli.run import check_fits, load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.config.parse import parse
 from t5x_llm.parallel import dump_shardings
+from t5x_llm.plan.describe import planned_mesh
+from t5x_llm.run.checks import check_fits
+from t5x_llm.run.config import load_run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPE = CONFIGS / "recipes" / "quickstart.gin"

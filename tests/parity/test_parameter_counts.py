@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from t5x_llm.cli.run import load_run  # noqa: E402
 from t5x_llm.config import parse_flags  # noqa: E402
+from t5x_llm.run.config import load_run  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARAMETERS = runpy.run_path(ROOT / "tests" / "configs" / "parameters.py")["PARAMETERS"]

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from t5x_llm.checkpoint import CheckpointConfig
-from t5x_llm.cli.objective import check_ids, check_objective
 from t5x_llm.config import Flags, Resolved, load, parse_flags, register
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
@@ -17,13 +16,13 @@ from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
-from t5x_llm.models.model import Model
-from t5x_llm.models.pipelined import plan as plan_pipeline
+from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
 from t5x_llm.nn.positions import RotaryScaling
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
-from t5x_llm.parallel import MeshConfig, Pipeline, check_divisible, ways
+from t5x_llm.parallel import MeshConfig, Pipeline
+from t5x_llm.run.objective import check_objective
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
 from t5x_llm.train.spike import SpikeConfig
@@ -184,7 +183,7 @@ class Run:
 
     def build_model(self) -> Model:
         """The model, without parameters."""
-        return Model(self.decoder(), self.precision, self.remat)
+        return cached_model(self.decoder(), self.precision, self.remat)
 
     def check_exportable(self, remedy: str) -> None:
         """Raises ConfigError if the preset's config.json cannot say what this run trains."""
@@ -262,75 +261,3 @@ def load_saved(directory: str) -> tuple[Run, Resolved]:
     if not path.exists():
         raise ConfigError("run directory", str(directory), f"a directory with {OPERATIVE_CONFIG}")
     return load_run(parse_flags([f"--gin_file={path}"]))
-
-
-# Logical axes that the mesh cuts, and the fields of layers that are their sizes.
-_CUT = {"heads": "n_heads", "mlp": "d_ff", "inner": "d_inner", "experts": "n_experts"}
-
-
-def check_fits(run: Run, mesh: Any) -> None:
-    """The checks that span parts: tokenizer and model, mesh and batch, mesh and model.
-
-    Raises:
-      ConfigError: naming the field, the mesh axes and the remedy.
-    """
-    rules = run.mesh.rules()
-    model = type(run.model).__name__
-    if isinstance(run.data.tokenizer, TokenizerTraining):
-        check_tokenizer_size(run, run.data.tokenizer)
-    parts = run.loop.microbatches
-    rows = "Loop.batch_size" if parts == 1 else "Loop.batch_size / Loop.microbatches"
-    for size in run.loop.sizes:
-        check_divisible(mesh, rules, "batch", rows, size // parts)
-    check_divisible(mesh, rules, "batch", "Evaluation.batch_size", run.evaluation.batch_size)
-    check_divisible(mesh, rules, "length", "Loop.sequence_length", run.loop.sequence_length)
-    check_pipeline(run, mesh)
-    for group in run.decoder().groups:
-        for block in group.blocks:
-            for layer in block.layers:
-                for axis, name in _CUT.items():
-                    if hasattr(layer, name):
-                        field = f"{model}.{name}"
-                        check_divisible(mesh, rules, axis, field, getattr(layer, name))
-                ulysses = mesh.shape["context"] > 1 and rules.context_attention == "ulysses"
-                heads = getattr(layer, "n_heads", None)
-                if ulysses and layer.part == "attention" and heads is not None:
-                    check_divisible(mesh, rules, "scan_heads", f"{model}.n_heads", heads)
-
-
-def check_pipeline(run: Run, mesh: Any) -> None:
-    """Raises ConfigError unless the layers go into the stages, and batches into microbatches."""
-    rules = run.mesh.rules()
-    if (planned := plan_pipeline(run.decoder(), mesh, rules)) is None:
-        return
-    m, pieces = planned[0].microbatches, ways(mesh, rules, "batch")
-    parts = run.loop.microbatches
-    rows = "Loop.batch_size" if parts == 1 else "Loop.batch_size / Loop.microbatches"
-    sizes = [(rows, size // parts) for size in run.loop.sizes]
-    for field, size in [*sizes, ("Evaluation.batch_size", run.evaluation.batch_size)]:
-        if size % (m * pieces):
-            raise ConfigError(
-                field,
-                size,
-                f"a multiple of Pipeline.microbatches = {m} x the {pieces} ways in which the mesh "
-                f"cuts 'batch' = {m * pieces}",
-                f"Set {field.split(' /')[0]} to a multiple, or Pipeline.microbatches to fewer.",
-            )
-
-
-def check_tokenizer_size(run: Run, tokenizer: Any) -> None:
-    """Raises ConfigError unless the model has one row for every token, and the same special ids.
-
-    Args:
-      run: with the model.
-      tokenizer: or how it will be trained; it then has exactly the size asked for.
-    """
-    if tokenizer.vocab_size != run.model.vocab_size:
-        raise ConfigError(
-            f"{type(run.model).__name__}.vocab_size",
-            run.model.vocab_size,
-            f"the size of the tokenizer, {tokenizer.vocab_size}",
-            f"Set it to {tokenizer.vocab_size}, or give another tokenizer.",
-        )
-    if not isinstance(tokenizer, TokenizerTraining):
-        check_ids(run.model, run.data.denoising, tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any, NamedTuple
 
 from t5x_llm.core.dtypes import Policy
@@ -19,7 +18,7 @@ class Loaded(NamedTuple):
       model: computes in the run's or the given dtype.
       params: nested dict of arrays.
       tokenizer: or None where there is none.
-      run: the ``cli.run.Run`` it comes from, or None.
+      run: the ``run.config.Run`` it comes from, or None.
     """
 
     family: Any
@@ -29,17 +28,9 @@ class Loaded(NamedTuple):
     run: Any
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which model."""
-    parser.add_argument("path", help="a run directory, a Hugging Face directory or a .gguf file")
-    parser.add_argument(
-        "--step", type=int, help="checkpoint of a run; the newest sound one if none"
-    )
-
-
 def is_run(path: str) -> bool:
     """Whether a run directory is there."""
-    from t5x_llm.cli.run import OPERATIVE_CONFIG
+    from t5x_llm.run.config import OPERATIVE_CONFIG
 
     return (as_path(path) / OPERATIVE_CONFIG).exists()
 
@@ -58,7 +49,7 @@ def load(
     Raises:
       ConfigError: if nothing can be loaded from there.
     """
-    from t5x_llm.cli.run import OPERATIVE_CONFIG
+    from t5x_llm.run.config import OPERATIVE_CONFIG
 
     place = as_path(path)
     if is_run(path):
@@ -82,8 +73,8 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
 
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.checkpoint.checkpointer import abstract_on
-    from t5x_llm.cli.run import load_saved
     from t5x_llm.data.catalog import open_stores
+    from t5x_llm.run.config import load_saved
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)

@@ -1,0 +1,61 @@
+"""The record that a run begins with, and the report, export and advice it ends with."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import jax
+
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.data_plan import data_plan
+from t5x_llm.run.assembled import Assembled
+from t5x_llm.run.config import Run
+from t5x_llm.run.data import OpenData
+from t5x_llm.train.environment import environment
+from t5x_llm.train.report import write_report
+from t5x_llm.train.state import TrainState
+
+
+def facts(assembled: Assembled, data: OpenData) -> dict[str, Any]:
+    """What the record of a run begins with."""
+    mesh = assembled.placement.devices
+    budgets = data_plan(data.stream, assembled.run.loop.examples).sources
+    return {
+        "parameters": assembled.model.parameter_count()["total"],
+        "mixture": {name: budget.share for name, budget in budgets.items()},
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "environment": environment(list(mesh.devices.flat)),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def finish(run: Run, state: TrainState, data: OpenData) -> None:
+    """Exports, reports, and says what to do next."""
+    from t5x_llm.hf.export import export_hf
+
+    directory = as_path(run.directory)
+    lines = [f"Run directory: {run.directory}"]
+    lines.append(f"  report        {write_report(directory)}")
+    if run.export.enabled and jax.process_count() > 1:
+        lines.append(f"  to export     t5x-llm export {run.directory}")
+    elif run.export.enabled:
+        out = directory / "hf"
+        params = jax.device_get(state.params)
+        parity = export_hf(
+            params,
+            run.model,
+            data.opened.tokenizer,
+            out,
+            max_shard_bytes=run.export.max_shard_bytes,
+            dtype=run.export.dtype,
+        )
+        worst = max(p.max_abs for p in parity.prompts.values())
+        lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")
+    if (samples := directory / "samples.txt").exists():
+        lines.append(f"  samples       {samples}")
+    encoder = run.decoder().kind == "encoder"
+    then = f"eval {run.directory}" if encoder else f"generate {run.directory} --prompt '...'"
+    lines.append(f"Next: t5x-llm {then}")
+    print("\n".join(lines), file=sys.stderr)

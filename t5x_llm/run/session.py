@@ -1,0 +1,176 @@
+"""One run from its configuration to its end: trains, evaluates, samples, exports, reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import jax
+
+from t5x_llm import parallel
+from t5x_llm.checkpoint import Checkpointer
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.paths import as_path, check_writable, write_atomic
+from t5x_llm.run import finish
+from t5x_llm.run.assembled import Assembled, assemble
+from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
+from t5x_llm.run.compiler import options_named
+from t5x_llm.run.config import OPERATIVE_CONFIG, Run
+from t5x_llm.run.data import OpenData, open_data
+from t5x_llm.run.hooks import make_hooks
+from t5x_llm.run.precision import no_faster
+from t5x_llm.run.prepare import prepare_in_subprocess
+from t5x_llm.run.start import make_origin, resumed_step, start_message
+from t5x_llm.train import loop
+from t5x_llm.train.ahead import Ahead, keep_compiled
+from t5x_llm.train.feed import StreamFeed
+from t5x_llm.train.journal import JOURNAL, Journal
+from t5x_llm.train.recovery import Recovery
+from t5x_llm.train.signals import Preemption, exit_together
+from t5x_llm.train.step import StepFunction
+from t5x_llm.train.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """What watches over the process that trains.
+
+    Attributes:
+      journal: of the run.
+      preemption: knows whether the process was asked to leave.
+      watchdog: ends it when it hangs.
+    """
+
+    journal: Journal
+    preemption: Preemption
+    watchdog: Watchdog
+
+
+def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer:
+    """Trains, evaluates, samples, exports and reports: all that a run directory holds.
+
+    Args:
+      run: the configuration.
+      operative_config: saved with the run; alone it reproduces it.
+      resume: ``auto``, ``never`` or ``always``.
+
+    Returns:
+      The trainer as the last step left it.
+
+    Raises:
+      ConfigError: if the run directory is not what ``resume`` asks for.
+    """
+    parallel.initialize()
+    mesh = parallel.make_mesh(run.mesh)
+    check_fits(run, mesh)
+    directory = check_writable("Run.directory", run.directory)
+    keep_compiled(directory)
+    check_start_from(run)
+    found = resumed_step(run)
+    _check_resume(run, resume, found)
+    primary = jax.process_index() == 0
+    if primary:
+        _warn(run, mesh)
+    journals: list[Journal] = []  # made when there is something to train on
+
+    def report(event: str, **fields: str) -> None:
+        for journal in journals:
+            journal.write(event, 0, **fields)
+
+    def stuck(reason: str) -> None:
+        report("stuck", reason=reason)
+
+    with (
+        Preemption(run.life.grace_seconds) as preemption,
+        exit_together(lambda error: report("end", status=type(error).__name__)),
+        Watchdog(run.life.watchdog_minutes, directory, stuck) as watchdog,
+    ):
+        watchdog.heartbeat("preparation of the data")
+        prepare_in_subprocess(run, operative_config, jax.process_index())
+        data = open_data(run)
+        check_tokenizer_size(run, data.opened.tokenizer)
+        journals.append(Journal(directory / JOURNAL, primary=primary))
+        life = Life(journals[0], preemption, watchdog)
+        assembled = assemble(run, mesh, data)
+        trainer = _trained(assembled, data, found, operative_config, life)
+    if primary:
+        finish.finish(run, trainer.state, data)
+    return trainer
+
+
+def _check_resume(run: Run, resume: str, found: int | None) -> None:
+    if resume == "never" and found is not None:
+        raise ConfigError(
+            "Run.directory",
+            run.directory,
+            f"a directory without checkpoints, as --resume=never (there is step {found})",
+            "Choose another directory, or leave --resume out to continue.",
+        )
+    if resume == "always" and found is None:
+        raise ConfigError("Run.directory", run.directory, "a checkpoint, as --resume=always")
+
+
+def _warn(run: Run, mesh: jax.sharding.Mesh) -> None:
+    """Names parameters that every device holds whole, and 8-bit products that gain nothing."""
+    model = run.build_model()
+    for each in parallel.replicated_beyond(
+        *(model.logical_axes(), model.abstract_params(), mesh, run.mesh.rules()),
+        run.mesh.replication_tolerance,
+    ):
+        print(f"warning: {each}", file=sys.stderr)
+    if reason := no_faster(run.precision, jax.devices()):
+        print(f"warning: {reason}", file=sys.stderr)
+
+
+def compile_ahead(assembled: Assembled, found: int | None) -> StepFunction:
+    """The guarded step, whose compilation for the first batch begins in a thread.
+
+    Not so where the run is finished, nor where it stands somewhere on a ramp of batch sizes.
+    """
+    loop_config = assembled.run.loop
+    if found is not None and (found >= loop_config.steps or len(loop_config.sizes) > 1):
+        return assembled.step
+    state, _, control = assembled.arguments
+    return Ahead(assembled.step, state, assembled.batch_of(loop_config.sizes[0]), control)
+
+
+def _trained(
+    assembled: Assembled, data: OpenData, found: int | None, operative_config: str, life: Life
+) -> loop.Trainer:
+    """Trains to the end, from wherever the run stands."""
+    run, journal, heartbeat = assembled.run, life.journal, life.watchdog.heartbeat
+    directory, primary = as_path(run.directory), jax.process_index() == 0
+    step = compile_ahead(assembled, found)
+
+    def damaged(at: int, reason: str) -> None:
+        journal.write("damaged", at, reason=reason)
+        print(f"warning: the checkpoint of step {at} is damaged: {reason}", file=sys.stderr)
+
+    checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint, on_damage=damaged)
+    try:
+        hooks = make_hooks(
+            assembled, data, checkpointer, journal, lambda: life.preemption.requested
+        )
+        origin = make_origin(assembled, data, checkpointer)
+        recovery = Recovery(run.spike, checkpointer, hooks, journal, origin)
+        heartbeat("restore")
+        start = recovery.begin()
+        if primary:
+            write_atomic(directory / OPERATIVE_CONFIG, operative_config)
+            if message := start_message(run, start.resumed):
+                print(message, file=sys.stderr)
+        record = loop.RunRecord(directory, finish.facts(assembled, data), journal, heartbeat)
+        trainer = loop.Trainer(run.loop, start, assembled.task.measures, hooks, record)
+        feed = StreamFeed(
+            *(data.stream, run.loop.size_at, assembled.placement, run.loop.prefetch),
+            expected=assembled.batch,
+        )
+        heartbeat("compilation of the first step")
+        with options_named(run.compiler_options):
+            loop.train(trainer, step, feed, recovery.rewind)
+        return trainer
+    except KeyboardInterrupt:
+        print("The same command continues from the newest checkpoint.", file=sys.stderr)
+        raise
+    finally:
+        checkpointer.close()

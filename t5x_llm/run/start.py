@@ -1,0 +1,101 @@
+"""Where a run begins: its checkpoint, imported weights or fresh parameters."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import jax
+
+from t5x_llm.checkpoint import Checkpointer, check_compatible
+from t5x_llm.core.paths import as_path
+from t5x_llm.core.rng import named_key
+from t5x_llm.data.positions import DataState, merge_ranges
+from t5x_llm.run.assembled import Assembled
+from t5x_llm.run.checks import check_start_from
+from t5x_llm.run.config import Run
+from t5x_llm.run.data import OpenData
+from t5x_llm.train import hooks as train_hooks
+from t5x_llm.train.recovery import Origin, Restored
+from t5x_llm.train.state import init_state, state_from_params
+
+_DESCRIBED = 512  # examples of a spike whose documents are looked up
+
+
+def resumed_step(run: Run) -> int | None:
+    """The step from which the run would continue, None if it would begin.
+
+    Raises:
+      CheckpointError: if the checkpoint was made by a configuration that differs, naming fields.
+    """
+    directory = as_path(run.directory) / "checkpoints"
+    if not directory.exists():
+        return None
+    checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
+    try:
+        if (found := checkpointer.newest_meta()) is None:
+            return None
+        step, meta = found
+        where = f"The checkpoint {checkpointer.path(step)}"
+        check_compatible(meta["config"], run.shared(), where, run.checkpoint.allow_changes)
+        return step
+    finally:
+        checkpointer.close()
+
+
+def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer) -> Origin:
+    """Restores what a run begins with or goes back to, and names the documents of a spike."""
+    run, parts = assembled.run, (assembled.task, assembled.tx)
+
+    def restore(step: int | None) -> Restored:
+        if step is None:
+            fresh = DataState(skips=merge_ranges(run.loop.skips))
+            if run.start_from is not None:
+                params = imported(assembled)
+                return state_from_params(params, *parts, assembled.placement), fresh, {}
+            key = named_key(run.loop.seed, "params")
+            return init_state(*parts, key, assembled.placement), fresh, {}
+        state, meta = train_hooks.resume(checkpointer, assembled.state, run.shared(), step=step)
+        return state, DataState.from_json(meta["data"]), meta
+
+    def describe(state: DataState, first: int, count: int) -> dict[str, Any]:
+        stream = data.stream.at(state)
+        sources: collections.Counter[str] = collections.Counter()
+        documents: dict[tuple[str, int], Any] = {}
+        for position in range(first, first + min(count, _DESCRIBED)):
+            for piece in stream.documents(position):
+                sources[piece.source] += piece.stop - piece.start
+                documents.setdefault((piece.source, piece.document), piece.provenance)
+        named = [[name, p.file, p.line] for (name, _), p in documents.items()]
+        return {"examples": [first, count], "tokens_by_source": sources, "documents": named[:200]}
+
+    return Origin(restore, describe, data.stream.blend)
+
+
+def start_message(run: Run, step: int | None) -> str:
+    """Where training begins, for people; '' for a fresh run."""
+    if step is None:
+        return ""
+    if step >= run.loop.steps:
+        return f"{run.directory} is finished: step {step} of Loop.steps = {run.loop.steps} is done."
+    return f"Continuing {run.directory} from step {step}."
+
+
+def imported(assembled: Assembled) -> Any:
+    """Parameters of ``Run.start_from``, checked against the run's model.
+
+    Each goes to its devices as soon as it is read: the host never holds the model.
+    """
+    from t5x_llm.hf.import_ import import_hf
+    from t5x_llm.models.weight_map import flatten
+
+    run = assembled.run
+    check_start_from(run)
+    assert run.start_from is not None
+    shardings = flatten(assembled.placement.state.params)
+    dtypes = {path: leaf.dtype for path, leaf in flatten(assembled.model.abstract_params()).items()}
+
+    def place(path: str, array: Any) -> jax.Array:
+        return jax.device_put(array.astype(dtypes[path]), shardings[path])
+
+    return import_hf(run.start_from, place=place)[1]
