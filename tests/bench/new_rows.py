@@ -15,12 +15,12 @@ import math
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from t5x_llm.core.dtypes import Policy
-from t5x_llm.evaluate.perplexity import pieces, to_batch
+from t5x_llm.evaluate.perplexity import windows
 from t5x_llm.hf.import_ import import_model
+from t5x_llm.infer.score import score
 from t5x_llm.models.model import Model
 
 
@@ -33,17 +33,13 @@ def documents(path: str, count: int, characters: int) -> list[str]:
 def measure(imported: Any, texts: list[str], length: int) -> tuple[float, float]:
     """(nats per token, bits per byte) of texts."""
     model = Model(imported.family.decoder(), Policy(compute="float32"))
-
-    @jax.jit
-    def nats(params: Any, batch: Any) -> jax.Array:
-        return model.loss(params, batch, 0.0)[1]["nll"].sum()
-
-    total = tokens = 0.0
+    asked = []
     for text in texts:
         ids = np.asarray([imported.tokenizer.bos_id, *imported.tokenizer.encode(text)], np.int32)
-        for piece in pieces(ids, length):
-            total += float(nats(imported.params, to_batch([[piece]], 1, length)))
-            tokens += len(piece.targets)
+        asked += windows(ids, length)
+    scores = score(model, imported.params, asked, length=length)
+    total = -sum(one.total for one in scores)
+    tokens = sum(len(one.log_probs) for one in scores)
     size = sum(len(text.encode()) for text in texts)
     return total / tokens, total / math.log(2) / size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import close
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +12,14 @@ import numpy as np
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.models.model import Model
 
+# On the way to a logit of two layers of width 32: projections, keys, feed-forward, head.
+TERMS = 2 * (4 * 32 + 64 + 48) + 32
+# In bfloat16 sums are made in float32; what is rounded is each of their results.
+NARROW = 2 * 10
+
 
 def conditioned(family: Any) -> tuple[Model, Any]:
-    """A model in float32 and fresh parameters, matrices three times as wide as an init's.
+    """Returns a model in float32 and fresh parameters, matrices three times as wide as an init's.
 
     That is enough for tokens to follow from what came before them, and no score of attention is so
     large that rounding decides what is seen. T5's matrices are wide as they are.
@@ -27,11 +33,8 @@ def conditioned(family: Any) -> tuple[Model, Any]:
     return model, jax.tree_util.tree_map_with_path(wider, model.init(jax.random.key(0)))
 
 
-def allowed(log_probs: Any, dtype: Any = jnp.float32, units: float = 100) -> float:
-    """How far log-probabilities may lie apart: ``units`` of the dtype's precision at their scale.
-
-    A two-layer model of width 32 sums some hundred products of each kind on the way, whose errors
-    add up like their root; orders of summation differ with shapes, layouts and machines.
-    """
-    scale = max(1.0, np.abs(log_probs).max(initial=0.0))
-    return units * float(jnp.finfo(dtype).eps) * float(scale)
+def assert_near(actual: Any, desired: Any, dtype: Any = jnp.float32) -> None:
+    """Raises AssertionError unless log-probabilities agree up to rounding at their scale."""
+    scale = max(1.0, np.abs(desired).max(initial=0.0))
+    terms = TERMS if dtype == jnp.float32 else NARROW
+    close.assert_close(actual, desired, terms, dtype=dtype, scale=scale)

@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conditioned import allowed, conditioned
+from conditioned import assert_near, conditioned
 from test_sampler import GPT, LLAMA, Bytes, make
 
 from t5x_llm.core.errors import ConfigError
@@ -42,13 +42,11 @@ def test_log_probabilities_are_the_models_own(llama):
         for (_, sample), scored in zip(pairs, scores, strict=True):
             raw, drawn = sample.log_probs, sample.sampled_log_probs
             assert len(sample.tokens) == len(raw) == len(drawn) == 10
-            atol = allowed(scored.log_probs)
-            np.testing.assert_allclose(raw, scored.log_probs, rtol=0, atol=atol)
+            assert_near(raw, scored.log_probs)
             assert np.all(drawn <= 1e-6) and np.all(drawn == 0) == (sampling.temperature == 0)
     found = generate_ids(*llama, PROMPTS, Sampling(max_tokens=10, seed=1))
     for (sample,) in found:  # no warp: they are one
-        atol = allowed(sample.log_probs)
-        np.testing.assert_allclose(sample.log_probs, sample.sampled_log_probs, atol=atol, rtol=0)
+        assert_near(sample.sampled_log_probs, sample.log_probs)
 
 
 def test_drawn_log_probabilities_are_those_of_what_is_left(llama):
@@ -104,8 +102,7 @@ def test_an_end_token_is_the_last_and_has_its_log_probability(llama):
     both = generate_ids(*llama, PROMPTS[:2], Sampling(max_tokens=12, temperature=0), end_ids=[end])
     (cut,) = both[1]
     assert cut.tokens == free.tokens[: first + 1] and cut.finish_reason == "eos"
-    expected = free.log_probs[: first + 1]
-    np.testing.assert_allclose(cut.log_probs, expected, rtol=0, atol=allowed(expected))
+    assert_near(cut.log_probs, free.log_probs[: first + 1])
 
 
 @pytest.mark.parametrize(
@@ -126,8 +123,7 @@ def test_eight_devices_equal_one(family):
         for a, b in zip(sum(one, []), sum(eight, []), strict=True):
             assert a.tokens == b.tokens
             for name in ("log_probs", "sampled_log_probs"):
-                x, y = getattr(a, name), getattr(b, name)
-                np.testing.assert_allclose(x, y, rtol=0, atol=allowed(y))
+                assert_near(getattr(b, name), getattr(a, name))
 
 
 def test_learned_positions_bound_each_row():

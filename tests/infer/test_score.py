@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conditioned import allowed, conditioned
+from conditioned import assert_near, conditioned
 from test_sampler import GPT, LLAMA, make
 
 from t5x_llm.core.dtypes import Policy
@@ -75,7 +75,7 @@ def test_scores_are_those_of_each_request_alone(model):
     for request, got in zip(asked, found, strict=True):
         expected, best = alone(net, params, request)
         assert got.log_probs.dtype == np.float32 and got.log_probs.shape == expected.shape
-        np.testing.assert_allclose(got.log_probs, expected, rtol=0, atol=allowed(expected))
+        assert_near(got.log_probs, expected)
         np.testing.assert_array_equal(got.greedy, best == request.continuation)
         assert got.total == pytest.approx(expected.sum(), rel=1e-5, abs=1e-6)
     assert any(s.greedy.any() for s in score(net, params, [_likeliest(net, params)]))
@@ -94,8 +94,7 @@ def test_order_batch_and_neighbours_do_not_matter(model):
     found = score(net, params, asked, length=LENGTH)
     backwards = score(net, params, asked[::-1], length=LENGTH, batch_size=3)[::-1]
     for one, other in zip(found, backwards, strict=True):
-        atol = allowed(one.log_probs)
-        np.testing.assert_allclose(other.log_probs, one.log_probs, rtol=0, atol=atol)
+        assert_near(other.log_probs, one.log_probs)
 
 
 def test_eight_devices_equal_one(model):
@@ -109,8 +108,7 @@ def test_eight_devices_equal_one(model):
     one = score(net, params, asked, length=LENGTH)
     eight = score(net, placed, asked, length=LENGTH, mesh=mesh, rules=rules)
     for a, b in zip(one, eight, strict=True):
-        atol = allowed(a.log_probs)
-        np.testing.assert_allclose(b.log_probs, a.log_probs, rtol=0, atol=atol)
+        assert_near(b.log_probs, a.log_probs)
         np.testing.assert_array_equal(a.greedy, b.greedy)
 
 
@@ -119,8 +117,7 @@ def test_bfloat16_is_near():
     narrow = Model(net.config, Policy(compute="bfloat16"))
     for a, b in zip(score(net, params, requests()), score(narrow, params, requests()), strict=True):
         assert b.log_probs.dtype == np.float32
-        atol = allowed(a.log_probs, jnp.bfloat16, units=3)
-        np.testing.assert_allclose(b.log_probs, a.log_probs, rtol=0, atol=atol)
+        assert_near(b.log_probs, a.log_probs, jnp.bfloat16)
 
 
 def test_rows_hold_requests_as_segments():
