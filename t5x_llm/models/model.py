@@ -16,7 +16,7 @@ from t5x_llm.models.head import head_log_probs
 from t5x_llm.models.pipelined import microbatch_means
 from t5x_llm.nn.cache import valid_lengths
 from t5x_llm.nn.dense import Dense
-from t5x_llm.nn.linear import one_cpu
+from t5x_llm.nn.kernels import one_cpu
 from t5x_llm.nn.quantized import quantized
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.objectives.lm import cross_entropy

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
-from t5x_llm.nn.attention_kernels import Bias, attend
 from t5x_llm.nn.cache import CachedLayer, TokenCache
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.kernels import Bias, attend, keep
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.positions import AlibiConfig, RotaryConfig, alibi_bias, rotate
-from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
 KEYS = ("batch", "length", "kv_heads", "head")

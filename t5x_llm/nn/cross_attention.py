@@ -11,13 +11,12 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.attention import KEYS, QUERIES
-from t5x_llm.nn.attention_kernels import attend
 from t5x_llm.nn.block import BlockConfig
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.kernels import attend, keep
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
 

@@ -1,4 +1,4 @@
-"""Learned linear maps and embeddings; the arithmetic of a product lives in ``nn/linear.py``."""
+"""Learned linear maps and embeddings; the arithmetic of a product lives in ``nn/kernels``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_llm.nn.linear import linear
+from t5x_llm.nn.kernels import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
 from t5x_llm.parallel import constrain, padded_size

@@ -13,9 +13,9 @@ from flax import nnx
 from t5x_llm.core.errors import check_choice, check_number
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.kernels import keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.remat import keep
 from t5x_llm.parallel import constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

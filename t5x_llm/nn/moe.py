@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
-from t5x_llm.nn.dispatch import block_size, collect, exchange, grouped_product, place, spread
+from t5x_llm.nn.dispatch import collect, place, spread
+from t5x_llm.nn.kernels import block_size, exchange, grouped_product, keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
 from t5x_llm.nn.param import InitConfig, normal
-from t5x_llm.nn.remat import keep
 from t5x_llm.nn.router import Router, RouterConfig
 from t5x_llm.parallel import compute_spec, constrain, current, mesh_axes
 

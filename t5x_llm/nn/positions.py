@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
-from t5x_llm.parallel import platform
+from t5x_llm.nn.kernels import turn_whole, turns_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +142,7 @@ def rotate(x: jax.Array, tables: Tables, config: RotaryConfig) -> jax.Array:
     """
     cos, sin = (t[:, :, None, :] for t in tables)
     plain = config.dim == x.shape[-1] and not config.two_d
-    if plain and x.dtype == jnp.bfloat16 and platform() == "tpu":
+    if plain and turns_whole(x):
         return turn_whole(x, cos, sin, config.interleaved)
     turned = x[..., : config.dim].astype(jnp.float32)
     if config.two_d:
@@ -156,47 +154,6 @@ def rotate(x: jax.Array, tables: Tables, config: RotaryConfig) -> jax.Array:
     turned = turned.astype(x.dtype)
     whole = config.dim == x.shape[-1]
     return turned if whole else jnp.concatenate([turned, x[..., config.dim :]], axis=-1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def turn_whole(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:
-    """``_turn`` of bfloat16 heads as the TPU's compiler fuses it: one pass over whole heads.
-
-    The channels of a pair change places in a product with a matrix of 0, 1 and -1, which is exact;
-    halves of a head would be written to memory on their own, in float32 and half empty tiles.
-
-    Args:
-      x: [B, T, N, H] bfloat16.
-      cos: [B, T, 1, H/2] float32.
-      sin: likewise.
-      interleaved: see ``RotaryConfig``.
-    """
-    half = np.arange(x.shape[-1] // 2)
-    first, second = (2 * half, 2 * half + 1) if interleaved else (half, half + half.size)
-    change = np.zeros((x.shape[-1], x.shape[-1]), np.float32)
-    change[second, first], change[first, second] = -1, 1
-    if interleaved:
-        cos, sin = (jnp.repeat(t, 2, axis=-1) for t in (cos, sin))
-    else:
-        cos, sin = (jnp.concatenate([t, t], axis=-1) for t in (cos, sin))
-    dims = (((3,), (0,)), ((), ()))
-    changed = jax.lax.dot_general(
-        x, jnp.asarray(change, x.dtype), dims, preferred_element_type=jnp.float32
-    )
-    y = x.astype(jnp.float32) * cos + changed * sin
-    return y.astype(x.dtype)
-
-
-def _turn_whole_fwd(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> Any:
-    return turn_whole(x, cos, sin, interleaved), (cos, sin)
-
-
-def _turn_whole_bwd(interleaved: bool, tables: Tables, dy: jax.Array) -> Any:
-    cos, sin = tables
-    return turn_whole(dy, cos, -sin, interleaved), None, None
-
-
-turn_whole.defvjp(_turn_whole_fwd, _turn_whole_bwd)
 
 
 def _turn(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:

@@ -23,7 +23,8 @@ from typing import Any
 
 import jax
 
-from t5x_llm.nn.remat import PRODUCT, keep
+from t5x_llm.nn.kernels import keep
+from t5x_llm.nn.remat import PRODUCT
 from t5x_llm.parallel import constrain
 
 # ``Policy.quantized`` to the types of x and k, of dy for dx, and of dy for dk; None leaves both

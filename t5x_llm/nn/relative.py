@@ -13,7 +13,7 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.attention import Attention, AttentionConfig
-from t5x_llm.nn.attention_kernels import Bias
+from t5x_llm.nn.kernels import Bias
 from t5x_llm.nn.layer import Context
 from t5x_llm.nn.param import InitConfig, normal
 

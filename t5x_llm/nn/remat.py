@@ -1,6 +1,6 @@
 """Named remat policies: which intermediate values the backward pass finds saved.
 
-The rest is computed again. Names are those that layers give by ``keep``.
+The rest is computed again. Names are those that layers give by ``nn.kernels.keep``.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from t5x_llm.nn.linear import one_cpu
+from t5x_llm.nn.kernels import keep, keeps_bits
 
 _ATTENTION = ("query", "key", "value", "context", "log_sum", "attention_out")
 _MIXER = ("mixer_in", "mixer_gate", "mixer_out")
@@ -57,28 +55,7 @@ def _wide_dots(primitive: Any, *operands: Any, **params: Any) -> Any:
     return dots(primitive, *operands, **params)
 
 
-def keep(x: jax.Array, name: str) -> jax.Array:
-    """``x`` itself, under a name that remat policies can ask to save.
-
-    On a single CPU device bfloat16 is kept as its bits: XLA's CPU backend in jax 0.10 widens a
-    scan's whole stack of bfloat16 values to float32 to write one layer's into it.
-    """
-    if x.dtype == jnp.bfloat16 and one_cpu():
-        return _keep_bits(name, x)
-    return checkpoint_name(x, name)
-
-
 def keep_stream(x: jax.Array, remat: str) -> jax.Array:
     """The input of a layer that is computed again: saved in any case, and as its bits too."""
-    named = remat in _OFFLOADED_NAMES or (x.dtype == jnp.bfloat16 and one_cpu())
+    named = remat in _OFFLOADED_NAMES or keeps_bits(x)
     return keep(x, _STREAM) if named else x
-
-
-def _bits(name: str, x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
-    return jax.lax.bitcast_convert_type(checkpoint_name(bits, name), x.dtype)
-
-
-# Its forward rule must be written out: a policy does not look into a custom_vjp call.
-_keep_bits = jax.custom_vjp(_bits, nondiff_argnums=(0,))
-_keep_bits.defvjp(lambda name, x: (_bits(name, x), None), lambda name, _, dy: (dy,))

@@ -17,9 +17,9 @@ from flax import nnx
 
 from t5x_llm.core.errors import check_number
 from t5x_llm.nn.cache import CachedLayer, RecentCache, StateCache
-from t5x_llm.nn.chunks import scan_chunks
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.earlier import earlier
+from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.parallel import constrain

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from t5x_llm.nn.chunks import scan_chunks
+from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.parallel import compute_spec, constrain, current
 
 CHUNK = 64

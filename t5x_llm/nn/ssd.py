@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.nn.chunks import scan_chunks
+from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.parallel import constrain
 
 CHUNK = 128

@@ -14,11 +14,11 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.cache import CachedLayer, StateCache
 from t5x_llm.nn.conv import ShortConv
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.kernels import keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.mlp import ACTIVATIONS
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig, constant
-from t5x_llm.nn.remat import keep
 from t5x_llm.nn.selective_scan import selective_scan
 from t5x_llm.nn.ssd import ssd
 from t5x_llm.parallel import constrain

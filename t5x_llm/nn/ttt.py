@@ -25,9 +25,9 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.cache import CachedLayer, CacheRows, StateCache
-from t5x_llm.nn.chunks import scan_chunks
 from t5x_llm.nn.conv import ShortConv
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig, constant, normal

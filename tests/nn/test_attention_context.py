@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.nn import attention_ring
-from t5x_llm.nn.attention_kernels import attend
+from t5x_llm.nn.kernels import attend, attention_ring
 from t5x_llm.nn.positions import AlibiConfig, alibi_bias
 from t5x_llm.nn.relative import RelativeBiasConfig, relative_bias
 from t5x_llm.parallel import MeshConfig, make_mesh, use

@@ -12,9 +12,9 @@ from close import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_llm.nn import attention_cpu, attention_kernels
-from t5x_llm.nn.attention_kernels import attend
-from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
+from t5x_llm.nn.kernels import attend, attention_cpu
+from t5x_llm.nn.kernels import attention as attention_kernels
+from t5x_llm.nn.kernels.attention_tpu import splash_attend, splash_fits
 from t5x_llm.parallel import MeshConfig, make_mesh, use
 
 H = 16

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_llm.nn import linear as module
-from t5x_llm.nn.linear import linear
+from t5x_llm.nn.kernels import linear
+from t5x_llm.nn.kernels import products as module
 
 FORMS = [
     ((2, 6, 8), (8, 24), 1, "btd,df->btf"),

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.nn import dispatch
+from t5x_llm.nn.kernels import grouped
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.mlp import ACTIVATIONS, MlpConfig
 from t5x_llm.nn.moe import MoeConfig
@@ -174,9 +174,9 @@ def test_routing_equals_a_loop_over_experts(name, way):
 def pretend(platform, monkeypatch):
     """Takes the products of another platform, Pallas kernels interpreted."""
     if platform in ("gpu", "tpu"):
-        monkeypatch.setattr(dispatch, "platform", lambda: platform)
-        kernel = functools.partial(dispatch.gmm, interpret=True)
-        monkeypatch.setattr(dispatch, "gmm", kernel)
+        monkeypatch.setattr(grouped, "platform", lambda: platform)
+        kernel = functools.partial(grouped.gmm, interpret=True)
+        monkeypatch.setattr(grouped, "gmm", kernel)
 
 
 def dense_output(config, params, x, valid):

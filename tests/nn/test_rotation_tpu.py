@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_llm.nn.positions import RotaryConfig, rotary_tables, rotate, turn_whole
+from t5x_llm.nn.kernels import turn_whole
+from t5x_llm.nn.positions import RotaryConfig, rotary_tables, rotate
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -1,4 +1,4 @@
-"""What each device does in ring attention; ``nn/attention_context.py`` lays it out."""
+"""What each device does in ring attention; ``attention_context`` lays it out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.nn.attention_mask import MASKED, MAX_SCORES, Bias, visible
-from t5x_llm.nn.remat import keep
+from t5x_llm.nn.kernels.attention_mask import MASKED, MAX_SCORES, Bias, visible
+from t5x_llm.nn.kernels.saving import keep
 
 
 class Rows(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.nn import attention_cpu
-from t5x_llm.nn.attention_context import context_attend, context_layout
-from t5x_llm.nn.attention_mask import MASKED, MAX_SCORES, Bias, visible
-from t5x_llm.nn.attention_tpu import splash_attend, splash_fits
-from t5x_llm.nn.linear import one_cpu
-from t5x_llm.nn.remat import keep
+from t5x_llm.nn.kernels import attention_cpu
+from t5x_llm.nn.kernels.attention_context import context_attend, context_layout
+from t5x_llm.nn.kernels.attention_mask import MASKED, MAX_SCORES, Bias, visible
+from t5x_llm.nn.kernels.attention_tpu import splash_attend, splash_fits
+from t5x_llm.nn.kernels.products import one_cpu
+from t5x_llm.nn.kernels.saving import keep
 from t5x_llm.parallel import platform
 
 

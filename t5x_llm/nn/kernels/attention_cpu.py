@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.nn.remat import keep
+from t5x_llm.nn.kernels.saving import keep
 
 _BLOCK = 128
 _MAX_BLOCKS = 16
@@ -123,7 +123,7 @@ def _backward(static: _Static, saved: Saved, d_out: jax.Array) -> tuple[jax.Arra
     b, kv, g, t, h = q.shape
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     log_sum = log_sum[..., 0]
-    # Made row-major by the detour over a flat array; see nn/linear.py.
+    # Made row-major by the detour over a flat array; see products.py.
     k_t = jnp.swapaxes(_flat(k), 1, 2)
     k_t = jax.lax.optimization_barrier(k_t.reshape(-1)).reshape(k_t.shape)
     dq = []

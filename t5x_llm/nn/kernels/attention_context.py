@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.nn.attention_mask import Bias
-from t5x_llm.nn.attention_ring import Keys, Ring, Rows, ring
+from t5x_llm.nn.kernels.attention_mask import Bias
+from t5x_llm.nn.kernels.attention_ring import Keys, Ring, Rows, ring
 from t5x_llm.parallel import compute_spec, current, mesh_axes, per_device
 
 Attend = Callable[..., jax.Array]

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from t5x_llm.nn.attention_context import repeat_heads
+from t5x_llm.nn.kernels.attention_context import repeat_heads
 from t5x_llm.parallel import compute_spec, current, pieces
 
 _LANES = 128
