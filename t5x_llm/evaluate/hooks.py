@@ -19,7 +19,7 @@ BASELINE = "baseline.json"
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What a model could do before it was trained on.
+    """Results of a model before it was trained on.
 
     Attributes:
       limited: results over the documents of evaluations before the last.

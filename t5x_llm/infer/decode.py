@@ -58,7 +58,7 @@ class Chunk(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """What rows begin with: tokens [B, P] padded at their ends, of ``lengths`` [B]; ``limit`` [B]
+    """Beginning of rows: tokens [B, P] padded at their ends, of ``lengths`` [B]; ``limit`` [B]
     tokens at most are generated; ``done`` [B] bool marks rows that only fill the batch."""
 
     tokens: np.ndarray
@@ -71,7 +71,7 @@ class _Start(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """What the compiled loop carries: logits [B, V] of the next token; seen [B, V] bool (no column
+    """State of the compiled loop: logits [B, V] of the next token; seen [B, V] bool (no column
     without a penalty); keys [B]; count [B] tokens generated; limit [B]; done [B] bool."""
 
     cache: Any

@@ -43,14 +43,14 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """What is left at the end, without the incomplete character."""
+        """Returns what is left at the end, without the incomplete character."""
         text = self._pending().rstrip(_INCOMPLETE)
         self._start = self._done = len(self._ids)
         return text
 
 
 def first_stop(text: str, stops: Sequence[str], start: int = 0) -> int | None:
-    """Where the earliest stop string begins at or after ``start``, or None."""
+    """Returns where the earliest stop string begins at or after ``start``, or None."""
     found = [at for at in (text.find(stop, start) for stop in stops) if at >= 0]
     return min(found, default=None)
 

@@ -1,4 +1,4 @@
-"""How tokens are drawn: the settings, the draw itself, and the random key of every draw."""
+"""Drawing of tokens: the settings, the draw itself, and the random key of every draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from t5x_llm.infer import warp
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. The warps apply in the order of transformers' generate.
+    """Settings of how completions are drawn; warps apply in the order of transformers' generate.
 
     Attributes:
       max_tokens: longest completion.
@@ -128,7 +128,7 @@ def _log_prob(logits: jax.Array, token: jax.Array) -> jax.Array:
 
 
 class Seeds(NamedTuple):
-    """What the random keys of a batch's rows are folded from.
+    """Numbers that the random keys of a batch's rows are folded from.
 
     Attributes:
       seed: [2] uint32, data of the key of ``Sampling.seed``.

@@ -77,12 +77,12 @@ class BytePatchesConfig:
 
     @property
     def n_layers(self) -> int:
-        """Of both levels."""
+        """Layers of both levels."""
         return sum(group.n_layers for group in (*self.patches, *self.groups))
 
     @property
     def attention_width(self) -> int:
-        """As a decoder's: the patch level has 1/P of the queries and of the keys."""
+        """Width as of a decoder: the patch level has 1/P of the queries and of the keys."""
         width = sum(getattr(b.mixer, "width", 0) * g.repeat for g in self.patches for b in g.blocks)
         return round(width / self.patch_size**2)
 
@@ -290,7 +290,7 @@ class BytePatches(nnx.Module):
         return jnp.take_along_axis(features, index[..., None], axis=1), after, aux
 
     def output_head(self, dtype: jnp.dtype) -> Head:
-        """What turns hidden states into logits."""
+        """Returns what turns hidden states into logits."""
         return Head(self.embed.weights(dtype), True, None, None, None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -186,7 +186,7 @@ class Decoder(nnx.Module):
     def layers(
         self, x: jax.Array, context: Context, cache: dict[str, Any] | None, remat: str
     ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
-        """What the first layer reads to what ``__call__`` returns."""
+        """Runs the layers: what the first one reads to what ``__call__`` returns."""
         if cache is None:
             if (staged := planned(self.config)) is not None:
                 x, aux = run_pipeline(self.group_0, x, context, remat, *staged)
@@ -206,7 +206,7 @@ class Decoder(nnx.Module):
         block_positions: jax.Array | None = None,
         first: jax.Array | int = 0,
     ) -> Context:
-        """What the layers know of the tokens besides x, without a cache."""
+        """Returns what the layers know of the tokens besides x, without a cache."""
         rotary = {
             config: rotary_tables(config, positions, block_positions)
             for config in self.config.rotaries
@@ -239,7 +239,7 @@ class Decoder(nnx.Module):
         noise: jax.Array | None = None,
         embed_gradient: jax.Array | None = None,
     ) -> jax.Array:
-        """What the first layer reads: [B, T, D]."""
+        """Returns what the first layer reads: [B, T, D]."""
         config = self.config
         x = self.looked_up(tokens, dtype)
         share = config.embed_gradient if embed_gradient is None else embed_gradient
@@ -262,7 +262,7 @@ class Decoder(nnx.Module):
         return constrain(x, RESIDUAL)
 
     def output_head(self, dtype: jnp.dtype) -> Head:
-        """What turns hidden states into logits."""
+        """Returns what turns hidden states into logits."""
         config = self.config
         # A soft cap would let the rows of padding in.
         if config.tied and config.logit_softcap is None:

@@ -18,7 +18,7 @@ from t5x_llm.nn.norm import Norm, NormConfig
 
 @dataclasses.dataclass(frozen=True)
 class TransformConfig:
-    """What stands between the last layer and the head (BERT, arXiv 1810.04805): norm(f(Wx + b)).
+    """Layer between the last block and the head (BERT, arXiv 1810.04805): norm(f(Wx + b)).
 
     Attributes:
       activation: one of ``nn.mlp.ACTIVATIONS``.
@@ -100,7 +100,7 @@ class Encoder(Decoder):
         )  # fmt: skip
 
     def looked_up(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """With the row of the one token type."""
+        """Returns the rows, with that of the one token type added."""
         x = super().looked_up(tokens, dtype)
         return x + self.type_embed.weights(dtype)[0] if self.config.token_types else x
 

@@ -1,4 +1,4 @@
-"""What a family is: sizes that know their decoder, their config.json and their weights.
+"""Families: sizes that know their decoder, their config.json and their weights.
 
 A family lists which field of config.json is which of its own, once; reading and writing follow.
 """

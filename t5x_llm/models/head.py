@@ -1,4 +1,4 @@
-"""From hidden states to logits."""
+"""Head: from hidden states to logits and log-probabilities."""
 
 from __future__ import annotations
 

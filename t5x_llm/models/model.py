@@ -28,7 +28,7 @@ Params = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What the loss knows of training besides the batch.
+    """Facts of training that the loss knows besides the batch.
 
     Attributes:
       key: random key of the step, for NEFTune's noise.

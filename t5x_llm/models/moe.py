@@ -1,4 +1,4 @@
-"""What families with experts share: the config of the layer, and entries of its tensors."""
+"""Common parts of families with experts: the config of the layer, entries of its tensors."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _ROWS = ("positions", "segment_ids", "starts", "prefix")  # of Context: [B, T]
 
 
 def plan(config: Any, mesh: Any, rules: Any) -> tuple[PipelineSchedule, StageLayout] | None:
-    """What the stages of a mesh do for a model, and hold of it; None without stages.
+    """Returns what the stages of a mesh do for a model, and hold of it; None without stages.
 
     Args:
       config: of the model.
@@ -198,7 +198,7 @@ def _fed(schedule: PipelineSchedule) -> np.ndarray:
 
 
 def _joined(auxes: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """By block and name [m, units] to by name [m, layers], ordered as without a pipeline."""
+    """Turns scalars by block and name [m, units] to by name [m, layers], ordered as unstaged."""
     names = {name for aux in auxes.values() for name in aux}
     return {
         name: jnp.concatenate([aux[name] for aux in auxes.values() if name in aux], axis=1)

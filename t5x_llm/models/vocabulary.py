@@ -20,7 +20,7 @@ HOW = ("mean", "subpieces", "noise", "random")
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """How new rows begin.
+    """Init of new rows.
 
     Attributes:
       how: 'mean' of the old rows; of the 'subpieces' where they are given; 'noise' about the mean;

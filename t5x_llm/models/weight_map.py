@@ -318,7 +318,7 @@ def _stack(match: re.Match[str]) -> tuple[str, int, int]:
 
 
 def _layers(flat: Mapping[str, Any]) -> dict[tuple[str, int, int], range]:
-    """What ``_stack`` gives, to the layer numbers stacked there, in order of repeats."""
+    """Maps what ``_stack`` gives to the layer numbers stacked there, in order of repeats."""
     repeats: dict[tuple[str, int, int], int] = {}
     for path, leaf in flat.items():
         if match := _BLOCK.match(path):
@@ -335,7 +335,7 @@ def _layers(flat: Mapping[str, Any]) -> dict[tuple[str, int, int], range]:
 
 
 def stacked(path: str) -> bool:
-    """Whether a parameter carries a leading axis of its group's repeats."""
+    """Returns whether a parameter carries a leading axis of its group's repeats."""
     return _BLOCK.match(path) is not None
 
 

@@ -186,7 +186,7 @@ class Attention(CachedLayer):
         return (q, k, keep(constrain(v, KEYS), "value")), state
 
     def bias(self, context: Context) -> Bias | None:
-        """What is added to the logits by position."""
+        """Returns what is added to the logits by position."""
         if self.config.alibi is None:
             return None
         return functools.partial(alibi_bias, self.config.alibi, n_heads=self.config.n_heads)

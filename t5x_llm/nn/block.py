@@ -24,7 +24,7 @@ PARALLEL = ("no", "one_norm", "two_norms")
 
 @dataclasses.dataclass(frozen=True)
 class ResidualConfig:
-    """How a layer's output joins the residual stream: post(skip_scale * skip + out(f(pre(x)))).
+    """Way a layer's output joins the residual stream: post(skip_scale * skip + out(f(pre(x)))).
 
     Attributes:
       pre: norm of the layer's input, or None.
@@ -197,7 +197,7 @@ class Group(CachedLayer):
         return x, new, join_aux(auxes.values())
 
     def parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """By name of the block, its structure and its stacked parameters."""
+        """Returns by block its structure, and by block its stacked parameters."""
         names = [f"block_{i}" for i in range(len(self.config.blocks))]
         split = {name: nnx.split(getattr(self, name)) for name in names}
         return {n: graphdef for n, (graphdef, _) in split.items()}, {

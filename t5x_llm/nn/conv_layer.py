@@ -72,5 +72,5 @@ class ConvBlockConfig(BlockConfig):
 
     @property
     def layers(self) -> tuple[LayerConfig, ...]:
-        """In the order that they run."""
+        """The layers in the order that they run."""
         return (self.conv, *super().layers)

@@ -123,6 +123,6 @@ class CrossBlockConfig(BlockConfig):
 
     @property
     def layers(self) -> tuple[LayerConfig, ...]:
-        """In the order that they run."""
+        """The layers in the order that they run."""
         mixer, *after = super().layers
         return (mixer, self.cross, *after)

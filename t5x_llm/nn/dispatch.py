@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 class Places(NamedTuple):
-    """Where choices lie in the buffer.
+    """Places of choices in the buffer.
 
     Attributes:
       slot: [M, k] int32, the row of a token's choice; the number of rows where it has none.

@@ -72,11 +72,11 @@ class LatentAttentionConfig:
 
     @property
     def width(self) -> int:
-        """What each pair of tokens costs in FLOPs is proportional to it: N * mean of head sizes."""
+        """N * mean of head sizes: what each pair of tokens costs in FLOPs is proportional to it."""
         return self.n_heads * (self.head_dim + self.value_dim) // 2
 
     def absorbs(self, queries: int) -> bool:
-        """Whether so many new tokens cost less against compressed keys than expanding these."""
+        """Returns whether so many new tokens cost less against compressed keys than expanded."""
         per_pair = 2 * self.kv_rank + self.rotary.dim - self.head_dim - self.value_dim
         return queries * per_pair < self.kv_rank * (self.nope_dim + self.value_dim)
 

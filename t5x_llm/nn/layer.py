@@ -1,4 +1,4 @@
-"""What the parts of a block have in common: the protocol of a layer, and what a pass shares.
+"""Protocol of the parts of a block, and the context that all layers of a pass share.
 
 A block is made of sequence mixers (attention, a recurrence) and feed-forward layers. Each is built
 by its frozen config, so a block needs no list of kinds.
@@ -22,7 +22,7 @@ Aux = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every layer of one forward pass shares.
+    """Facts that every layer of one forward pass shares.
 
     Attributes:
       positions: [B, T] int32, restarting at each segment.
@@ -62,7 +62,7 @@ class Context:
 
 
 def starts_of(segment_ids: jax.Array, before: jax.Array | None = None) -> jax.Array:
-    """Where tokens do not continue the token before them: bool [B, T].
+    """Returns where tokens do not continue the token before them: bool [B, T].
 
     Args:
       segment_ids: [B, T] int32.

@@ -172,7 +172,7 @@ def _weigh(choices: jax.Array, weights: jax.Array, dtype: jnp.dtype) -> jax.Arra
 def _local(
     config: MoeConfig, x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: Kernels
 ) -> jax.Array:
-    """What the given experts add to tokens of one device; ids beyond them add nothing."""
+    """Returns what the given experts add to tokens of one device; ids beyond them add nothing."""
     n_experts = kernels["up"].shape[0]
     k = config.router.top_k
     ids = experts.reshape(-1, k)
@@ -189,7 +189,7 @@ def _local(
 
 
 class Route(NamedTuple):
-    """Where choices go.
+    """Destinations of choices.
 
     Attributes:
       axes: of the mesh, along which they travel.

@@ -14,7 +14,7 @@ from t5x_llm.core.errors import check_number
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """How fresh weights are drawn: normal everywhere, zeros for biases, ones for norm scales.
+    """Init of fresh weights: normal everywhere, zeros for biases, ones for norm scales.
 
     Attributes:
       kernel_std: standard deviation of kernels; None means 1/sqrt(fan in) (PaLM, arXiv

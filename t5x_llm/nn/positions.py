@@ -15,7 +15,7 @@ from t5x_llm.nn.kernels import turn_whole, turns_whole
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
-    """How rotary frequencies are stretched for contexts longer than the pretrained one.
+    """Stretch of rotary frequencies for contexts longer than the pretrained one.
 
     Attributes:
       kind: 'linear' (arXiv 2306.15595), 'llama3' (arXiv 2407.21783, section 3.4.1, as released) or

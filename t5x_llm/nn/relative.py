@@ -130,6 +130,6 @@ class RelativeAttention(Attention):
     config: RelativeAttentionConfig
 
     def bias(self, context: Context) -> Bias:
-        """By the stack's table."""
+        """Returns the biases of the stack's table."""
         config = self.config.relative
         return functools.partial(relative_bias, config=config, table=context.relative[config])

@@ -79,7 +79,7 @@ def selective_scan(
 
 
 def _decay(a: jax.Array, dt: jax.Array, start: jax.Array) -> jax.Array:
-    """What is left of the state [B, R, I] after a step [B, I]; nothing where a segment starts."""
+    """Returns the share of the state [B, R, I] left by a step [B, I]; 0 where a segment starts."""
     return jnp.where(start[:, None, None], 0.0, jnp.exp(dt[:, None] * a))
 
 

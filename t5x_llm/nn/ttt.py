@@ -105,7 +105,7 @@ class Learner(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """What the inner loop takes from the layer's parameters, float32.
+    """Parameters of the layer that the inner loop reads, float32.
 
     Attributes:
       weight: [N, H, H] that segments begin with.
@@ -132,7 +132,7 @@ def _normed(z: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
 
 
 def _gradient(inner: Inner, z: jax.Array, target: jax.Array) -> jax.Array:
-    """Of |LN(z) - target|^2 / 2 by z, [B, C, N, H]."""
+    """Returns the gradient of |LN(z) - target|^2 / 2 by z, [B, C, N, H]."""
     normed, inverse = _normed(z, inner.eps)
     dy = (normed * inner.scale + inner.shift - target) * inner.scale
     along = normed * jnp.mean(dy * normed, axis=-1, keepdims=True)
@@ -149,7 +149,7 @@ def _fresh(x: jax.Array, inner: Inner) -> jax.Array:
 
 
 def _chunk(inner: Inner, state: Learner, xs: tuple[jax.Array, ...]) -> tuple[Learner, jax.Array]:
-    """At most K tokens: (state after them, outputs [B, C, N, H])."""
+    """Runs at most K tokens: (state after them, outputs [B, C, N, H])."""
     q, k, v, rate, place, starts, *valid = xs
     count = jnp.arange(place.shape[1])
     segment = jnp.cumsum(starts, axis=1)

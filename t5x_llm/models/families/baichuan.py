@@ -45,17 +45,17 @@ class Baichuan(LlamaLike):
     READ = LlamaLike.READ | {"model_max_length", "max_position_embeddings", "normalized_head"}
 
     def attention(self) -> AttentionConfig:
-        """With ALiBi or rotation."""
+        """Returns the attention with ALiBi or rotation."""
         attention, alibi = super().attention(), AlibiConfig(1.0, 8.0, rounded=False)
         return changed(attention, rotary=None, alibi=alibi) if self.alibi else attention
 
     def decoder(self) -> DecoderConfig:
-        """With the head's rows normalised or not."""
+        """Returns the decoder, the head's rows normalised or not."""
         return changed(super().decoder(), normalized_head=self.normalized_head)
 
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Which of the four models it is."""
+        """Returns which of the four models it is."""
         alibi = "max_position_embeddings" not in config and "model_max_length" in config
         length = config.get("max_position_embeddings", config.get("model_max_length", 4096))
         second = config["vocab_size"] == _BAICHUAN2_VOCAB
@@ -66,7 +66,7 @@ class Baichuan(LlamaLike):
         }
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         fields = super().write_hf()
         for name in ("num_key_value_heads", "head_dim"):
             fields.pop(name, None)

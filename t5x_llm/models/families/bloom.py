@@ -63,7 +63,7 @@ class Bloom(GptLike):
     }
 
     def attention(self) -> AttentionConfig:
-        """With ALiBi."""
+        """Returns the attention with ALiBi."""
         return changed(super().attention(), alibi=AlibiConfig(1.0, 8.0, rounded=False))
 
     def block(self) -> BlockConfig:
@@ -72,5 +72,5 @@ class Bloom(GptLike):
         return changed(block, residual=changed(block.residual, skip_normed=self.skip_normed))
 
     def decoder(self) -> DecoderConfig:
-        """With a norm after the embedding."""
+        """Returns the decoder with a norm after the embedding."""
         return changed(super().decoder(), embed_norm=self.norm())

@@ -98,7 +98,7 @@ class Dbrx(LlamaLike):
         }
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         inner: dict[str, Any] = {"hidden_size": self.d_model, "ffn_hidden_size": self.d_ff}
         inner |= {"moe_num_experts": self.n_experts, "moe_top_k": self.top_k}
         inner |= {"moe_normalize_expert_weights": self.normalise, "ffn_act_fn": {"name": "silu"}}

@@ -92,7 +92,7 @@ class DeepseekV2(LlamaLike):
 
     @property
     def query_dim(self) -> int:
-        """Of a query or key, both parts."""
+        """Size of a query or key, both parts."""
         return self.nope_dim + self.rope_dim
 
     def limit(self, score: str) -> GroupLimitConfig | None:
@@ -167,7 +167,7 @@ class DeepseekV2(LlamaLike):
     METHOD = "greedy"
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         rope = write_rope(self.rope_theta, self.rope_scaling)
         if self.yarn_mscale != 1.0 and self.rope_scaling is not None:
             import math
@@ -265,6 +265,6 @@ class DeepseekV3(DeepseekV2):
         return super().write_hf() | {"topk_method": "noaux_tc"}
 
     def feed_forward_entries(self, hf: str, ours: str) -> list[Entry]:
-        """With the correction."""
+        """Returns the entries, with that of the correction."""
         correction = f"{hf}gate.e_score_correction_bias", f"{ours}router.correction"
         return [*super().feed_forward_entries(hf, ours), Entry(*correction, "E", "E")]

@@ -86,7 +86,7 @@ class Falcon(GptLike):
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def attention(self) -> AttentionConfig:
-        """With rotation, or ALiBi added to logits before they are scaled."""
+        """Returns the attention with rotation, or ALiBi added to logits before they are scaled."""
         bias, base = self.bias, super().attention()
         base = changed(base, n_kv_heads=self.kv_heads, qkv_bias=bias, out_bias=bias)
         if self.alibi:
@@ -96,7 +96,7 @@ class Falcon(GptLike):
         return changed(base, rotary=rotary)
 
     def feed_forward(self) -> MlpConfig:
-        """With biases or without."""
+        """Returns the layer with biases or without."""
         return changed(super().feed_forward(), bias=self.bias)
 
     def block(self) -> BlockConfig:
@@ -128,7 +128,7 @@ class Falcon(GptLike):
         return super().read_hf(config) | fields | {"rope_theta": theta, "rope_scaling": scaling}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         old = self.parallel != "two_norms" and self.kv_heads in (1, self.n_heads)
         norms = 2 if self.parallel == "two_norms" else 1
         fields: dict[str, Any] = {

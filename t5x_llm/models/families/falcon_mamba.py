@@ -26,6 +26,6 @@ class FalconMamba(Mamba):
     IGNORED = Mamba.IGNORED | {"use_falcon_mambapy"}
 
     def mixer(self) -> SelectiveConfig:
-        """With its norms."""
+        """Returns the mixer with its norms."""
         norm = NormConfig("rms", self.mixer_norm_eps, bias=False, scale="none")
         return changed(super().mixer(), norm=norm)

@@ -110,7 +110,7 @@ class Gemma2(Gemma):
         return self.layer_types or alternating
 
     def attention(self) -> AttentionConfig:
-        """With a scale of its own and capped logits."""
+        """Returns the attention with a scale of its own and capped logits."""
         return changed(
             super().attention(), scale=self.query_scale**-0.5, softcap=self.attention_softcap
         )
@@ -127,7 +127,7 @@ class Gemma2(Gemma):
         return grouped(self.types, block)
 
     def decoder(self) -> DecoderConfig:
-        """With capped logits."""
+        """Returns the decoder with capped logits."""
         return changed(super().decoder(), logit_softcap=self.logit_softcap)
 
     @classmethod
@@ -140,7 +140,7 @@ class Gemma2(Gemma):
         }
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         return super().write_hf() | {
             "layer_types": list(self.types),
             "attn_logit_softcapping": self.attention_softcap,

@@ -50,7 +50,7 @@ class Glm(LlamaLike):
     READ = LlamaLike.READ | {"partial_rotary_factor"}
 
     def attention(self) -> AttentionConfig:
-        """With its own rotation."""
+        """Returns the attention with its own rotation."""
         dim = int(self.head_size * self.rotary_fraction)
         rotary = RotaryConfig(self.rope_theta, dim, True, self.rope_scaling, two_d=False)
         return changed(super().attention(), rotary=rotary, qkv_bias=self.qkv_bias)
@@ -64,7 +64,7 @@ class Glm(LlamaLike):
         return super().read_hf(config) | {"rotary_fraction": fraction}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         fraction = self.rotary_fraction
         rope = write_rope(self.rope_theta, self.rope_scaling, partial_rotary_factor=fraction)
         return super().write_hf() | rope | {"partial_rotary_factor": fraction}
@@ -142,7 +142,7 @@ class ChatGLM(Glm):
         }
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         return {
             "multi_query_attention": True,
             "multi_query_group_num": self.kv_heads,
@@ -200,7 +200,7 @@ class ChatGLM1(LlamaLike):
         return NormConfig("layer", self.norm_eps, bias=True, scale="ones")
 
     def attention(self) -> AttentionConfig:
-        """With biases, rotated in two dimensions."""
+        """Returns the attention with biases, rotated in two dimensions."""
         rotary = RotaryConfig(self.rope_theta, self.head_size, False, None, two_d=True)
         return changed(super().attention(), rotary=rotary, qkv_bias=True, out_bias=True)
 

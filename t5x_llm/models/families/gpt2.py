@@ -55,7 +55,7 @@ class GPT2(GptLike):
         return super().write_hf() | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
     def decoder(self) -> DecoderConfig:
-        """With learned positions."""
+        """Returns the decoder with learned positions."""
         scale = 1 / math.sqrt(2 * self.n_layers)
         init = InitConfig(self.init_std, self.init_std, scale, 1.0)
         return changed(super().decoder(), learned_positions=self.max_length, init=init)

@@ -1,4 +1,4 @@
-"""What GPT-2 and those after it share: LayerNorm, multi-head attention, a plain feed-forward layer.
+"""Base of GPT-2 and its kin: LayerNorm, multi-head attention, a plain feed-forward layer.
 
 A family of this kind says what it has elsewhere and what its tensors are called.
 """
@@ -132,7 +132,7 @@ class GptLike(Family):
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
-        """Also by the other names of fields."""
+        """Reads the other names of fields too."""
         named: dict[str, Any] = {}
         for name, value in config.items():
             own = cls.ALIASES.get(name, name)
@@ -151,7 +151,7 @@ class GptLike(Family):
         return {"activation": ACTIVATIONS[name]}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads; of names for the same function, the family's own."""
+        """Returns the fields that ``read_hf`` reads, by the family's own names of functions."""
         if self.ACTIVATION is None:
             return {}
         field, default = self.ACTIVATION
@@ -163,7 +163,7 @@ class GptLike(Family):
         return [entry for path, hf in self.NAMES.items() for entry in self.entries(hf, path)]
 
     def entries(self, hf: str, path: str) -> list[Entry]:
-        """Of the part of ours at ``path``."""
+        """Returns the entries of the part of ours at ``path``."""
         ours = f"group_{{group}}.block_{{block}}.{path}" if "{layer}" in hf else path
         part = path.rpartition(".")[2]
         if part.endswith("norm"):

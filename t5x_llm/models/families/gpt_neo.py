@@ -80,7 +80,7 @@ class GPTNeo(GptLike):
         return self.layer_types or alternating
 
     def attention(self) -> AttentionConfig:
-        """Of global layers."""
+        """Returns the attention of global layers."""
         return changed(super().attention(), qkv_bias=False, scale=1.0)
 
     def groups(self) -> tuple[GroupConfig, ...]:
@@ -93,7 +93,7 @@ class GPTNeo(GptLike):
         return grouped(self.types, block)
 
     def decoder(self) -> DecoderConfig:
-        """With learned positions."""
+        """Returns the decoder with learned positions."""
         return changed(super().decoder(), learned_positions=self.max_length)
 
     @classmethod
@@ -108,7 +108,7 @@ class GPTNeo(GptLike):
         return super().read_hf(config) | {"layer_types": tuple(types)}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         types, n = list(self.types), self.n_layers
         period = next(p for p in range(1, n + 1) if types[:p] * (n // p) == types)
         kinds = [[types[:period], n // period]]

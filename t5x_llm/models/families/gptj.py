@@ -64,5 +64,5 @@ class GPTJ(GptLike):
         return changed(super().block(), parallel="one_norm")
 
     def decoder(self) -> DecoderConfig:
-        """With a bias on the logits."""
+        """Returns the decoder with a bias on the logits."""
         return changed(super().decoder(), head_bias=True)

@@ -71,7 +71,7 @@ class Grok1(LlamaLike):
         return (GroupConfig((block,), self.n_layers),)
 
     def decoder(self) -> DecoderConfig:
-        """With scaled embeddings and logits."""
+        """Returns the decoder with scaled embeddings and logits."""
         decoder = super().decoder()
         return changed(decoder, embed_scale=self.embed_scale, logit_scale=self.logit_scale)
 

@@ -40,7 +40,7 @@ class InternLM(LlamaLike):
     FIXED = {"rotary": {"base": 10000, "type": "dynamic"}, "attn_implementation": "eager"}
 
     def attention(self) -> AttentionConfig:
-        """With its biases."""
+        """Returns the attention with its biases."""
         bias = self.attention_bias
         return changed(super().attention(), qkv_bias=bias, out_bias=bias)
 
@@ -64,7 +64,7 @@ class InternLM2(InternLM):
         return entries
 
     def attention_entries(self, hf: str, ours: str) -> list[Entry]:
-        """For each key/value head: its queries, its key, its value."""
+        """Returns for each key/value head its queries, its key and its value."""
         fused, heads = hf.replace("self_attn.", "attention.wqkv"), (self.n_heads, self.kv_heads)
         entries = [e for e in super().attention_entries(hf, ours) if "o_proj" in e.hf]
         return entries + grouped_qkv(fused, ours.removesuffix("."), heads)

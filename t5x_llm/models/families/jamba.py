@@ -160,7 +160,7 @@ class Jamba(Family):
         )
 
     def kinds(self) -> list[str]:
-        """Of each layer: its mixer and its feed-forward layer."""
+        """Returns for each layer its mixer and its feed-forward layer."""
         found = []
         for i in range(self.n_layers):
             attends = i % self.attention_period == self.attention_offset

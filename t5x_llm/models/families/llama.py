@@ -170,7 +170,7 @@ class LlamaLike(Family):
         ]
 
     def norm_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of one layer's norms."""
+        """Returns the entries of one layer's norms."""
         bias = self.norm().bias
         return [
             *norm(f"{hf}input_layernorm", f"{ours}attention_norm", bias),
@@ -178,7 +178,7 @@ class LlamaLike(Family):
         ]
 
     def attention_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of one layer's attention."""
+        """Returns the entries of one layer's attention."""
         config, entries = self.attention(), []
         for name, part, heads in (("q", "query", "N"), ("k", "key", "K"), ("v", "value", "K")):
             bias = f"({heads} H)" if config.qkv_bias else None
@@ -188,7 +188,7 @@ class LlamaLike(Family):
         return entries + dense(f"{hf}o_proj", f"{ours}out", "D (N H)", "N H D", bias)
 
     def feed_forward_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of one layer's feed-forward layer."""
+        """Returns the entries of one layer's feed-forward layer."""
         entries = []
         for part in ("gate", "up", "down"):
             bias = "O" if getattr(self.feed_forward(), "bias", False) else None
@@ -198,7 +198,7 @@ class LlamaLike(Family):
 
 @dataclasses.dataclass(frozen=True)
 class BiasedLlama(LlamaLike):
-    """With the option of biases in attention.
+    """LLaMA with the option of biases in attention.
 
     Attributes:
       attention_bias: biases on the four attention projections.
@@ -209,14 +209,14 @@ class BiasedLlama(LlamaLike):
     FIELDS = {**LlamaLike.FIELDS, "attention_bias": ("attention_bias", False)}
 
     def attention(self) -> AttentionConfig:
-        """With its biases."""
+        """Returns the attention with its biases."""
         bias = self.attention_bias
         return changed(super().attention(), qkv_bias=bias, out_bias=bias)
 
 
 @dataclasses.dataclass(frozen=True)
 class PartialLlama(LlamaLike):
-    """With a rotation of the first channels of each head only.
+    """LLaMA with a rotation of the first channels of each head only.
 
     Attributes:
       rotary_fraction: share of each head that is rotated; the default of a family is what its
@@ -238,7 +238,7 @@ class PartialLlama(LlamaLike):
         super().__post_init__()
 
     def attention(self) -> AttentionConfig:
-        """With its rotation."""
+        """Returns the attention with its rotation."""
         dim = int(self.head_size * self.rotary_fraction)
         rotary = RotaryConfig(self.rope_theta, dim, False, self.rope_scaling, two_d=False)
         return changed(super().attention(), rotary=rotary)
@@ -252,7 +252,7 @@ class PartialLlama(LlamaLike):
         return super().read_hf(config) | {"rotary_fraction": fraction}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         fraction = self.rotary_fraction
         rope = write_rope(self.rope_theta, self.rope_scaling, partial_rotary_factor=fraction)
         return super().write_hf() | rope | {"partial_rotary_factor": fraction}
@@ -274,5 +274,5 @@ class Llama(BiasedLlama):
     FIXED = {"pretraining_tp": 1}
 
     def feed_forward(self) -> LayerConfig:
-        """With its biases."""
+        """Returns the layer with its biases."""
         return changed(super().feed_forward(), bias=self.mlp_bias)

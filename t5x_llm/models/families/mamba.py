@@ -101,7 +101,7 @@ class MambaLike(Family):
         ]
 
     def mixer_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of one layer's mixer."""
+        """Returns the entries of one layer's mixer."""
         raise NotImplementedError
 
 
@@ -170,7 +170,7 @@ class Mamba(MambaLike):
         return {"d_inner": int(inner), "dt_rank": None if rank == "auto" else rank}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         mixer = self.mixer()
         return {
             "expand": mixer.d_inner // self.d_model,
@@ -179,5 +179,5 @@ class Mamba(MambaLike):
         }
 
     def mixer_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of the selective mixer."""
+        """Returns the entries of the selective mixer."""
         return selective_entries(hf, ours, self.mixer())

@@ -91,7 +91,7 @@ class Mamba2(MambaLike):
         return {"dt_limit": (low, None if high in _NO_LIMIT else high)}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads; transformers has a way of its own to write infinity."""
+        """Returns the fields that ``read_hf`` reads; infinity as transformers writes it."""
         low, high = self.dt_limit
         return {
             "expand": self.n_heads * self.head_dim // self.d_model,
@@ -99,7 +99,7 @@ class Mamba2(MambaLike):
         }
 
     def mixer_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Of the mixer: one tensor in, another of all convolutions."""
+        """Returns the entries of the mixer: one tensor in, another of all convolutions."""
         inner, shared = self.n_heads * self.head_dim, self.n_groups * self.d_state
         entries = [
             *dense(f"{hf}out_proj", f"{ours}out", "D I", "I D", "D" if self.bias else None),

@@ -79,7 +79,7 @@ class MPT(GptLike):
         }
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         inner = {"clip_qkv": self.qkv_clip, "softmax_scale": self.softmax_scale}
         return {"attn_config": {"alibi": True, **inner}}
 
@@ -99,11 +99,11 @@ class MPT(GptLike):
         )
 
     def feed_forward(self) -> MlpConfig:
-        """Without biases."""
+        """Returns the layer without biases."""
         return changed(super().feed_forward(), bias=False)
 
     def decoder(self) -> DecoderConfig:
-        """With its initialisation."""
+        """Returns the decoder with its initialisation."""
         scale = 1 / math.sqrt(2 * self.n_layers)
         init = InitConfig(self.init_std, self.init_std, scale, 1.0)
         return changed(super().decoder(), init=init, embed_gradient=self.embed_gradient)

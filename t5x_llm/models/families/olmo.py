@@ -74,7 +74,7 @@ class Olmo2(BiasedLlama):
         ]
 
     def attention_entries(self, hf: str, ours: str) -> list[Entry]:
-        """With the norms of queries and keys, one scale a channel of all heads."""
+        """Returns the entries, with norms of queries and keys, one scale a channel of all heads."""
         return [
             *super().attention_entries(hf, ours),
             *norm(f"{hf}q_norm", f"{ours}query_norm.norm", False),

@@ -81,11 +81,11 @@ class OPT(GptLike):
         return changed(super().norm(), bias=learned, scale="ones" if learned else "none")
 
     def attention(self) -> AttentionConfig:
-        """With biases or without."""
+        """Returns the attention with biases or without."""
         return changed(super().attention(), qkv_bias=self.bias, out_bias=self.bias)
 
     def feed_forward(self) -> MlpConfig:
-        """With biases or without."""
+        """Returns the layer with biases or without."""
         return changed(super().feed_forward(), bias=self.bias)
 
     def block(self) -> BlockConfig:
@@ -95,7 +95,7 @@ class OPT(GptLike):
         return block if self.norm_first else changed(block, residual=after)
 
     def decoder(self) -> DecoderConfig:
-        """With learned positions and a narrower embedding."""
+        """Returns the decoder with learned positions and a narrower embedding."""
         final = self.norm_first and not self.drop_final_norm
         return changed(
             super().decoder(),

@@ -46,7 +46,7 @@ class PaLM(LlamaLike):
         return (GroupConfig((block,), self.n_layers),)
 
     def decoder(self) -> DecoderConfig:
-        """With scaled logits, and embeddings drawn wide."""
+        """Returns the decoder with scaled logits, and embeddings drawn wide."""
         return changed(
             super().decoder(),
             logit_scale=1 / math.sqrt(self.d_model),

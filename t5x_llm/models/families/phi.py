@@ -41,7 +41,7 @@ class Phi(PartialLlama):
         return NormConfig("layer", self.norm_eps, bias=True, scale="ones")
 
     def attention(self) -> AttentionConfig:
-        """With biases."""
+        """Returns the attention with biases."""
         qk_norm = QKNormConfig(self.norm(), "head") if self.qk_norm else None
         return changed(super().attention(), qkv_bias=True, out_bias=True, qk_norm=qk_norm)
 
@@ -56,7 +56,7 @@ class Phi(PartialLlama):
         return (GroupConfig((block,), self.n_layers),)
 
     def decoder(self) -> DecoderConfig:
-        """With the head's bias."""
+        """Returns the decoder with the head's bias."""
         return changed(super().decoder(), head_bias=True)
 
     def write_hf(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Phi3(PartialLlama):
     )
 
     def attention(self) -> AttentionConfig:
-        """With its window."""
+        """Returns the attention with its window."""
         return changed(super().attention(), window=self.window)
 
     def write_hf(self) -> dict[str, Any]:

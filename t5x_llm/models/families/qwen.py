@@ -55,7 +55,7 @@ class Qwen2(LlamaLike):
         super().__post_init__()
 
     def attention(self) -> AttentionConfig:
-        """With biases on three of the four projections."""
+        """Returns the attention with biases on three of the four projections."""
         return changed(super().attention(), qkv_bias=True, out_bias=False)
 
     def groups(self) -> tuple[GroupConfig, ...]:
@@ -83,7 +83,7 @@ class Qwen2(LlamaLike):
         return fields | {"window": window, "layer_types": tuple(types)}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         return super().write_hf() | {
             "use_sliding_window": self.window is not None,
             "sliding_window": self.window,
@@ -116,7 +116,7 @@ class Qwen3(Qwen2):
         return changed(super().attention(), qkv_bias=bias, out_bias=bias, qk_norm=qk_norm)
 
     def attention_entries(self, hf: str, ours: str) -> list[Entry]:
-        """With those norms."""
+        """Returns the entries, with those norms."""
         return [
             *super().attention_entries(hf, ours),
             *norm(f"{hf}q_norm", f"{ours}query_norm.norm", False, "H"),

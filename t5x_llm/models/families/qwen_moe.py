@@ -65,7 +65,7 @@ class Qwen2Moe(Qwen2):
         )
 
     def feed_forward_entries(self, hf: str, ours: str) -> list[Entry]:
-        """With the shared expert and its gate."""
+        """Returns the entries, with the shared expert and its gate."""
         shared = [
             Entry(f"{hf}shared_expert.{part}_proj.weight", f"{ours}shared.{part}.kernel", *axes)
             for part in ("gate", "up", "down")

@@ -46,7 +46,7 @@ class StableLM(PartialLlama):
         return NormConfig("layer", self.norm_eps, bias=True, scale="ones")
 
     def attention(self) -> AttentionConfig:
-        """With its biases and norms."""
+        """Returns the attention with its biases and norms."""
         qk_norm = QKNormConfig(changed(self.norm(), bias=False), "heads") if self.qk_norm else None
         return changed(super().attention(), qkv_bias=self.qkv_bias, qk_norm=qk_norm)
 
@@ -57,7 +57,7 @@ class StableLM(PartialLlama):
         return (GroupConfig((block,), self.n_layers),)
 
     def norm_entries(self, hf: str, ours: str) -> list[Entry]:
-        """Without the second where layers are parallel."""
+        """Returns the entries, without the second norm where layers are parallel."""
         entries = super().norm_entries(hf, ours)
         return [e for e in entries if not (self.parallel and "post_attention" in e.hf)]
 

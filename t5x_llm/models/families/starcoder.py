@@ -36,7 +36,7 @@ class StarCoder(GPT2):
     }
 
     def attention(self) -> AttentionConfig:
-        """With its key/value heads."""
+        """Returns the attention with its key/value heads."""
         heads = 1 if self.multi_query else self.n_heads
         return changed(super().attention(), n_kv_heads=heads)
 
@@ -102,7 +102,7 @@ class StarCoder2(LlamaLike):
         return NormConfig("layer", self.norm_eps, bias=True, scale="ones")
 
     def attention(self) -> AttentionConfig:
-        """With biases and a window."""
+        """Returns the attention with biases and a window."""
         bias = self.bias
         return changed(super().attention(), qkv_bias=bias, out_bias=bias, window=self.window)
 

@@ -99,7 +99,7 @@ class T5(Family):
 
     @property
     def scaled(self) -> bool:
-        """Whether logits are multiplied by 1/sqrt(D)."""
+        """True if logits are multiplied by 1/sqrt(D)."""
         return self.tied if self.scale_logits is None else self.scale_logits
 
     @property
@@ -172,7 +172,7 @@ class T5(Family):
 
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Whether logits are scaled; where not, a head is expected until ``fitted``."""
+        """Reads whether logits are scaled; where not, a head is expected until ``fitted``."""
         activation, gated = FEED_FORWARDS.get(config.get("feed_forward_proj", "relu"), ("", False))
         said = {"dense_act_fn": activation.replace("_tanh", "_new"), "is_gated_act": gated}
         for name, value in said.items():
@@ -185,7 +185,7 @@ class T5(Family):
         return {"tied": tied and scaled, "scale_logits": scaled}
 
     def write_hf(self) -> dict[str, Any]:
-        """What ``read_hf`` reads."""
+        """Returns the fields that ``read_hf`` reads."""
         return {
             "num_decoder_layers": self.decoder_layers,
             "tie_word_embeddings": self.tied,
@@ -246,5 +246,5 @@ class MT5(T5):
         return super().read_hf(said)
 
     def write_hf(self) -> dict[str, Any]:
-        """Without the switch that it does not have."""
+        """Returns the fields without the switch that it does not have."""
         return {k: v for k, v in super().write_hf().items() if k != "scale_decoder_outputs"}

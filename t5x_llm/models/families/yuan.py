@@ -52,7 +52,7 @@ class Yuan(LlamaLike):
         super().__post_init__()
 
     def attention(self) -> AttentionConfig:
-        """With the filter, whose norm has an epsilon of its own."""
+        """Returns the attention with the filter, whose norm has an epsilon of its own."""
         qk_filter = LocalFilterConfig(NormConfig("rms", 1e-6, bias=False, scale="ones"))
         return changed(super().attention(), qk_filter=qk_filter)
 
@@ -62,7 +62,7 @@ class Yuan(LlamaLike):
         return {}
 
     def write_hf(self) -> dict[str, Any]:
-        """What the released code reads besides; documents are not told apart by tokens."""
+        """Returns what the released code reads besides; tokens do not tell documents apart."""
         return {
             "initializer_range": self.init_std or 0.02,
             **dict.fromkeys(("reset_attention_mask", "reset_position_ids"), False),

@@ -28,7 +28,7 @@ Attend = Callable[..., jax.Array]
 
 
 class Layout(NamedTuple):
-    """How queries [B, T, N, H] lie: the entries of their PartitionSpec."""
+    """Layout of queries [B, T, N, H]: the entries of their PartitionSpec."""
 
     batch: Any
     length: Any

@@ -25,7 +25,7 @@ Saved = tuple[jax.Array, ...]
 
 
 class _Static(NamedTuple):
-    """What is known when tracing."""
+    """Settings that are known when tracing."""
 
     scale: float
     window: int | None
@@ -42,7 +42,7 @@ class _Static(NamedTuple):
 
 
 def fits(q: jax.Array, k: jax.Array) -> bool:
-    """Whether T and S allow it: self-attention, few enough blocks to write out one by one."""
+    """Returns whether T and S allow it: self-attention, few enough blocks to write out."""
     t = q.shape[1]
     return t == k.shape[1] and (t <= _BLOCK or t % _BLOCK == 0) and t <= _BLOCK * _MAX_BLOCKS
 

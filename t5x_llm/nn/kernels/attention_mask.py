@@ -1,4 +1,4 @@
-"""Which keys a query sees, and what all forms of attention have in common."""
+"""Keys that a query sees, and what all forms of attention have in common."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def visible(
     window: int | None,
     kv_prefix: jax.Array | None = None,
 ) -> jax.Array:
-    """Which keys a query sees: bool [B, T, S]. Arguments as in ``attend``."""
+    """Returns the keys that each query sees: bool [B, T, S]. Arguments as in ``attend``."""
     seen = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (
         q_segment_ids[:, :, None] != 0
     )

@@ -1,4 +1,4 @@
-"""What each device does in ring attention; ``attention_context`` lays it out."""
+"""Part of each device in ring attention; ``attention_context`` lays it out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from t5x_llm.nn.kernels.saving import keep
 
 
 class Rows(NamedTuple):
-    """What is known of queries: [B, T] segments and positions."""
+    """Segments and positions [B, T] of queries."""
 
     segments: jax.Array
     positions: jax.Array
 
 
 class Keys(NamedTuple):
-    """What is known of keys: [B, S] segments, positions, and ``attend``'s ``kv_prefix``."""
+    """Segments and positions [B, S] of keys, and ``attend``'s ``kv_prefix``."""
 
     segments: jax.Array
     positions: jax.Array
@@ -28,7 +28,7 @@ class Keys(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """What is known when tracing.
+    """Settings that are known when tracing.
 
     Attributes:
       axes: of the mesh, along which the pieces of the sequence lie.
@@ -46,13 +46,13 @@ class Ring(NamedTuple):
     scale: float
 
     def rounds(self, length: int) -> int:
-        """How often keys are looked at, so that a window of pieces of ``length`` is seen."""
+        """Returns how often keys are looked at to see a window of pieces of ``length``."""
         if self.window is None:
             return self.size
         return min(self.size, 1 + -(-(self.window - 1) // length))
 
     def moved(self, tree: Any, by: int = 1) -> Any:
-        """What the device ``by`` places before this one has."""
+        """Returns what the device ``by`` places before this one has."""
         pairs = [(i, (i + by) % self.size) for i in range(self.size)]
         return jax.lax.ppermute(tree, self.axes, pairs)
 

@@ -14,7 +14,7 @@ _LANES = 128
 
 
 def splash_fits(q: jax.Array, k: jax.Array) -> bool:
-    """Whether the kernel takes these shapes: self-attention, rows in whole tiles of 128."""
+    """Returns whether the kernel takes these shapes: self-attention, rows in tiles of 128."""
     return q.shape[1] == k.shape[1] and q.shape[1] % _LANES == 0
 
 

@@ -42,7 +42,7 @@ def linear(x: jax.Array, kernel: jax.Array, n_inputs: int = 1) -> jax.Array:
 
 
 def one_cpu() -> bool:
-    """Whether the computation being traced is for a single CPU device."""
+    """Returns whether the computation being traced is for a single CPU device."""
     context = current()
     return platform() == "cpu" and (context is None or context.mesh.size == 1)
 
