@@ -51,7 +51,7 @@ class Glm130B(ChatGLM1):
         return MlpConfig(self.d_ff, "gelu", gated=True, bias=True)
 
     def decoder(self) -> DecoderConfig:
-        """Returns the decoder with DeepNorm's init, Xavier times (2 L)^-1/2, and shrunk gradient."""
+        """Returns the decoder with DeepNorm's init, Xavier (2 L)^-1/2, and shrunk gradient."""
         beta = (2 * self.n_layers) ** -0.5
         init = InitConfig(
             None, self.init_std or 1 / math.sqrt(self.d_model), beta * self.residual_scale, beta
