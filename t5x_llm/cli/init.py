@@ -1,0 +1,7 @@
+"""placeholder"""
+
+import argparse
+
+
+def build_parser():
+    return argparse.ArgumentParser()
