@@ -88,7 +88,7 @@ def classes_text(entries: Sequence[ClassEntry]) -> str:
         if entry.room != room:
             room = entry.room
             lines += ["", f"{room}:"]
-        summary = textwrap.shorten(entry.summary, 98 - width, placeholder=" ...")
+        summary = textwrap.shorten(entry.summary, 96 - width, placeholder=" ...")
         lines.append(f"  {entry.name:<{width}}  {summary}")
     lines += ["", "t5x-llm fields NAME lists the fields of one."]
     return "\n".join(lines[1:])
