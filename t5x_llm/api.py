@@ -91,7 +91,7 @@ def load_run(
       gin_files: in order, a later binding replaces an earlier one; a run directory stands for the
         operative config saved in it.
       bindings: ``{"Loop.steps": 10}`` or ``["Loop.steps = 10"]``, after the files. In a dict a
-        string that begins with ``@`` or ``%`` is a gin reference, such as ``"@Llama()"``.
+        string such as ``"@Llama()"`` or ``"%name"`` is a gin reference, in a tuple too.
       search_paths: further directories to look for files in.
       allow_imports: modules, besides this package's, that a gin file may import.
 

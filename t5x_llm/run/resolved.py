@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from t5x_llm.config import Flags, Resolved
-from t5x_llm.config.values import format_value
+from t5x_llm.config.values import Macro, Reference, format_value
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.run.config import OPERATIVE_CONFIG, Run, load_run
 from t5x_llm.run.load import is_run
 
+_REFERENCE = re.compile(r"@((?:[\w.]+/)*)([A-Za-z_][\w.]*)\(\)")
+_MACRO = re.compile(r"%([A-Za-z_][\w./]*)")
 Bindings = Mapping[str, object] | Sequence[str]
 
 
@@ -81,8 +84,8 @@ def binding_lines(bindings: Bindings) -> list[str]:
     """Returns bindings as gin writes them, such as ``Loop.steps = 10``.
 
     Args:
-      bindings: lines already, or values by name; of these a string that begins with ``@`` or ``%``
-        is a gin reference.
+      bindings: lines already, or values by name; in these a string such as ``"@en/Source()"`` or
+        ``"%name"`` is a gin reference.
 
     Raises:
       ConfigError: a value that gin cannot write.
@@ -93,12 +96,24 @@ def binding_lines(bindings: Bindings) -> list[str]:
         return list(bindings)
     lines = []
     for name, value in bindings.items():
-        if isinstance(value, str) and value[:1] in ("@", "%"):
-            lines.append(f"{name} = {value}")
-            continue
         try:
-            lines.append(f"{name} = {format_value(value, width=1 << 30)}")
+            lines.append(f"{name} = {format_value(_with_references(value), width=1 << 30)}")
         except ValueError as e:
             expected = "numbers, strings, booleans, None, and tuples, lists and dicts of these"
             raise ConfigError(name, value, expected) from e
     return lines
+
+
+def _with_references(value: object) -> object:
+    """Returns a value with the references that its strings write."""
+    if isinstance(value, str):
+        if found := _REFERENCE.fullmatch(value):
+            return Reference(tuple(found[1].split("/")[:-1]), found[2])
+        return Macro(found[1]) if (found := _MACRO.fullmatch(value)) else value
+    if type(value) is list:
+        return [_with_references(held) for held in value]
+    if type(value) is tuple:
+        return tuple(_with_references(held) for held in value)
+    if type(value) is dict:
+        return {key: _with_references(held) for key, held in value.items()}
+    return value

@@ -52,10 +52,12 @@ def test_the_package_and_the_api_start_without_jax():
 
 def test_bindings_are_those_of_the_command_line(here):
     flags = ["--gin_file=tiny.gin", "--gin.Loop.steps=10", "--gin.Run.directory='a b'"]
+    flags += ["--gin.Mixture.sources=(@en/Source(), @zh/Source())"]
     flags += ["--gin.Samples.prompts=('x',)", "--gin.Run.stability=@Stability()"]
     run, resolved = load_by_flags(parse_flags(flags))
     bindings = {"Loop.steps": 10, "Run.directory": "a b"}
     bindings |= {"Samples.prompts": ("x",), "Run.stability": "@Stability()"}
+    bindings |= {"Mixture.sources": ("@en/Source()", "@zh/Source()")}
     one = api.load_run("tiny.gin", bindings=bindings)
     two = api.load_run(here / "tiny.gin", bindings=[f"{f[6:]}" for f in flags[1:]])
     three = api.load_run("tiny.gin").with_bindings(bindings)

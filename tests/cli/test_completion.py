@@ -48,17 +48,28 @@ def bash(scripts, typed):
         words += [name, "=", value] if equals else [word]
     program = 'source ./bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _t5x_llm; '
     program += 'printf "%s\\n" "${COMPREPLY[@]}"; complete -p t5x-llm >/dev/null'
-    done = subprocess.run(
-        ["bash", "--norc", "-c", program, "bash", *words],
-        cwd=scripts, check=True, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+    return offered_by(scripts, "bash", "--norc", "-c", program, "bash", *words)
+
+
+def fish(scripts, typed):
+    program = f"source ./fish; complete -C 't5x-llm {typed}'"
+    return offered_by(scripts, "fish", "--no-config", "-c", program)
+
+
+def offered_by(scripts, *argv):
+    done = subprocess.run(argv, cwd=scripts, check=True, capture_output=True, text=True, timeout=30)
     assert not done.stderr
-    return set(filter(None, done.stdout.splitlines()))
+    return {line.split("\t")[0] for line in done.stdout.splitlines() if line}
 
 
+# Bash is everywhere; fish is asked too where it is installed.
+SHELLS = {"bash": bash} | ({"fish": fish} if shutil.which("fish") else {})
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("typed, offered, all_of_it", CASES, ids=[c[0] for c in CASES])
-def test_bash(scripts, typed, offered, all_of_it):
-    found = bash(scripts, typed)
+def test_words(scripts, shell, typed, offered, all_of_it):
+    found = SHELLS[shell](scripts, typed)
     assert found == offered if all_of_it else found >= offered
 
 
@@ -68,17 +79,6 @@ def test_bash_files_and_values_after_an_equals_sign(scripts):
     assert bash(scripts, "train --resume=a") == {"auto", "always"}
     assert bash(scripts, "export re") == {"recipes"}
     assert bash(scripts, "plan --tokens ") == set()
-
-
-@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
-@pytest.mark.parametrize("typed, offered, all_of_it", CASES, ids=[c[0] for c in CASES])
-def test_fish(scripts, typed, offered, all_of_it):
-    done = subprocess.run(
-        ["fish", "--no-config", "-c", f"source ./fish; complete -C 't5x-llm {typed}'"],
-        cwd=scripts, check=True, capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    found = {line.split("\t")[0] for line in done.stdout.splitlines()}
-    assert found == offered if all_of_it else found >= offered
 
 
 def test_every_flag_of_every_parser_is_there():

@@ -42,6 +42,12 @@ def test_a_model_is_continued(trained, here):
     run, _ = load_run(parse_flags(["--gin_file=on.gin"]))
     assert run.start_from == run.data.tokenizer == str(base)
     assert (run.model.n_layers, run.model.max_length, run.loop.sequence_length) == (2, 64, 64)
+
+
+@pytest.mark.extended
+def test_a_continued_model_trains(trained, here):
+    base = trained[0] / "run" / "hf"
+    command.main(["init", "on.gin", "--data", "en.jsonl", "--from", str(base)])
     tiny.train(here, *FEW[:4], gin="on.gin")
     # It begins where the other run ended, on text of the same kind.
     assert tiny.losses(here / "runs" / "on")[3] < tiny.losses(trained[0] / "run")[4]
