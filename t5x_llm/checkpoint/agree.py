@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other about a checkpoint; alone, a process agrees at once.
+"""Makes the processes of a run agree about a checkpoint; alone, a process agrees at once.
 
 All of these are collective: every process calls them, in the same order, from its main thread.
 """
@@ -13,7 +13,7 @@ _TEXT_BYTES = 512
 
 
 def primary() -> bool:
-    """Whether this process decides and cleans up for all."""
+    """Returns True in the process that decides and cleans up for all."""
     return jax.process_index() == 0
 
 

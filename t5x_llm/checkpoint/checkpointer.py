@@ -38,7 +38,7 @@ class Checkpointer:
       directory: where they are; local or ``gs://``.
       config: when to save, what to keep; its defaults if None.
       read_only: never writes, so that a run in progress can be read.
-      on_damage: told, on the first process, the step and what is wrong of every checkpoint that
+      on_damage: called on the first process with (step, what is wrong) of every checkpoint that
         ``newest_sound`` passes over; prints a warning if None.
 
     Attributes:
@@ -156,7 +156,7 @@ class Checkpointer:
         return said
 
     def failure(self) -> CheckpointError | None:
-        """The failure of a save in the background, told once; never waits."""
+        """Returns the failure of a save in the background, once; never waits."""
         if self._earlier is not None:
             earlier, self._earlier = self._earlier, None
             return earlier
@@ -184,7 +184,7 @@ class Checkpointer:
                 self._saver = None
 
     def verify(self, step: int) -> str | None:
-        """What is wrong with a checkpoint; None if all is as it was saved.
+        """Returns what is wrong with a checkpoint; None if all is as it was saved.
 
         Every file is read, each process reading its share; once per step.
         """
@@ -241,7 +241,7 @@ class Checkpointer:
         print(f"warning: {self.path(step)} is passed over: {damage}.", file=sys.stderr)
 
     def drop_after(self, step: int) -> None:
-        """Removes what is newer than ``step``: damaged, half-written, or of an abandoned course."""
+        """Removes what is newer than ``step``: damaged, half-written, or given up by a rewind."""
         self._join()
         if agree.primary():
             try:
@@ -268,7 +268,7 @@ class Checkpointer:
         return step
 
     def _sound(self, step: int | None) -> int:
-        """As ``_found``, verified."""
+        """Returns the step that ``_found`` returns, after it was verified."""
         step = self._found(step)
         if (damage := self.verify(step)) is not None:
             raise self._damaged(step, f"{damage}.")

@@ -81,7 +81,7 @@ def parts(directory: Any) -> list[Any]:
 
 
 def check(directory: Any, index: int = 0, count: int = 1, under: str = "") -> str | None:
-    """What is wrong with a checkpoint, or None.
+    """Returns what is wrong with a checkpoint, or None.
 
     Args:
       directory: the checkpoint; which files are there is always looked at.

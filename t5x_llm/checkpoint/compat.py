@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run: configs compared field by field, trees leaf by leaf."""
+"""Compares a checkpoint with this run: configs field by field, trees leaf by leaf."""
 
 from __future__ import annotations
 

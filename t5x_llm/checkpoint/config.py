@@ -1,4 +1,4 @@
-"""When checkpoints are made and how many stay."""
+"""Settings of checkpoints: how often they are made and how many stay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from t5x_llm.core.errors import check_number
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are made and how many stay.
+    """Settings of checkpoints: how often they are made and how many stay.
 
     Attributes:
       every_steps: steps between checkpoints; 0 saves at the end of the run alone.

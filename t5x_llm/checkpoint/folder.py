@@ -27,7 +27,7 @@ class Folder:
         self.directory = directory
 
     def path(self, step: int) -> Any:
-        """Where the checkpoint of a step is."""
+        """Returns the directory of a step's checkpoint."""
         return self.directory / str(step)
 
     def complete(self) -> list[int]:
@@ -40,7 +40,7 @@ class Folder:
         return sorted(step for step in found if not self.is_complete(step))
 
     def is_complete(self, step: int) -> bool:
-        """Whether the save was finished: its commit record and all checksums are there."""
+        """Returns True where the save was finished: its commit record and all checksums exist."""
         path = self.path(step)
         try:
             record = json.loads((path / _RECORD).read_text())
@@ -51,7 +51,7 @@ class Folder:
         return committed and whole and bool(checksums.parts(path))
 
     def _entries(self) -> list[Any]:
-        """What lies in the directory; to take an unreadable one for empty would lose a run."""
+        """Lists the directory; to take an unreadable one for empty would lose a run."""
         try:
             return [*self.directory.iterdir()] if self.directory.exists() else []
         except OSError as e:

@@ -101,7 +101,7 @@ def in_flight(saved: Any, abstract: Any) -> int:
 
 
 def _touched(whole: int, piece: int, chunk: int) -> int:
-    """At most so long are, in one dimension, the chunks that a piece lies in."""
+    """Bounds the length, in one dimension, of the chunks that a piece of an array lies in."""
     if piece % chunk == 0:  # pieces begin at multiples of their length
         return piece
     if chunk % piece == 0:

@@ -54,8 +54,8 @@ def _main(argv: Sequence[str]) -> None:
     if args.price is not None and args.slice is None:
         parser.error("--price needs --slice")
     if from_gin:
+        from t5x_llm.run.assembled import token_flops
         from t5x_llm.run.config import load_run
-        from t5x_llm.run.step import token_flops
 
         run = load_run(flags)[0]
         model = run.build_model()

@@ -1,4 +1,4 @@
-"""The commands ``t5x-llm data ...``: what is done to data before and beside training."""
+"""The commands ``t5x-llm data ...``, which act on data before and beside training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ COMMANDS = {
     "clean": ("data_clean", "read, clean, deduplicate and decontaminate raw text"),
     "dedup": ("data_clean", "only the deduplication of a cleaning"),
     "decontaminate": ("data_clean", "only the search for evaluation sets of a cleaning"),
-    "diet": ("data_diet", "tokens, share, epochs and repeats of each source before a run starts"),
+    "plan": ("data_plan", "tokens, share, epochs and repeats of each source before a run starts"),
     "trace": ("data_trace", "the documents of a step's batch, and where they came from"),
 }
+# Earlier names, still accepted.
+ALIASES = {"diet": "plan"}
 
 
 def usage() -> str:
-    """What ``t5x-llm data --help`` prints."""
+    """Returns the text that ``t5x-llm data --help`` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     lines += ["", "options:", "  -h, --help  show this message, or that of a command, and exit"]
@@ -28,11 +30,12 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm data``."""
+    """Runs the command ``t5x-llm data``."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         sys.exit(0)
+    argv[0] = ALIASES.get(argv[0], argv[0])
     if argv[0] not in COMMANDS:
         near = nearest(argv[0], COMMANDS)
         hint = f" Did you mean {near!r}?" if near else ""

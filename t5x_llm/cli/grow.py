@@ -117,8 +117,8 @@ def _body(path: str) -> Any:
 def _texts(files: Sequence[str], field: str, measured: int) -> tuple[list[str], list[str]]:
     """Documents to learn from, and some ``measured`` bytes of others; chosen by hash."""
     from t5x_llm.core.errors import DataError
-    from t5x_llm.data.jobs import Record
     from t5x_llm.data.reading import find_files, plan_jobs, read, scan
+    from t5x_llm.data.record import Record
     from t5x_llm.data.sources import Source
 
     train: list[str] = []

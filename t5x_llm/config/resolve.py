@@ -1,4 +1,4 @@
-"""From bindings to frozen dataclasses: every name, type and missing value is checked here.
+"""Builds frozen dataclasses from bindings: every name, type and missing value is checked here.
 
 The meaning of scopes, references and macros is gin's: ``@a/X()`` is built in scope ``a``, ``@X()``
 in the scope of whoever holds it, what a macro holds in the scope of the macro's name; a binding
@@ -182,7 +182,9 @@ class Resolver:
     def _raw(
         self, name: str, param: str, spec: Parameter, scope: tuple[str, ...]
     ) -> tuple[Any, str | None]:
-        """What the field is set to, unevaluated, and where; without a binding, its default."""
+        """Returns (unevaluated value of a field, place of its binding); its default, None without
+        one.
+        """
         binding = self._bound(name, param, scope)
         if binding is not None:
             self.used.add((binding.scope, name, param))

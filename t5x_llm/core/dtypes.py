@@ -13,7 +13,7 @@ QUANTIZED = ("int8", "fp8")
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Which dtype holds what. Softmax, norm statistics and losses are float32 in every policy.
+    """Dtypes of parameters and computation. Softmax, norm statistics and losses are always float32.
 
     Attributes:
       params: dtype of the master parameters and of the optimizer state.

@@ -50,7 +50,9 @@ class ConfigError(T5xLLMError):
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> Any:
-        """So that one raised in a worker process arrives whole."""
+        """Pickles the error with all its arguments, so that one raised in a worker process arrives
+        whole.
+        """
         return type(self), self._arguments
 
 

@@ -17,5 +17,5 @@ def later(default: Any) -> Any:
 
 
 def unset(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether it is such a field, at its default."""
+    """Returns True for a field made by ``later`` whose ``value`` is its default."""
     return bool(field.metadata.get("later")) and bool(value == field.default)

@@ -115,7 +115,7 @@ def _operation(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
 
 
 def _settle(initial: Sequence[_Value], body: Callable[[list[bool]], list[bool]]) -> list[bool]:
-    """Which values carried around a loop are wide: what goes in so, or comes out so."""
+    """Returns which values carried around a loop are wide: on entry, or after a turn of it."""
     wide = [flag for _, flag in initial]
     while True:
         after = [a or b for a, b in zip(wide, body(wide), strict=True)]

@@ -93,7 +93,7 @@ class Slice:
 
     @property
     def facts(self) -> Generation:
-        """Its generation's."""
+        """Constants of the slice's generation."""
         return GENERATIONS[self.generation]
 
     @property
@@ -108,12 +108,12 @@ class Slice:
 
     @property
     def topology_name(self) -> str:
-        """As GKE writes it: ``4x4x4``."""
+        """The topology in GKE's spelling: ``4x4x4``."""
         return "x".join(map(str, self.topology))
 
     @property
     def accelerator_type(self) -> str | None:
-        """As Cloud TPU's API names it: ``v5p-128``; None where it does not have it."""
+        """The slice's name in Cloud TPU's API, ``v5p-128``; None where the API has none."""
         prefix = self.facts.accelerator
         return None if prefix is None else f"{prefix}-{self.chips * self.facts.cores}"
 

@@ -1,11 +1,14 @@
-"""What a training step eats."""
+"""One batch of packed rows, as a training step takes it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TypeAlias
 
 import jax
+import numpy as np
+
+Array: TypeAlias = np.ndarray | jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +38,7 @@ class Batch:
     ``loss_mask`` is 1 from the last input on, which predicts the first output.
 
     ``blank_filling`` (GLM): a segment is part A, the text with masks in place of spans, then part
-    B, for every span its start token and its tokens. ``extra["prefix"]`` is True on part A;
+    B, its spans, each with its start token before it. ``extra["prefix"]`` is True on part A;
     ``positions`` count from 0 in part A and are that of the span's mask in part B (so they do not
     tell the order of tokens: causality goes by place in the row); ``extra["block_positions"]`` are
     0 in part A and 1, 2, ... within each span of part B. ``targets`` in part B are the span's
@@ -56,15 +59,15 @@ class Batch:
         padding. ``Model.loss`` gives them to the architecture by these names.
     """
 
-    tokens: Any
-    targets: Any
-    positions: Any
-    segment_ids: Any
-    loss_mask: Any
-    source: Any
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: Array
+    targets: Array
+    positions: Array
+    segment_ids: Array
+    loss_mask: Array
+    source: Array
+    extra: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, T)."""
+        """The shape (B, T)."""
         return self.tokens.shape

@@ -1,9 +1,9 @@
 """A source cut into bins of documents, each packed on its own and read one after another.
 
 Colossal-LLaMA-2 cuts every category into 10 bins and trains on buckets of one bin of each. Here a
-source's epoch goes through its bins in order, rows shuffled inside each (``shuffled.Rows``), and
-the mixture deals the sources out exactly: where all sources take the same time for an epoch, as
-with ``proportional`` rates, the k-th tenth of the stream is the k-th bin of every source.
+source's epoch goes through its bins in order, rows shuffled inside each (``ShuffledRows``), and the
+mixture deals the sources out exactly: where all sources take the same time for an epoch, as with
+``proportional`` rates, the k-th tenth of the stream is the k-th bin of every source.
 
 A bin is a stretch of documents in the order of the store, which is that of the input's files; a
 curriculum first orders the documents by their length or score. Edges are where bins have equal
@@ -24,13 +24,13 @@ from t5x_llm.data.store import Split
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """In which order a source is read.
+    """Order in which a source is read.
 
     Attributes:
-      bins: into which its documents are cut.
+      bins: number of bins that its documents are cut into.
       curriculum: one of ``sources.CURRICULA``.
-      tokens: how many are read, again and again; None for all.
-      epochs: the same as a share of all.
+      tokens: tokens of the part that is read, again and again; None for all.
+      epochs: the same part as a share of all tokens; None for all.
     """
 
     bins: int = 1
@@ -39,7 +39,7 @@ class Order:
     epochs: float | None = None
 
     def part(self, plan: Packing) -> float:
-        """The share of a plan's rows that is read; 1 or more for all."""
+        """Returns the share of a plan's rows that is read; 1 or more for all."""
         if self.tokens is not None:
             return self.tokens / max(plan.tokens, 1)
         return 1.0 if self.epochs is None else self.epochs
@@ -52,7 +52,7 @@ _PASSES = 4  # of packing, to find the edges
 def make_plan(
     packing: str, split: Split, length: int, reading: Reading = NEXT_TOKEN, order: Order = PLAIN
 ) -> Packing:
-    """How documents of a split fill rows, as ``packing.make_packing``, bin after bin.
+    """Returns the plan of ``packing.make_packing`` for a split, one plan a bin if there are bins.
 
     Raises:
       DataError: a curriculum by score of a store that has none.
@@ -63,7 +63,7 @@ def make_plan(
 
 
 def sort_key(split: Split, curriculum: str) -> np.ndarray:
-    """[documents] what a curriculum sorts by, small first.
+    """Returns the values [documents] that a curriculum sorts by, ascending.
 
     Raises:
       DataError: the store has no scores.
@@ -81,7 +81,7 @@ def sort_key(split: Split, curriculum: str) -> np.ndarray:
 
 
 class Binned:
-    """The plans of the bins as one.
+    """Plans of all bins of a source, read one after another as one plan.
 
     Attributes:
       starts: [bins + 1] first row of each bin, and the number of rows.
@@ -92,13 +92,16 @@ class Binned:
         self._documents: np.ndarray | None = None
         if order.curriculum:
             self._documents = np.argsort(sort_key(split, order.curriculum), kind="stable")
-        ends = self._lie(0, len(split))
+        ends = self._bin_offsets(0, len(split))
         edges = np.linspace(0, ends[-1], order.bins + 1)
         least = np.inf
         for _ in range(_PASSES):
             cuts = _nearest(ends, edges)
             # Each bin is packed as if its documents, in their order, were all there is.
-            bins = [(o, pack(packing, o, length, reading)) for o in map(self._lie, cuts, cuts[1:])]
+            bins = [
+                (o, pack(packing, o, length, reading))
+                for o in map(self._bin_offsets, cuts, cuts[1:])
+            ]
             starts = np.cumsum([0] + [len(plan) for _, plan in bins])
             missing = np.linspace(0, starts[-1], order.bins + 1) - starts
             if (worst := np.abs(missing).max()) < least:
@@ -107,8 +110,8 @@ class Binned:
                 break
             edges = np.sort(np.clip(edges + missing * ends[-1] / max(starts[-1], 1), 0, ends[-1]))
 
-    def _lie(self, first: int, stop: int) -> np.ndarray:
-        """[documents + 1] offsets of those of one bin, from 0."""
+    def _bin_offsets(self, first: int, stop: int) -> np.ndarray:
+        """Returns the offsets [documents + 1] of one bin's documents, from 0."""
         if self._documents is None:
             return self._offsets[first : stop + 1] - self._offsets[first]
         chosen = self._documents[first:stop]
@@ -129,7 +132,7 @@ class Binned:
         return used / len(self) if len(self) else 0.0
 
     def spans(self, rows: np.ndarray) -> Spans:
-        """The pieces in these rows."""
+        """Returns the pieces in these rows."""
         rows = np.asarray(rows, np.int64)
         bins = np.searchsorted(self.starts, rows, side="right") - 1
         found = []
@@ -152,7 +155,7 @@ class Binned:
 
 
 def _nearest(ends: np.ndarray, edges: np.ndarray) -> list[int]:
-    """The indices of those of ``ends``, ascending, that are next to each of ``edges``."""
+    """Returns, for each of ``edges``, the index of the nearest of ``ends``, which ascend."""
     after = np.clip(np.searchsorted(ends, edges), 1, max(len(ends) - 1, 1))
     if len(ends) < 2:
         return [0] * len(edges)

@@ -20,10 +20,10 @@ from t5x_llm.data.sources import Mixture
 
 @dataclasses.dataclass(frozen=True)
 class Blend:
-    """What the mixture is to be.
+    """Plan of a mixture: its stages, and the budgets of its sources.
 
     Attributes:
-      sources: names; every entry of a history gives each a share, of 1.
+      sources: names; every entry of a history gives each a share, and the shares add up to 1.
       stages: (stream position, {source: weight}) from which weights hold; the first at 0.
       budgets: rows after which a source leaves.
     """
@@ -33,10 +33,10 @@ class Blend:
     budgets: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def history(self, past: History = (), at: int = 0) -> History:
-        """The history from stream position ``at`` on, behind what of ``past`` begins up to there.
+        """Returns the entries of ``past`` up to stream position ``at`` and the blend's from there.
 
-        The same ``past`` and ``at`` give the same, and what a history says is as it would be if it
-        were made again from any position of it. Where no source of a stage is left, the last
+        Equal ``past`` and ``at`` give equal histories, and a history that is made again from any
+        position of itself is the same history. Where no source of a stage is left, the last
         weights go on.
         """
         made = [(start, dict(weights)) for start, weights in past if start <= at]
@@ -68,7 +68,7 @@ class Blend:
         return {name: weights.get(name, 0.0) / total for name in self.sources}
 
     def _weights(self, position: int, passed: Mapping[str, int]) -> dict[str, float] | None:
-        """The shares at a position; None if no source of the stage has anything left."""
+        """Returns the shares at a position; None if no source of the stage has anything left."""
         left = {
             name: weight
             for name, weight in self._stage(position).items()
@@ -83,7 +83,7 @@ class Blend:
         passed: Mapping[str, int],
         here: Mapping[str, int],
     ) -> int | None:
-        """The next position at which a stage begins or a budget is used up."""
+        """Returns the next position at which a stage begins or a budget is used up, or None."""
         start, weights = entry
         found = [first for first, _ in self.stages if first > position][:1]
         for name, budget in self.budgets.items():
@@ -95,13 +95,13 @@ class Blend:
 
 
 def _passed(passed: Mapping[str, int], weights: Mapping[str, float], rows: int) -> dict[str, int]:
-    """Rows of each source after so many more of this mixture."""
+    """Returns the rows passed of each source after ``rows`` more rows of a mixture."""
     more = proportions(weights).counts(rows)
     return {name: before + more.get(name, 0) for name, before in passed.items()}
 
 
 def _first(weights: Mapping[str, float], name: str, rows: int) -> int:
-    """After how many positions of a mixture a source has given so many rows."""
+    """Returns the number of positions of a mixture after which a source has given ``rows`` rows."""
     counts = proportions(weights).counts
     low, high = 0, rows
     while counts(high)[name] < rows:
@@ -118,7 +118,7 @@ def stages(
     length: int,
     examples_after: Callable[[int], int] | None,
 ) -> History:
-    """The stages of a mixture by stream position, replay worked in.
+    """Returns the stages of a mixture by stream position, with the shares of ``Mixture.replay``.
 
     Args:
       mixture: with its ``stages`` and ``replay``.
@@ -149,7 +149,7 @@ def stages(
 def replayed(
     mixture: Mixture, weights: Mapping[str, float], rates: Mapping[str, float]
 ) -> dict[str, float]:
-    """The weights with the shares of ``Mixture.replay``; those of the others keep their ratios.
+    """Returns weights with the shares of ``Mixture.replay``; the other sources keep their ratios.
 
     Raises:
       ConfigError: a stage that has nothing but what is replayed.
@@ -170,7 +170,7 @@ def replayed(
 
 
 def _chosen(names: Sequence[str], *tables: Mapping[str, float]) -> dict[str, float]:
-    """Weights of these sources from the first table that gives any; equal ones if none does."""
+    """Returns these sources' weights in the first table that has any, else equal weights."""
     for table in tables:
         found = {name: table.get(name, 0.0) for name in names}
         if any(found.values()):

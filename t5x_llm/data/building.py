@@ -1,4 +1,4 @@
-"""Building one token store: jobs on this process or a pool, joined in order, put in place whole."""
+"""Builds one token store: runs its jobs, joins their files, puts the store in place whole."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
-from t5x_llm.data import jobs as shard_jobs
-from t5x_llm.data.jobs import Job, Made
+from t5x_llm.data.jobs import JobResult, StoreJob, run_job, run_job_in_worker, token_dtype
 from t5x_llm.data.pool import Pool
 from t5x_llm.data.reading import JOB_BYTES
 from t5x_llm.data.store import FORMAT, SPLITS, ArrayWriter
@@ -27,19 +26,19 @@ _BYTES_A_WORKER = 4 * JOB_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a store is built from.
+class StorePlan:
+    """Everything that one source's store is built from.
 
     Attributes:
-      name: of the source.
+      name: name of the source.
       digest: hash of the input and of how it is read.
-      jobs: in order.
+      jobs: jobs of the store, in order.
       files: names that a document's provenance points to.
     """
 
     name: str
     digest: str
-    jobs: tuple[Job, ...]
+    jobs: tuple[StoreJob, ...]
     files: tuple[str, ...]
 
     @property
@@ -49,13 +48,13 @@ class Plan:
 
 
 def is_remote(path: str) -> bool:
-    """Whether ``path`` is in a bucket: no renames, no locks."""
+    """Returns whether ``path`` is in a bucket, which has no renames and no locks."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def workspace(store_dir: str) -> Iterator[str]:
-    """A directory that is gone afterwards, beside the stores if they are local."""
+    """Makes a temporary directory, beside the stores if they are local, and removes it on exit."""
     parent = None if is_remote(store_dir) else str(as_path(store_dir))
     path = tempfile.mkdtemp(prefix=".tmp-", dir=parent)
     try:
@@ -65,7 +64,7 @@ def workspace(store_dir: str) -> Iterator[str]:
 
 
 def build_store(
-    plan: Plan,
+    plan: StorePlan,
     target: str,
     store_dir: str,
     fingerprint: str,
@@ -111,7 +110,7 @@ def build_store(
             "fingerprint": fingerprint,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
-            "token_dtype": np.dtype(shard_jobs.token_dtype(tokenizer)).name,
+            "token_dtype": np.dtype(token_dtype(tokenizer)).name,
             "masked": any(m.masked for m in made),
             "splits": {
                 split: {
@@ -132,9 +131,9 @@ def build_store(
 
 
 def _run_jobs(
-    plan: Plan, directory: str, tokenizer: Tokenizer, tokenizer_path: str, workers: int
-) -> list[Made]:
-    """The jobs' results, in order, whoever ran them."""
+    plan: StorePlan, directory: str, tokenizer: Tokenizer, tokenizer_path: str, workers: int
+) -> list[JobResult]:
+    """Runs the jobs here or on a pool and returns their results, in order."""
     cores = os.cpu_count() or 1
     count = workers or min(cores, plan.size // _BYTES_A_WORKER)
     count = min(count, len(plan.jobs))
@@ -151,15 +150,17 @@ def _run_jobs(
         if count <= 1:
             made = []
             for job, out in zip(plan.jobs, outs, strict=True):
-                progress: Callable[[int], Any] = bar.update if in_bytes else int
-                made.append(shard_jobs.run(job, tokenizer, out, cores, progress))
+                progress: Callable[[int], object] = bar.update if in_bytes else int
+                made.append(run_job(job, tokenizer, out, cores, progress))
                 if not in_bytes:
                     bar.update(1)
             return made
         return _on_pool(plan, outs, tokenizer_path, count, bar)
 
 
-def _on_pool(plan: Plan, outs: list[str], tokenizer_path: str, count: int, bar: Any) -> list[Made]:
+def _on_pool(
+    plan: StorePlan, outs: list[str], tokenizer_path: str, count: int, bar: tqdm
+) -> list[JobResult]:
     ended = (
         f"A worker process reading source {plan.name!r} was ended from outside, perhaps for "
         "want of memory. Set Data.workers = 1, or less than now."
@@ -167,13 +168,13 @@ def _on_pool(plan: Plan, outs: list[str], tokenizer_path: str, count: int, bar: 
     calls = [(job, tokenizer_path, out) for job, out in zip(plan.jobs, outs, strict=True)]
     with Pool(count, ended) as pool:
         return pool.map(
-            shard_jobs.run_in_worker,
+            run_job_in_worker,
             calls,
             lambda i: bar.update(plan.jobs[i].size if plan.size else 1),
         )
 
 
-def _join(made: list[Made], where: str) -> None:
+def _join(made: list[JobResult], where: str) -> None:
     """Writes the store's arrays from the jobs' files."""
     masked = any(m.masked for m in made)
     for split in SPLITS:

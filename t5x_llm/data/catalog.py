@@ -1,6 +1,7 @@
-"""What ``prepare`` writes beside the stores, and how training finds its stores without seqio.
+"""The catalogue, which ``prepare`` writes and by which training finds its stores without seqio.
 
-``<store_dir>/<Data.name>.json`` names the tokenizer, and each source's store and resolved rate.
+The file ``<store_dir>/<Data.name>.json`` names the tokenizer, and each source's store and resolved
+rate.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from etils import epath
+
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.units import count
 from t5x_llm.data.bins import Order
 from t5x_llm.data.blending import Blend, stages
-from t5x_llm.data.objective import Objective, objective
+from t5x_llm.data.row_objective import RowObjective, make_row_objective
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.data.store import FORMAT, TokenStore
 from t5x_llm.data.stream import Stream
@@ -52,7 +55,7 @@ class Opened:
 
 
 def described(data: Data) -> dict[str, Any]:
-    """The part of the configuration that decides what is built, as JSON."""
+    """Returns the part of the configuration that decides what is built, as JSON-able data."""
     value = json.loads(json.dumps(dataclasses.asdict(data)))
     for name in _READING["Data"]:
         del value[name]
@@ -67,16 +70,16 @@ def described(data: Data) -> dict[str, Any]:
     return value
 
 
-def catalog_path(data: Data) -> Any:
-    """The catalogue's file."""
+def catalog_path(data: Data) -> epath.Path:
+    """Returns the path of the catalogue."""
     return as_path(data.store_dir) / f"{data.name}.json"
 
 
 def read_catalog(data: Data) -> dict[str, Any] | None:
-    """The catalogue, or None if there is none of this format.
+    """Reads the catalogue; None if there is none of this format.
 
     Raises:
-      DataError: if it is not JSON.
+      DataError: the file is not JSON.
     """
     path = catalog_path(data)
     try:
@@ -89,7 +92,7 @@ def read_catalog(data: Data) -> dict[str, Any] | None:
 
 
 def open_stores(data: Data) -> Opened:
-    """The tokenizer, stores and rates that ``prepare`` made for this configuration.
+    """Opens the tokenizer and the stores that ``prepare`` made for this configuration.
 
     Raises:
       DataError: they are not there, or were made with another configuration or tokenizer.
@@ -135,7 +138,7 @@ def open_stream(
     seed: int = 0,
     examples_after: Callable[[int], int] | None = None,
 ) -> Stream:
-    """The training stream over opened stores; ``Stream.at(state)`` for a resumed run.
+    """Returns the training stream over opened stores; a resumed run takes its ``at(state)``.
 
     Args:
       data: the configuration.
@@ -168,7 +171,7 @@ def open_stream(
 def _blend(
     data: Data, mixture: Mixture, stream: Stream, examples_after: Callable[[int], int] | None
 ) -> Blend | None:
-    """Budgets, stages and replay of a mixture; None if it has but its rates."""
+    """Returns the blend of a mixture's budgets, stages and replay; None if it has only rates."""
     rows = {s.name: _budget(s, stream) for s in mixture.sources if s.budgeted}
     limits = {s.name: rows[s.name] for s in mixture.sources if s.budgeted and s.exhausted == "stop"}
     rates = stream.history[0][1]
@@ -184,18 +187,18 @@ def _blend(
 
 
 def _budget(source: Source, stream: Stream) -> int:
-    """Rows that a source's budget buys, at least 1."""
+    """Returns the rows that a source's budget allows, at least 1."""
     reader = stream.readers[source.name]
     if source.epochs is not None:
         return max(round(source.epochs * reader.whole), 1)
     return max(round(count("Source.tokens", source.tokens) / reader.tokens), 1)
 
 
-def open_objective(data: Data, opened: Opened, length: int) -> Objective | None:
-    """What the stream's rows are made into; None for next-token prediction."""
-    return objective(data.denoising, opened.tokenizer, length)
+def open_objective(data: Data, opened: Opened, length: int) -> RowObjective | None:
+    """Returns the objective of the stream's rows; None for next-token prediction."""
+    return make_row_objective(data.denoising, opened.tokenizer, length)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 160 else f"{text[:157]}..."

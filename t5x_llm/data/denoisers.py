@@ -1,7 +1,7 @@
-"""Denoisers: what makes a segment of a piece of text, and the places the segment takes.
+"""Denoisers: each makes a segment of a piece of text, and says how many places the segment takes.
 
-Every denoiser knows the places that a piece of n tokens takes, whatever is drawn, so that rows can
-be packed before they are corrupted and no token is ever cut off.
+The places of a piece of n tokens do not depend on what is drawn, so that rows are packed before
+they are corrupted and no token is ever cut off.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from t5x_llm.data import denoise
-from t5x_llm.data.denoise import Arrays, Draw
+from t5x_llm.data import corruption
+from t5x_llm.data.corruption import Arrays, Draw
 from t5x_llm.data.denoising import Denoising, SpecialIds
 
 
@@ -28,17 +28,17 @@ class Denoiser(Protocol):
     ahead: ClassVar[bool]
 
     def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places that a piece of n tokens takes in a row, and on the encoder's side of it."""
+        """Returns the places that a piece of n tokens takes in a row, and on its encoder's side."""
         ...
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
-        """The arrays of the segment that ``text`` becomes."""
+        """Returns the arrays of the segment that ``text`` becomes."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokens:
-    """BERT's; see ``denoise.mask_tokens``."""
+    """Denoiser of BERT; see ``corruption.mask_tokens``."""
 
     whole_documents: ClassVar[bool] = True
     ahead: ClassVar[bool] = False
@@ -52,7 +52,7 @@ class MaskedTokens:
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
         shares = (self.config.mask_share, self.config.random_share)
-        tokens, chosen = denoise.mask_tokens(
+        tokens, chosen = corruption.mask_tokens(
             text, self.ordinary[text], self.config.density, self.mask, shares, self.alternatives,
             draw,
         )  # fmt: skip
@@ -60,8 +60,8 @@ class MaskedTokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-    """A document, any prefix of which all may see; the rest is predicted, at least one token."""
+class PrefixDenoiser:
+    """Denoiser that predicts the rest of a document behind a prefix, at least one token."""
 
     whole_documents: ClassVar[bool] = True
     ahead: ClassVar[bool] = True
@@ -71,12 +71,12 @@ class Prefix:
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
         split = 1 + int(draw.below(max(len(text) - 1, 1), 1)[0])
-        return denoise.shifted(text[:split], text[split:])
+        return corruption.shifted(text[:split], text[split:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Framed:
-    """Inputs and targets in one of two forms, with mode and end tokens."""
+    """Denoiser with inputs and targets, in one of two forms, with mode and end tokens."""
 
     whole_documents: ClassVar[bool] = False
     ahead: ClassVar[bool] = False
@@ -86,16 +86,18 @@ class Framed:
     encoder_decoder: bool
 
     def frame(self, inputs: np.ndarray, targets: np.ndarray) -> Arrays:
-        """The segment of inputs and targets."""
+        """Returns the segment of inputs and targets."""
         head = [] if self.mode is None else [self.mode]
         targets = np.concatenate([targets, [self.end]])
         if self.encoder_decoder:
             assert self.start is not None
-            return denoise.encoded(np.concatenate([head, inputs, [self.end]]), targets, self.start)
-        return denoise.shifted(np.concatenate([head, inputs]), targets)
+            return corruption.encoded(
+                np.concatenate([head, inputs, [self.end]]), targets, self.start
+            )
+        return corruption.shifted(np.concatenate([head, inputs]), targets)
 
-    def framed(self, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-        """``places`` for inputs and targets of at most these lengths."""
+    def framed(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ``places`` for inputs and targets of at most these lengths."""
         head = int(self.mode is not None)
         if self.encoder_decoder:
             return targets + 1, head + inputs + 1
@@ -104,32 +106,32 @@ class Framed:
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption(Framed):
-    """T5's: spans become sentinels, and the targets tell what they were."""
+    """Denoiser of T5: spans become sentinels, and the targets are the spans."""
 
     density: float
     mean_span: float
     sentinels: np.ndarray
 
     def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        noise, spans = denoise.noise_counts(n, self.density, self.mean_span)
+        noise, spans = corruption.noise_counts(n, self.density, self.mean_span)
         return self.framed(n - noise + spans, noise + spans)
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
-        mask = denoise.random_spans_mask(len(text), self.density, self.mean_span, draw)
+        mask = corruption.random_spans_mask(len(text), self.density, self.mean_span, draw)
         inputs, targets = (
-            denoise.spans_to_sentinels(text, part, self.sentinels) for part in (mask, ~mask)
+            corruption.spans_to_sentinels(text, part, self.sentinels) for part in (mask, ~mask)
         )
-        # A lone token is kept, so there is nothing to tell (t5 would put a sentinel for it).
+        # A lone token is kept, so the targets are empty (t5 would put a sentinel for it).
         return self.frame(inputs, targets if mask.any() else targets[:0])
 
 
 @dataclasses.dataclass(frozen=True)
-class Suffix(Framed):
-    """The end of the text is predicted, at most ``share`` of it and at least one token."""
+class SuffixDenoiser(Framed):
+    """Denoiser that predicts the end of the text: at most ``share`` of it, at least one token."""
 
     share: float
 
-    def _longest(self, n: Any) -> np.ndarray:
+    def _longest(self, n: np.ndarray | int) -> np.ndarray:
         n = np.asarray(n)
         return np.maximum(np.minimum(n - 1, np.floor(n * self.share).astype(np.int64)), 1)
 
@@ -145,7 +147,7 @@ class Suffix(Framed):
 
 @dataclasses.dataclass(frozen=True)
 class Blanks:
-    """GLM's spans; or, with ``mean_span`` None, the end of the text, any length of it."""
+    """Denoiser of GLM: spans or, with ``mean_span`` None, an end of the text of any length."""
 
     whole_documents: ClassVar[bool] = False
     ahead: ClassVar[bool] = False
@@ -158,21 +160,21 @@ class Blanks:
     def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.mean_span is None:
             return n + 2, 0 * n
-        return n + 2 * denoise.noise_counts(n, self.density, self.mean_span)[1], 0 * n
+        return n + 2 * corruption.noise_counts(n, self.density, self.mean_span)[1], 0 * n
 
     def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
         if self.mean_span is None:
             gone = 1 + int(draw.below(len(text), 1)[0])
             mask = np.arange(len(text)) >= len(text) - gone
         else:
-            mask = denoise.poisson_spans_mask(len(text), self.density, self.mean_span, draw)
-        return denoise.blanks(text, mask, self.mask, self.start, self.end, draw)
+            mask = corruption.poisson_spans_mask(len(text), self.density, self.mean_span, draw)
+        return corruption.blanks(text, mask, self.mask, self.start, self.end, draw)
 
 
 def make_denoisers(
     config: Denoising, ids: SpecialIds
 ) -> tuple[dict[str, Denoiser], dict[str, float]]:
-    """The denoisers of an objective, and the share of rows of each."""
+    """Returns the denoisers of an objective, and the share of rows of each."""
     goal, sentinels = config.objective, np.array(ids.sentinels, np.int64)
     framed: dict[str, Any] = {"start": ids.start, "end": ids.end}
     framed["encoder_decoder"] = config.encoder_decoder
@@ -188,7 +190,11 @@ def make_denoisers(
         )
         return {"spans": spans}, {"spans": 1.0}
     if goal == "prefix_lm":
-        whole = Suffix(None, **framed, share=1.0) if config.encoder_decoder else Prefix()
+        whole = (
+            SuffixDenoiser(None, **framed, share=1.0)
+            if config.encoder_decoder
+            else PrefixDenoiser()
+        )
         return {"prefix": whole}, {"prefix": 1.0}
     if goal == "blank_filling":
         assert ids.mask is not None and ids.gmask is not None
@@ -207,6 +213,6 @@ def make_denoisers(
             ids.modes.get(mode), **framed, density=density, mean_span=mean, sentinels=sentinels
         )
         rates[name] = (1 - config.suffix_rate) / len(config.ul2)
-    several["S"] = Suffix(ids.modes.get("S"), **framed, share=config.suffix_share)
+    several["S"] = SuffixDenoiser(ids.modes.get("S"), **framed, share=config.suffix_share)
     rates["S"] = config.suffix_rate
     return several, rates

@@ -1,4 +1,4 @@
-"""What the model learns to predict: the objective's configuration, checked against a tokenizer."""
+"""Configuration of the objective, and the special ids that it needs of a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UL2_SPANS = (
     ("X", 3.0, 0.5), ("X", 8.0, 0.5), ("X", 64.0, 0.15), ("X", 64.0, 0.5),
 )  # fmt: skip
 
-# Pieces that published tokenizers give these parts; the first one found is taken.
+# Pieces that published tokenizers give these roles; the first one found is taken.
 _USUAL = {
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
     "gmask": ("[gMASK]", "<gmask>"),
@@ -34,7 +34,7 @@ _RESERVE = "Train the tokenizer with TokenizerTraining.extra_ids, or name ids in
 
 @dataclasses.dataclass(frozen=True)
 class Denoising:
-    """The objective of the training stream; ``Batch`` says what its rows look like.
+    """Objective of the training stream; ``Batch`` describes its rows.
 
     Documents are read in pieces that fill a row when corrupted. With ``Data.packing = 'whole'`` a
     segment is a document or a piece of one, without its begin and end tokens (``mlm`` and
@@ -143,7 +143,7 @@ class Denoising:
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether rows have an encoder's side."""
+        """True if rows have an encoder's side."""
         if self.form == "auto":
             return self.objective == "span_corruption"
         return self.form == "encoder_decoder"
@@ -151,7 +151,7 @@ class Denoising:
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-    """The ids that an objective uses; None where it uses none.
+    """Special ids that an objective uses; None where it uses none.
 
     Attributes:
       sentinels: of spans, first to last.
@@ -176,10 +176,10 @@ class SpecialIds:
 
 
 def special_ids(config: Denoising, tokenizer: Tokenizer) -> SpecialIds:
-    """The ids of a configuration in a tokenizer.
+    """Finds the special ids of a configuration in a tokenizer.
 
     Raises:
-      ConfigError: the tokenizer lacks one, or one id has two parts.
+      ConfigError: the tokenizer lacks one, or one id would have two roles.
     """
     find = _Finder(tokenizer)
     goal = config.objective
@@ -207,8 +207,23 @@ def special_ids(config: Denoising, tokenizer: Tokenizer) -> SpecialIds:
     )  # fmt: skip
 
 
+def planned_ids(config: Denoising, length: int) -> SpecialIds:
+    """Ids that stand for those of a tokenizer to come: each part that has one has one here.
+
+    Args:
+      config: the objective.
+      length: of a row; there are as many sentinels.
+    """
+    modes = dict.fromkeys(MODES, 0) if config.objective == "ul2" and config.modes else {}
+    framed = config.objective in ("span_corruption", "ul2", "prefix_lm")
+    return SpecialIds(
+        tuple(range(length)), 0, 0, 0, 0, modes, 0 if config.encoder_decoder else None,
+        0 if framed else None, frozenset(), 1, 1, 1,
+    )  # fmt: skip
+
+
 class _Finder:
-    """Ids by part; no id is given twice."""
+    """Finds ids by their role and gives no id twice."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -218,7 +233,7 @@ class _Finder:
             self.extras.append(found)
 
     def __call__(self, part: str, value: str | int, field: str = "") -> int:
-        """The id of a part that has a piece of its own."""
+        """Returns the id of a role that has a piece of its own."""
         name = f"Denoising.{field or part}"
         if value == "auto":
             usual = _USUAL[part]
@@ -235,7 +250,7 @@ class _Finder:
         return self._take(name, self._given(name, value))
 
     def known(self, part: str, value: str | int, usual: int | None) -> int:
-        """The id of a part that may be a token of the tokenizer's own."""
+        """Returns the id of a role that may be played by a token of the tokenizer's own."""
         name = f"Denoising.{part}"
         if value != "auto":
             return self._given(name, value)
@@ -245,7 +260,7 @@ class _Finder:
         return usual
 
     def sentinels(self, value: str | int | tuple[int, ...]) -> tuple[int, ...]:
-        """The sentinels, first to last."""
+        """Returns the sentinels, first to last."""
         name, size = "Denoising.sentinels", self._tokenizer.vocab_size
         ids: Iterable[int]
         if value == "auto":

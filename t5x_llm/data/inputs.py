@@ -1,4 +1,4 @@
-"""What is to be built and a hash of what it is built from, without TensorFlow if nothing changed.
+"""Plans of the stores, hashed by their inputs, without TensorFlow while nothing has changed.
 
 Files of text and jsonl sources are hashed by content; ``.inputs.json`` remembers the hash of a file
 until its size or modification time changes. What seqio and tfds read is known to them alone: the
@@ -20,38 +20,38 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
-from t5x_llm.data.building import Plan, is_remote
-from t5x_llm.data.jobs import Job
+from t5x_llm.data.building import StorePlan, is_remote
+from t5x_llm.data.jobs import StoreJob
 from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
 from t5x_llm.data.sources import Data, Source
 
 # Inputs of seqio tasks by source, as the catalogue keeps them.
-Record = dict[str, dict[str, Any]]
+SeqioInputs = dict[str, dict[str, Any]]
 
 
-def content_hash(**parts: Any) -> str:
-    """SHA-256 of the parts as JSON, hex."""
+def content_hash(**parts: object) -> str:
+    """Returns the SHA-256 of the parts as JSON, hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def make_plans(
-    data: Data, store_dir: str, remembered: Record | None, force: bool = False
-) -> tuple[list[Plan], Record]:
-    """The plan of each source, in order, and the record of what seqio reads.
+    data: Data, store_dir: str, remembered: SeqioInputs | None, force: bool = False
+) -> tuple[list[StorePlan], SeqioInputs]:
+    """Returns the plan of each source, in order, and the inputs of seqio tasks.
 
     Args:
       data: the configuration.
-      store_dir: where ``.inputs.json`` lies.
-      remembered: the record made for this configuration before, if any.
-      force: do not trust ``remembered``.
+      store_dir: directory of ``.inputs.json``.
+      remembered: inputs of seqio tasks found for this configuration before, if any.
+      force: looks at those inputs again even if they seem unchanged.
 
     Raises:
       ConfigError, DataError: an input that is not there or cannot be read.
     """
-    record: Record = {}
+    record: SeqioInputs = {}
     if data.mixture is None or any(s.kind == "tfds" for s in data.mixture.sources):
         modules = _module_hashes(data.modules)
-        if remembered and not force and _still(remembered, modules):
+        if remembered and not force and _unchanged(remembered, modules):
             record = remembered
         else:
             record = _ask_seqio(data, modules)
@@ -68,9 +68,9 @@ def make_plans(
     ], record
 
 
-def _file_plan(source: Source, scans: list[Scan], held_out: float) -> Plan:
+def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
     jobs = tuple(
-        Job(source.name, i, held_out, text=source, stretches=stretches)
+        StoreJob(source.name, i, held_out, text=source, stretches=stretches)
         for i, stretches in enumerate(plan_jobs(scans))
     )
     if not any(s.size for s in scans):
@@ -85,13 +85,13 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> Plan:
         files=[[s.path, s.sha256] for s in scans],
         **({"score": source.score} if source.score else {}),
     )
-    return Plan(source.name, digest, jobs, tuple(s.path for s in scans))
+    return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans))
 
 
-def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: float) -> Plan:
+def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: float) -> StorePlan:
     shards = record["shards"]
     jobs = tuple(
-        Job(name, i, held_out, data=data, task=record["task"], shards=len(shards))
+        StoreJob(name, i, held_out, data=data, task=record["task"], shards=len(shards))
         for i in range(len(shards))
     )
     source = (
@@ -105,14 +105,14 @@ def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: floa
         field=source.field if source else "",
         split=source.tfds_split if source else "",
     )
-    return Plan(name, digest, jobs, tuple(shards))
+    return StorePlan(name, digest, jobs, tuple(shards))
 
 
-def _ask_seqio(data: Data, modules: dict[str, str]) -> Record:
+def _ask_seqio(data: Data, modules: dict[str, str]) -> SeqioInputs:
     from t5x_llm.data import tasks
 
     mixture = tasks.register(data, {})
-    record: Record = {}
+    record: SeqioInputs = {}
     for name, task in tasks.source_names(data, mixture).items():
         own = (
             next((s for s in data.mixture.sources if s.name == name), None)
@@ -127,8 +127,8 @@ def _ask_seqio(data: Data, modules: dict[str, str]) -> Record:
     return record
 
 
-def _still(record: Record, modules: dict[str, str]) -> bool:
-    """Whether modules and files are what they were."""
+def _unchanged(record: SeqioInputs, modules: dict[str, str]) -> bool:
+    """Returns whether modules and files are the same as in the record."""
     return all(
         entry["modules"] == modules
         and all(os.path.exists(p) and _stat(p) == seen for p, seen in entry["files"].items())
@@ -137,7 +137,7 @@ def _still(record: Record, modules: dict[str, str]) -> bool:
 
 
 def _stat(path: str) -> list[int]:
-    """Size and modification time; in a bucket as well."""
+    """Returns size and modification time of a local or remote file."""
     if is_remote(path):
         remote = as_path(path).stat()
         return [remote.length, int(remote.mtime)]
@@ -146,7 +146,7 @@ def _stat(path: str) -> list[int]:
 
 
 def _module_hashes(modules: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each module's source, without importing it (but for its parent packages)."""
+    """Hashes each module's source by SHA-256; imports no more than its parent packages."""
     hashes = {}
     for name in modules:
         try:
@@ -162,7 +162,7 @@ def _module_hashes(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _scan_all(sources: list[Source], store_dir: str) -> dict[str, list[Scan]]:
-    """Every file of every source, hashed now or before."""
+    """Returns the scans of every source's files, each file hashed now or remembered."""
     cache_path = as_path(store_dir) / ".inputs.json"
     try:
         cache = json.loads(cache_path.read_text(encoding="utf-8"))

@@ -1,15 +1,14 @@
-"""Shard jobs: documents to token ids, a pure function of (source, shard).
+"""Store jobs: each turns one shard of a source into token ids, as a pure function of its input.
 
-A job writes one file of arrays and returns its counts; ``prepare`` joins the files in
-the order of the jobs. Within a job documents are ordered by the hash of their text, which shuffles
-them the same way wherever they stood.
+A job writes one file of arrays and returns its counts; ``building`` joins the files in the order of
+the jobs. Within a job documents are ordered by the hash of their text, which shuffles them in the
+same way wherever they stood.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.data.reading import Stretch, read
+from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Source
 from t5x_llm.data.store import SPLITS
 from t5x_llm.text import Tokenizer, load_tokenizer
@@ -25,35 +25,11 @@ _ENCODE_CHARS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """A document as a job sees it.
+class StoreJob:
+    """Job of one shard of a source.
 
     Attributes:
-      content: its text, or token ids [n] made elsewhere.
-      file, line: where it came from.
-      mask: [n] uint8 for token ids, 1 where a token is to be predicted; None for all.
-      score: to order documents by, if the source has any.
-    """
-
-    content: str | np.ndarray
-    file: int
-    line: int
-    mask: np.ndarray | None = None
-    score: float | None = None
-
-    def digest(self) -> bytes:
-        """SHA-256 of the content: decides split and order."""
-        if isinstance(self.content, str):
-            return hashlib.sha256(self.content.encode()).digest()
-        return hashlib.sha256(self.content.astype("<i8").tobytes()).digest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A shard of a source.
-
-    Attributes:
-      source: its name.
+      source: name of the source.
       index: number of the shard.
       held_out: share of documents held out.
       text: the Source, for text and jsonl.
@@ -74,16 +50,16 @@ class Job:
 
     @property
     def scored(self) -> bool:
-        """Whether its documents have scores."""
+        """True if its documents have scores."""
         return self.text is not None and bool(self.text.score)
 
     @property
     def size(self) -> int:
-        """Bytes of input; 0 if not known."""
+        """Bytes of input; 0 if they are not known."""
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
 
-    def records(self, progress: Callable[[int], Any] = int) -> Iterator[Record]:
-        """Its documents, in the order of the input."""
+    def records(self, progress: Callable[[int], object] = int) -> Iterator[Record]:
+        """Yields the job's documents, in the order of the input."""
         if self.text is not None:
             for document in read(self.text, self.stretches, progress):
                 yield Record(document.text, document.file, document.line, score=document.score)
@@ -95,8 +71,8 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """What a job wrote: the file's path, whether a mask came up, and counts by split."""
+class JobResult:
+    """Result of a job: path of its file, whether it has a loss mask, and counts by split."""
 
     path: str
     masked: bool
@@ -105,17 +81,15 @@ class Made:
     bytes: dict[str, int]
 
 
-def split_of(digest: bytes, held_out: float) -> str:
-    """``validation`` for a share ``held_out`` of all digests, else ``train``."""
-    return SPLITS[int.from_bytes(digest[:8], "big") < held_out * 2.0**64]
-
-
-def training_texts(jobs: Iterable[Job], tokenizer_made_elsewhere: str) -> Iterator[str]:
-    """The texts trained on, for a tokenizer; no held-out document is among them.
+def training_texts(jobs: Iterable[StoreJob], tokenizer_made_elsewhere: str) -> Iterator[str]:
+    """Yields the texts of the training split, from which a tokenizer is trained.
 
     Args:
-      jobs: of all sources.
-      tokenizer_made_elsewhere: what to tell a user whose source has no text but token ids.
+      jobs: jobs of all sources.
+      tokenizer_made_elsewhere: remedy for a user whose source has token ids in place of text.
+
+    Raises:
+      DataError: a source gives token ids.
     """
     for job in jobs:
         for record in job.records():
@@ -127,15 +101,15 @@ def training_texts(jobs: Iterable[Job], tokenizer_made_elsewhere: str) -> Iterat
                 yield record.content
 
 
-def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
-        progress: Callable[[int], Any] = int) -> Made:  # fmt: skip
+def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
+        progress: Callable[[int], object] = int) -> JobResult:  # fmt: skip
     """Tokenizes the documents of a job and writes them to ``out``.npz.
 
     Args:
-      job: what to read.
-      tokenizer: for texts.
+      job: the job.
+      tokenizer: tokenizer of the texts.
       out: local path, without suffix.
-      threads: of the tokenizer.
+      threads: threads of the tokenizer.
       progress: called with the bytes read.
     """
     columns: dict[str, dict[str, list[Any]]] = {
@@ -165,7 +139,7 @@ def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
             column["score"].append(record.score)
     masked = any(m is not None for column in columns.values() for m in column["mask"])
     arrays: dict[str, np.ndarray] = {}
-    made = Made(f"{out}.npz", masked, {}, {}, {})
+    made = JobResult(f"{out}.npz", masked, {}, {}, {})
     for split, column in columns.items():
         digests = column["digest"]
         order = sorted(range(len(digests)), key=lambda i: (digests[i], i))
@@ -193,7 +167,7 @@ def run(job: Job, tokenizer: Tokenizer, out: str, threads: int = 1,
 def frame(
     ids: np.ndarray, mask: np.ndarray | None, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """[bos] ids [eos], each added unless it is there or the tokenizer has none; and the mask."""
+    """Adds the tokenizer's begin and end tokens to ids [n] and their mask, unless there."""
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     head = [] if bos is None or (len(ids) and ids[0] == bos) else [bos]
     tail = [] if eos is None or (len(ids) and ids[-1] == eos) else [eos]
@@ -203,14 +177,14 @@ def frame(
     return framed, mask
 
 
-def token_dtype(tokenizer: Tokenizer) -> Any:
-    """uint16 if every id fits, else uint32."""
+def token_dtype(tokenizer: Tokenizer) -> type[np.uint16] | type[np.uint32]:
+    """Returns uint16 if every id of the tokenizer fits, else uint32."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
-def run_in_worker(job: Job, tokenizer_path: str, out: str) -> Made:
-    """``run`` for a process pool."""
-    return run(job, _tokenizer(tokenizer_path), out)
+def run_job_in_worker(job: StoreJob, tokenizer_path: str, out: str) -> JobResult:
+    """Runs a job in a worker process, which loads the tokenizer once."""
+    return run_job(job, _tokenizer(tokenizer_path), out)
 
 
 @functools.cache
@@ -219,7 +193,7 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Records together until they hold a million characters, to be encoded in one call."""
+    """Groups records of a million characters, which are encoded in one call."""
     group: list[Record] = []
     held = 0
     for record in records:
@@ -232,7 +206,7 @@ def _groups(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield group
 
 
-def _check_ids(job: Job, record: Record, tokenizer: Tokenizer) -> None:
+def _check_ids(job: StoreJob, record: Record, tokenizer: Tokenizer) -> None:
     ids = record.content
     assert isinstance(ids, np.ndarray)
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:

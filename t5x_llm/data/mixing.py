@@ -1,4 +1,4 @@
-"""Which source the n-th example comes from: exact proportions, O(1) in n, no state.
+"""Exact proportions: the source of the n-th example in O(1), without state.
 
 Guarantee: in every window of 100 consecutive positions, wherever it starts, each source appears
 floor(100 w) or floor(100 w) + 1 times, w its share. Over n examples its count stays within about 5
@@ -47,7 +47,7 @@ def check_weights(field: str, weights: Mapping[str, float]) -> None:
 
 
 class Proportions:
-    """Position -> (source, how many of that source came before).
+    """Map from a position to its source and to the number of that source's examples before it.
 
     Args:
       weights: of each source, any positive scale; sources of weight 0 never appear, and neither
@@ -81,7 +81,7 @@ class Proportions:
         )
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For positions [n]: index into ``names`` [n] and that source's ordinal from 0 [n]."""
+        """Returns the index into ``names`` [n] and that source's ordinal [n] of positions [n]."""
         blocks, slots = np.divmod(np.asarray(positions, np.int64), WINDOW)
         table = _fold(blocks)[0]
         source = self._layout[slots]
@@ -91,7 +91,7 @@ class Proportions:
         return source, ordinal
 
     def counts(self, position: int) -> dict[str, int]:
-        """How many of the first ``position`` examples come from each source."""
+        """Returns the number of the first ``position`` examples that come from each source."""
         block, slot = divmod(int(position), WINDOW)
         every = np.arange(len(self.names))
         table = int(_fold(np.array([block]))[0][0])
@@ -114,18 +114,18 @@ def _cached(weights: tuple[tuple[str, float], ...]) -> Proportions:
 
 
 def proportions(weights: Mapping[str, float]) -> Proportions:
-    """The ``Proportions`` of these weights, made once."""
+    """Returns the ``Proportions`` of these weights, which are made once."""
     return _cached(tuple(sorted(weights.items())))
 
 
 def _fold(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row of the table, rounds completed, step in the round: forth, then back."""
+    """Returns each block's row of the table, the rounds completed, and the step in the round."""
     rounds, step = np.divmod(blocks, 2 * _BLOCKS)
     return np.where(step < _BLOCKS, step, 2 * _BLOCKS - 1 - step), rounds, step
 
 
 def _shares(weights: list[Fraction]) -> tuple[list[int], list[int]]:
-    """Slots of 100 that each source owns, and blocks of 8192 in which it borrows one."""
+    """Returns each source's own slots of 100, and the blocks of 8192 in which it borrows one."""
     total = sum(weights)
     exact = [WINDOW * weight / total for weight in weights]
     own = [int(share) for share in exact]
@@ -136,14 +136,14 @@ def _shares(weights: list[Fraction]) -> tuple[list[int], list[int]]:
     for i in by_remainder[:missing]:
         lent[i] += 1
     for i in range(len(lent)):
-        if own[i] == 0 and lent[i] == 0:  # rarer than once in 819,200, but never never
+        if own[i] == 0 and lent[i] == 0:  # rarer than once in 819,200, but not absent
             lent[i] += 1
             lent[max(range(len(lent)), key=lambda j: lent[j])] -= 1
     return own, lent
 
 
 def _layout(own: list[int], free: int) -> list[int]:
-    """Owner of each slot of a block, -1 for one that is lent; each spread as evenly as it goes."""
+    """Returns the owner of each slot of a block, -1 for one that is lent, spread evenly."""
     wanted = [*own, free]
     placed = [0] * len(wanted)
     layout = []
@@ -158,7 +158,7 @@ def _layout(own: list[int], free: int) -> list[int]:
 
 
 def _chosen(lent: list[int]) -> np.ndarray:
-    """[blocks, sources] bool: who borrows a slot in which block."""
+    """Returns [blocks, sources] bool: True where the source borrows a slot in the block."""
     point = np.arange(_BLOCKS, dtype=np.int64) * _TURN % _BLOCKS
     length = np.array(lent, np.int64)
     start = np.cumsum(length) - length
@@ -166,7 +166,7 @@ def _chosen(lent: list[int]) -> np.ndarray:
 
 
 def _lend(chosen: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """[blocks, sources] int16: the slot each borrower gets, 100 for the others."""
+    """Returns [blocks, sources] int16: the slot that each borrower gets, 100 for the others."""
     slots = np.full(chosen.shape, WINDOW, np.int16)
     if not len(free):
         return slots

@@ -1,4 +1,4 @@
-"""How documents fill rows of T tokens. A packing plan turns row numbers into spans of documents.
+"""Packing of documents into rows of T tokens: a plan turns row numbers into spans of documents.
 
 ``concat``: the documents of a source joined in store order and cut every T tokens. Row i reads
 tokens [iT, iT + T) and predicts [iT + 1, iT + T + 1): a document cut at the row's edge still
@@ -38,7 +38,7 @@ PACKINGS = ("concat", "whole", "similar")
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Pieces of documents, row after row.
+    """Spans of documents, row after row.
 
     Attributes:
       row: [n] which of the asked rows each belongs to, ascending.
@@ -55,7 +55,7 @@ class Spans:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a plan reads of a document.
+    """Part of a document that a plan reads, and the places that it takes.
 
     Attributes:
       lead: tokens left out at a document's beginning; ``whole`` only.
@@ -73,7 +73,7 @@ NEXT_TOKEN = Reading(trail=1)  # the last is a target only
 
 
 class Packing(Protocol):
-    """A plan for one source and one T."""
+    """Plan of one source's rows for one T."""
 
     @property
     def tokens(self) -> int:
@@ -87,11 +87,11 @@ class Packing(Protocol):
         """Share of places that hold a token."""
 
     def spans(self, rows: np.ndarray) -> Spans:
-        """The pieces in these rows [n], in order."""
+        """Returns the pieces in these rows [n], in order."""
 
 
 def make_packing(name: str, split: Split, length: int, reading: Reading = NEXT_TOKEN) -> Packing:
-    """The plan called ``name`` over a split, for rows of ``length`` places.
+    """Returns the plan called ``name`` over a split, for rows of ``length`` places.
 
     Raises:
       ConfigError: unknown name, or a length below 2.
@@ -100,7 +100,7 @@ def make_packing(name: str, split: Split, length: int, reading: Reading = NEXT_T
 
 
 def pack(name: str, offsets: np.ndarray, length: int, reading: Reading = NEXT_TOKEN) -> Packing:
-    """``make_packing`` for documents that lie between these ``offsets`` [documents + 1]."""
+    """Returns the plan of ``make_packing`` for documents at these ``offsets`` [documents + 1]."""
     check_choice("Data.packing", name, PACKINGS)
     check_number("sequence_length", length, low=2, integer=True)
     if name == "concat":
@@ -110,7 +110,7 @@ def pack(name: str, offsets: np.ndarray, length: int, reading: Reading = NEXT_TO
 
 
 class Concat:
-    """See the module's first lines.
+    """Plan ``concat``: the documents joined in order and cut every ``length`` tokens.
 
     Args:
       offsets: [documents + 1] of the split.
@@ -136,7 +136,7 @@ class Concat:
         return self._places / (len(self) * self._length) if self._places else 0.0
 
     def spans(self, rows: np.ndarray) -> Spans:
-        """The pieces in these rows."""
+        """Returns the pieces in these rows."""
         begin = np.asarray(rows, np.int64) * self._length
         end = np.minimum(begin + self._length, self._places)
         first = np.searchsorted(self._offsets, begin, side="right") - 1
@@ -153,7 +153,7 @@ Groups = list[tuple[int, tuple[tuple[int, int], ...]]]
 
 
 class Whole:
-    """See the module's first lines.
+    """Plan ``whole`` or ``similar``: pieces of documents matched to rows by their sizes.
 
     Args:
       offsets: [documents + 1] of the split.
@@ -206,7 +206,7 @@ class Whole:
         return self._used / (len(self) * self._length) if len(self) else 0.0
 
     def spans(self, rows: np.ndarray) -> Spans:
-        """The pieces in these rows."""
+        """Returns the pieces in these rows."""
         rows = np.asarray(rows, np.int64)
         groups = np.searchsorted(self._group_rows, rows, side="right") - 1
         ranks = rows - self._group_rows[groups]
@@ -217,9 +217,11 @@ class Whole:
 
 
 def _match(histogram: np.ndarray, length: int) -> Groups:
-    """Groups of rows alike: (rows, ((size, rank of its first piece among that size), ...)).
+    """Matches pieces to rows, longest first, each into the fullest row that takes it (best fit).
 
-    The k-th row of a group takes, for each entry, the piece of that size with rank first + k.
+    Returns:
+      Groups of equal rows: (rows, ((size, rank of its first piece among that size), ...)). The
+      k-th row of a group takes, for each entry, the piece of that size with rank first + k.
     """
     open_groups: dict[int, list[tuple[int, tuple[tuple[int, int], ...]]]] = {}
     spaces: list[int] = []  # sorted, the free places for which a group is open
@@ -256,9 +258,9 @@ def _match(histogram: np.ndarray, length: int) -> Groups:
 
 
 def _splice(histogram: np.ndarray, length: int) -> Groups:
-    """The same for ``similar``: each row takes the longest piece left that fits, until none does.
+    """Matches pieces to rows for ``similar``: a row takes the longest piece left while one fits.
 
-    Rows alike are made at once, as many as the pieces allow.
+    Equal rows are made at once, as many as the pieces allow. Returns groups as ``_match`` does.
     """
     left = histogram.copy()
     left[0] = 0
@@ -289,12 +291,12 @@ def _splice(histogram: np.ndarray, length: int) -> Groups:
 def read_spans(
     split: Split, spans: Spans, read: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of spans, each followed by the next one in the store, as one array.
+    """Reads the tokens of spans, each followed by the next one in the store, as one array.
 
     Args:
-      split: what is read.
-      spans: at least one.
-      read: another array of the split instead.
+      split: split that is read.
+      spans: at least one span.
+      read: reads another array of the split instead of its tokens.
 
     Returns:
       (flat, index in it of the first token of each span).
@@ -312,7 +314,7 @@ def read_spans(
 
 
 def assemble(split: Split, spans: Spans, rows: int, length: int) -> dict[str, np.ndarray]:
-    """The arrays of a ``Batch`` but ``source``, [rows, length], for spans of one split."""
+    """Returns the arrays [rows, length] of a ``Batch`` but ``source``, for spans of one split."""
     shape = (rows, length)
     arrays = {
         name: np.zeros(shape, np.float32 if name == "loss_mask" else np.int32)
@@ -344,7 +346,7 @@ def assemble(split: Split, spans: Spans, rows: int, length: int) -> dict[str, np
 
 
 def _ranks(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ..."""
+    """Returns 0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, ..."""
     return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 

@@ -8,17 +8,19 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 from t5x_llm.core.errors import DataError
 
+T = TypeVar("T")
+
 
 class Pool:
-    """Worker processes, started when first asked for; a context manager.
+    """Pool of worker processes, started at the first call; a context manager.
 
     Args:
-      count: of processes.
-      ended: the message for a user whose worker was ended from outside, and what to set.
+      count: number of processes.
+      ended: message for a user whose worker was ended from outside, with the remedy.
     """
 
     def __init__(self, count: int, ended: str):
@@ -39,19 +41,19 @@ class Pool:
 
     def map(
         self,
-        function: Callable[..., Any],
-        calls: Iterable[tuple[Any, ...]],
-        done: Callable[[int], Any] = int,
-    ) -> list[Any]:
-        """The results of ``function(*call)`` for each call, in order.
+        function: Callable[..., T],
+        calls: Iterable[tuple[object, ...]],
+        done: Callable[[int], object] = int,
+    ) -> list[T]:
+        """Returns the results of ``function(*call)`` for each call, in order.
 
         Args:
-          function: of a module.
-          calls: arguments.
+          function: a function of a module.
+          calls: arguments of each call.
           done: called with the number of each call when it is finished.
 
         Raises:
-          DataError: if a worker is ended from outside; whatever the function raises.
+          DataError: a worker was ended from outside. Errors of the function are raised as well.
         """
         if self._executor is None:
             self._executor = concurrent.futures.ProcessPoolExecutor(
@@ -67,7 +69,7 @@ class Pool:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent is killed must not linger."""
+    """Ends this worker when its parent process dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""Where a run stands in its data: consumed examples, mixture history, skipped ranges.
+"""Position of a run in its data: consumed examples, mixture history, skipped ranges.
 
 Two ways of counting, and the arithmetic between them:
 
@@ -12,6 +12,7 @@ Without skips the two are equal.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class DataState:
-    """All that a checkpoint holds of the data.
+    """Data part of a checkpoint: position, mixture history, skipped ranges.
 
     Attributes:
       position: examples consumed so far.
@@ -40,16 +41,21 @@ class DataState:
     skips: Ranges = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; ``from_json`` gives the same state back."""
+        """Returns plain JSON, of which ``from_json`` makes the same state."""
         return {
             "position": self.position,
             "history": [[start, dict(weights)] for start, weights in self.history],
             "skips": [list(skip) for skip in self.skips],
         }
 
+    def part(self, position: int) -> int:
+        """Which part of the mixture's history an example belongs to."""
+        at = Skips(self.skips).stream_position(position)
+        return bisect.bisect_right([start for start, _ in self.history], at)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DataState:
-        """The state that ``to_json`` wrote.
+        """Returns the state that ``to_json`` wrote.
 
         Raises:
           CheckpointError: if ``value`` is something else.
@@ -68,7 +74,7 @@ class DataState:
 
 
 def merge_ranges(ranges: Iterable[Sequence[int]]) -> Ranges:
-    """The same positions as sorted, disjoint, non-touching [start, stop) ranges.
+    """Returns the same positions as sorted, disjoint, non-touching [start, stop) ranges.
 
     Raises:
       DataError: if a range is negative or ends before it starts.
@@ -89,7 +95,7 @@ def merge_ranges(ranges: Iterable[Sequence[int]]) -> Ranges:
 
 
 class Skips:
-    """Position to stream position and back, O(log skips).
+    """Map from position to stream position, in O(log skips).
 
     Args:
       ranges: [start, stop) ranges of stream positions.
@@ -105,15 +111,15 @@ class Skips:
         self._at = self._starts - self._before[:-1]
 
     def stream_positions(self, positions: np.ndarray) -> np.ndarray:
-        """Where the consumed examples of these numbers stand in the stream; int64, any shape."""
+        """Returns the stream positions of these positions; int64, any shape."""
         return positions + self._before[np.searchsorted(self._at, positions, side="right")]
 
     def stream_position(self, position: int) -> int:
-        """The same for one."""
+        """Returns the stream position of one position."""
         return int(self.stream_positions(np.asarray(position, np.int64)))
 
     def add(self, position: int, count: int) -> Skips:
-        """The ``count`` examples that would be consumed from ``position`` on are skipped as well.
+        """Returns skips that also leave out the ``count`` examples due from ``position`` on.
 
         Ranges already skipped among them stay skipped and do not count.
         """
@@ -124,6 +130,6 @@ class Skips:
         return Skips([*self.ranges, (start, stop)])
 
     def before(self, position: int) -> Ranges:
-        """The ranges jumped over by the time ``position`` examples are consumed."""
+        """Returns the ranges jumped over by the time ``position`` examples are consumed."""
         end = self.stream_position(position)
         return tuple(r for r in self.ranges if r[1] <= end)

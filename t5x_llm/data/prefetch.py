@@ -1,4 +1,4 @@
-"""Work done ahead in a thread, and how long the consumer had to wait for it."""
+"""Batches made ahead by a thread, and the time that their consumer waits for them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """The items of an iterator, made by a background thread up to ``depth`` ahead of their use.
+    """Iterator whose items a background thread makes up to ``depth`` ahead of their use.
 
     An exception in the thread is raised where the item was due. Close it, or use it in a ``with``.
 
     Args:
-      items: what to iterate, in the thread.
+      items: the iterator that the thread reads.
       depth: items kept ready.
 
     Attributes:
@@ -86,7 +86,7 @@ def prefetch(
     depth: int = 2,
     rows_at: Callable[[int], slice] | None = None,
 ) -> Prefetch[tuple[int, Batch]]:
-    """Endless (position behind the batch, host batch) from ``position`` on, made ahead.
+    """Returns an endless iterator of (position behind the batch, host batch), made ahead.
 
     Args:
       stream: the stream.

@@ -1,4 +1,4 @@
-"""Text to tokenizer and token stores: fingerprinted, killed without harm, skipped when unchanged.
+"""Makes tokenizer and token stores of text: fingerprinted, safe to kill, skipped when unchanged.
 
     <store_dir>/.lock                   held while preparing
     <store_dir>/.tmp-*                  work in progress: never read, removed by the next run
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
-from t5x_llm.data.building import Plan, build_store, is_remote, workspace
+from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
 from t5x_llm.data.inputs import content_hash, make_plans
 from t5x_llm.data.jobs import training_texts
@@ -49,7 +49,7 @@ def prepare(
     *,
     force: bool = False,
     process_index: int = 0,
-    say: Callable[[str], Any] = tqdm.write,
+    say: Callable[[str], object] = tqdm.write,
 ) -> Opened:
     """Builds what is missing of the tokenizer and the token stores, and opens them.
 
@@ -83,13 +83,13 @@ def prepare(
     return open_stores(data)
 
 
-def _prepare(data: Data, force: bool, say: Callable[[str], Any]) -> None:
+def _prepare(data: Data, force: bool, say: Callable[[str], object]) -> None:
     begin = time.monotonic()
     root = str(as_path(data.store_dir))
     before = _catalog_of(data)
     plans, record = make_plans(data, root, before and before["seqio_inputs"], force)
     inputs = {plan.name: plan.digest for plan in plans}
-    if before and before["inputs"] == inputs and _whole(data, root, before):
+    if before and before["inputs"] == inputs and _is_complete(data, root, before):
         if record != before["seqio_inputs"]:
             write_json(catalog_path(data), {**before, "seqio_inputs": record})
         say(f"data: {data.name} in {root} is up to date, nothing to do")
@@ -126,8 +126,8 @@ def _prepare(data: Data, force: bool, say: Callable[[str], Any]) -> None:
     say(f"data: {data.name} prepared in {time.monotonic() - begin:.1f} s ({shares})")
 
 
-def _whole(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
-    """Whether all that the catalogue names is there, made with the tokenizer that is there."""
+def _is_complete(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
+    """Returns whether all that the catalogue names is there, made with the same tokenizer."""
     name = catalog["tokenizer"]
     if catalog["trained"] and not (as_path(root) / name / _TRAINED).exists():
         return False
@@ -143,8 +143,8 @@ def _catalog_of(data: Data) -> dict[str, Any] | None:
     return catalog if catalog and catalog["config"] == described(data) else None
 
 
-def _fingerprint(plan: Plan, tokenizer: Tokenizer) -> str:
-    """Hash of all that decides the content of a store."""
+def _fingerprint(plan: StorePlan, tokenizer: Tokenizer) -> str:
+    """Hashes all that decides the content of a store."""
     return content_hash(
         format=FORMAT,
         input=plan.digest,
@@ -154,8 +154,8 @@ def _fingerprint(plan: Plan, tokenizer: Tokenizer) -> str:
     )
 
 
-def _tokenizer(data: Data, root: str, plans: list[Plan]) -> tuple[Tokenizer, str, bool]:
-    """The tokenizer; its path, or directory under ``root``; whether it was trained here."""
+def _tokenizer(data: Data, root: str, plans: list[StorePlan]) -> tuple[Tokenizer, str, bool]:
+    """Returns the tokenizer; its path, or directory under ``root``; whether it was trained here."""
     config = data.tokenizer
     if isinstance(config, str):
         return load_tokenizer(config), config, False
@@ -188,13 +188,13 @@ def _tokenizer(data: Data, root: str, plans: list[Plan]) -> tuple[Tokenizer, str
 def _store(
     data: Data,
     root: str,
-    plan: Plan,
+    plan: StorePlan,
     targets: Mapping[str, str],
     tokenizer: Tokenizer,
     tokenizer_path: str,
-    say: Callable[[str], Any],
+    say: Callable[[str], object],
 ) -> TokenStore:
-    """The source's store, built unless it is there."""
+    """Returns the source's store, built unless it is there."""
     target = f"{root}/{targets[plan.name]}"
     if not (as_path(target) / "manifest.json").exists():
         begin = time.monotonic()
@@ -213,8 +213,8 @@ def _store(
     return TokenStore.open(target)
 
 
-def _check_vocabulary(data: Data, plan: Plan, tokenizer: Tokenizer) -> None:
-    """Token ids made by a seqio vocabulary must be the tokenizer's."""
+def _check_vocabulary(data: Data, plan: StorePlan, tokenizer: Tokenizer) -> None:
+    """Raises DataError if a seqio task has another vocabulary than the tokenizer's."""
     job = plan.jobs[0]
     if not job.task:
         return
@@ -230,7 +230,7 @@ def _check_vocabulary(data: Data, plan: Plan, tokenizer: Tokenizer) -> None:
 
 
 class _Rates:
-    """Rates as seqio resolves them; see the program in ``tasks``."""
+    """Resolves rates by seqio in another process; see the program in ``tasks``."""
 
     def __init__(self, data: Data):
         self._data = data
@@ -265,8 +265,8 @@ class _Rates:
 
 
 @contextlib.contextmanager
-def _lock(store_dir: str, say: Callable[[str], Any]) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when a process dies."""
+def _lock(store_dir: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Lets one process in at a time; the system frees the lock when a process dies."""
     with open(as_path(store_dir) / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -276,7 +276,9 @@ def _lock(store_dir: str, say: Callable[[str], Any]) -> Iterator[None]:
         yield
 
 
-def _await_catalog(data: Data, say: Callable[[str], Any], seconds: float = _WAIT_SECONDS) -> None:
+def _await_catalog(
+    data: Data, say: Callable[[str], object], seconds: float = _WAIT_SECONDS
+) -> None:
     """Waits until the catalogue is of this configuration and of these inputs."""
     say(f"data: waiting for process 0 to prepare {data.store_dir}")
     end = time.monotonic() + seconds

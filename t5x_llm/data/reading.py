@@ -14,7 +14,9 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
+
+from etils import epath
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
@@ -28,7 +30,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What one pass over a file found.
+    """Result of one pass over a file.
 
     Attributes:
       path: the file.
@@ -46,7 +48,7 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Bytes [start, stop) of a file, whole lines of it; ``line`` is the number of the first."""
+    """Whole lines of a file, bytes [start, stop); ``line`` is the number of the first line."""
 
     file: int
     path: str
@@ -56,8 +58,8 @@ class Stretch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-    """A document and where it came from: index of the file, line or record from 1; its score."""
+class SourceDocument:
+    """Document read for a store: its file's index, its line or record from 1, its score."""
 
     text: str
     file: int
@@ -66,7 +68,7 @@ class Document:
 
 
 def find_files(source: Source) -> list[str]:
-    """The source's files, sorted, each once.
+    """Returns the source's files, sorted, each once.
 
     Raises:
       DataError: a path that is not there, a glob that matches nothing, a directory.
@@ -99,12 +101,12 @@ def find_files(source: Source) -> list[str]:
     return sorted(found)
 
 
-def scan(path: str, lines: bool, progress: Callable[[int], Any] = int, most: int = 0) -> Scan:
+def scan(path: str, lines: bool, progress: Callable[[int], object] = int, most: int = 0) -> Scan:
     """Hashes a file and finds where it can be cut.
 
     Args:
       path: the file.
-      lines: whether it may be cut between lines.
+      lines: True if it may be cut between lines.
       progress: called with the bytes of each block.
       most: bytes of a stretch, about; 0 is ``JOB_BYTES``.
 
@@ -138,7 +140,7 @@ def scan(path: str, lines: bool, progress: Callable[[int], Any] = int, most: int
 
 
 def plan_jobs(scans: Iterable[Scan], most: int = 0) -> list[tuple[Stretch, ...]]:
-    """The stretches of each job of ``most`` bytes, about, in the order of the files."""
+    """Returns the stretches of each job, of about ``most`` bytes, in the order of the files."""
     most = most or JOB_BYTES
     jobs: list[tuple[Stretch, ...]] = []
     current: list[Stretch] = []
@@ -155,9 +157,9 @@ def plan_jobs(scans: Iterable[Scan], most: int = 0) -> list[tuple[Stretch, ...]]
 
 
 def read(
-    source: Source, stretches: Iterable[Stretch], progress: Callable[[int], Any] = int
-) -> Iterator[Document]:
-    """The documents in these stretches, one at a time; blank lines and empty texts are left out.
+    source: Source, stretches: Iterable[Stretch], progress: Callable[[int], object] = int
+) -> Iterator[SourceDocument]:
+    """Yields the documents in these stretches; blank lines and empty texts are left out.
 
     Raises:
       DataError: naming file, line and byte, for text that is not UTF-8, a line that is not JSON,
@@ -172,7 +174,7 @@ def read(
                     text = _decode(raw, stretch.path, 0)
                     progress(stretch.stop)
                     if text:
-                        yield Document(text, stretch.file, 1)
+                        yield SourceDocument(text, stretch.file, 1)
                     continue
                 if not packed:
                     file.seek(stretch.start)
@@ -188,7 +190,7 @@ def read(
                     if text.strip():
                         text, score = _text(source, text, f"{stretch.path}:{number}")
                         if text:
-                            yield Document(text, stretch.file, number, score)
+                            yield SourceDocument(text, stretch.file, number, score)
                     position, number = position + len(raw), number + 1
                     progress(0 if packed else len(raw))
         except OSError as e:
@@ -196,18 +198,18 @@ def read(
 
 
 def is_packed(path: str) -> bool:
-    """Whether a file is compressed; it is read as a whole then."""
+    """Returns whether a file is compressed, and therefore read as a whole."""
     return path.endswith((".gz", ".zst"))
 
 
 def is_cut(source: Source, path: str) -> bool:
-    """Whether a file of the source may be cut between lines."""
+    """Returns whether a file of the source may be cut between lines."""
     return (source.kind == "jsonl" or source.unit == "line") and not is_packed(path)
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    """What a file holds, decompressed."""
+def _opened(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
+    """Opens a file for reading its content, decompressed."""
     with as_path(path).open("rb") as raw:
         if path.endswith(".gz"):
             try:
@@ -241,7 +243,7 @@ def _decode(raw: bytes, path: str, start: int, line: int = 0) -> str:
 
 
 def _text(source: Source, line: str, where: str) -> tuple[str, float | None]:
-    """The document in one line of a file, and its score."""
+    """Returns the document in one line of a file, and its score."""
     if source.kind == "text":
         return line.rstrip("\r\n"), None
     try:
@@ -281,7 +283,7 @@ def _text(source: Source, line: str, where: str) -> tuple[str, float | None]:
 
 
 def _score(source: Source, value: dict[str, Any], where: str) -> float:
-    """The number in the field ``Source.score`` of a line."""
+    """Returns the number in the field ``Source.score`` of a line."""
     found: Any = value
     for part in source.score.split("."):
         found = found.get(part) if isinstance(found, dict) else None
@@ -294,13 +296,13 @@ def _score(source: Source, value: dict[str, Any], where: str) -> float:
     return float(found)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return names.get(type(value), "null" if value is None else f"the number {value}"[:60])
 
 
 def split_glob(pattern: str) -> tuple[str, str, str]:
-    """Directory without wildcards, "/", rest."""
+    """Splits a pattern into the directory without wildcards, "/", and the rest."""
     parts = pattern.split("/")
     wild = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
     fixed = "/".join(parts[:wild])
@@ -311,7 +313,8 @@ def _suffix(source: Source) -> str:
     return "jsonl" if source.kind == "jsonl" else "txt"
 
 
-def neighbours(path: Any) -> list[str]:
+def neighbours(path: epath.Path) -> list[str]:
+    """Returns the names of the files beside ``path``; none if they cannot be listed."""
     try:
         return [p.name for p in path.parent.iterdir()]
     except OSError:

@@ -1,10 +1,10 @@
 """Span corruption as a seqio Task: the preprocessors of T5's ``span_corruption`` in TensorFlow.
 
-For those who train or evaluate with seqio's own pipeline, and as the implementation that the
-stream's is tested against. Training imports nothing of this: the stream corrupts by position
-(``objective``), which seqio's iterators cannot. The structure is that of the T5 paper's released
-pipeline (arXiv 1910.10683; github.com/google-research/text-to-text-transfer-transformer): documents
-are joined, cut into blocks, corrupted, and end with the end token on both sides.
+They serve those who train or evaluate with seqio's own pipeline, and the tests, which compare the
+stream with them. Training imports nothing of this module: the stream corrupts by position
+(``row_objective``), which seqio's iterators cannot. The structure is that of the T5 paper's
+released pipeline (arXiv 1910.10683; github.com/google-research/text-to-text-transfer-transformer):
+documents are joined, cut into blocks, corrupted, and end with the end token on both sides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _JOINED = 128  # documents joined before they are cut
 
 
 def lengths(inputs_length: int, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
-    """Tokens of a block and of its targets, so that its inputs fill ``inputs_length``.
+    """Returns the tokens of a block and of its targets, so that its inputs fill ``inputs_length``.
 
     End tokens of both sides are counted (t5's ``random_spans_helper``).
     """
@@ -43,7 +43,7 @@ def lengths(inputs_length: int, density: float = 0.15, mean_span: float = 3.0) -
 
 
 def join_and_cut(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
-    """Examples {targets: [n]}, joined in order and cut into [length]; the last may be shorter."""
+    """Joins examples {targets: [n]} in order and cuts them every ``length`` tokens."""
     flat = dataset.map(lambda example: example["targets"]).ragged_batch(_JOINED)
     joined = flat.map(lambda rows: rows.flat_values).unbatch().batch(length)
     return joined.map(lambda tokens: {"targets": tokens})
@@ -52,7 +52,7 @@ def join_and_cut(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
 def random_spans_noise_mask(
     length: tf.Tensor, seeds: tf.Tensor, density: float, mean_span: float
 ) -> tf.Tensor:
-    """[length] bool: kept and noise spans by turns, a kept one first.
+    """Draws a mask [length] bool of kept and noise spans by turns, a kept one first.
 
     Args:
       length: int32 scalar.
@@ -77,7 +77,7 @@ def random_spans_noise_mask(
 
 
 def spans_to_unique_sentinels(tokens: tf.Tensor, mask: tf.Tensor, first: int) -> tf.Tensor:
-    """``tokens`` with every run of True in ``mask`` replaced by ``first``, ``first - 1``, ..."""
+    """Replaces every run of True in ``mask`` by ``first``, ``first - 1``, ..."""
     before = tf.pad(mask[:-1], [[1, 0]])
     begins = tf.logical_and(mask, tf.logical_not(before))
     sentinel = first + 1 - tf.cumsum(tf.cast(begins, tokens.dtype))
@@ -92,9 +92,9 @@ def denoise(
     mean_span: float,
     sentinel: int | None = None,
 ) -> tf.data.Dataset:
-    """Blocks {targets} to {inputs, targets}; sentinels go down from the last id of the vocabulary.
+    """Corrupts blocks {targets} to {inputs, targets}; sentinels go down from the vocabulary's end.
 
-    ``sentinel`` names another first one.
+    ``sentinel`` gives another first sentinel than the last id of the vocabulary.
     """
     first = output_features["targets"].vocabulary.vocab_size - 1 if sentinel is None else sentinel
 

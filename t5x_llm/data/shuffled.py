@@ -14,8 +14,8 @@ import numpy as np
 from t5x_llm.core.errors import DataError
 from t5x_llm.data.bins import PLAIN, Order, make_plan
 from t5x_llm.data.mixing import proportions
-from t5x_llm.data.objective import Objective, check_unmasked
 from t5x_llm.data.packing import Packing, Spans, assemble
+from t5x_llm.data.row_objective import RowObjective, check_unmasked
 from t5x_llm.data.store import Split
 
 _MAX_ROWS = 1 << 32  # of Grain's index shuffle
@@ -25,17 +25,17 @@ FEW_ROWS = 4096
 
 @functools.lru_cache(maxsize=256)
 def _epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """A permutation of few rows. Raw Philox output is the same in every version of NumPy."""
+    """Draws a permutation of few rows. Raw Philox output is the same in every version of NumPy."""
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(rows), kind="stable")
 
 
 class Shuffle:
-    """The numbers below ``rows`` in shuffled order, each epoch in an order of its own.
+    """Shuffled order of the numbers below ``rows``, different in each epoch.
 
     Args:
-      rows: how many, below 2^32.
-      what: names the order; equal names and seeds give equal orders.
-      seed: of the shuffle.
+      rows: number of rows, below 2^32.
+      what: name of the order; equal names and seeds give equal orders.
+      seed: seed of the shuffle.
     """
 
     def __init__(self, rows: int, what: str, seed: int):
@@ -47,15 +47,15 @@ class Shuffle:
             self._order = grain.MapDataset.range(rows).seed(self._seed).shuffle().repeat()
 
     def __call__(self, ordinal: int) -> int:
-        """The number that comes as the ``ordinal``-th."""
+        """Returns the number that comes as the ``ordinal``-th."""
         if self.rows < FEW_ROWS:
             epoch, index = divmod(ordinal, self.rows)
             return int(_epoch_order(self._seed, epoch, self.rows)[index])
         return int(self._order[ordinal])
 
 
-class Rows:
-    """The rows of one plan, bin after bin, in shuffled order inside each.
+class ShuffledRows:
+    """Rows of one plan, bin after bin, in shuffled order inside each bin.
 
     Args:
       packing: the plan.
@@ -86,7 +86,7 @@ class Rows:
         self.noise_seed = whole.noise_seed
 
     def row(self, ordinal: int) -> int:
-        """Row of the plan that comes as the ``ordinal``-th."""
+        """Returns the row of the plan that comes as the ``ordinal``-th."""
         epoch, index = divmod(ordinal, self.rows)
         b = bisect.bisect_right(self._starts, index) - 1
         start, shuffle, kept = self._starts[b], self._shuffles[b], self._kept[b]
@@ -95,18 +95,18 @@ class Rows:
         return start + shuffle(epoch * shuffle.rows + index - start)
 
     def spans(self, ordinals: np.ndarray) -> Spans:
-        """The pieces in the rows that come as these."""
+        """Returns the pieces in the rows that come as these ordinals [n]."""
         return self.packing.spans(np.array([self.row(int(o)) for o in ordinals], np.int64))
 
 
 class ShuffledSource:
-    """One source's rows by ordinal.
+    """Rows of one source by ordinal.
 
     Args:
       name: of the source.
       split: what is read.
       packing: one of ``packing.PACKINGS``.
-      length: T, or what ``objective`` makes of it.
+      length: T, or the objective's length of rows.
       seed: of the shuffles and of what the objective draws.
       objective: None for next-token prediction. The rows of its denoisers are interleaved in the
         proportions of their rates, and each reads the whole source.
@@ -131,7 +131,7 @@ class ShuffledSource:
         packing: str,
         length: int,
         seed: int,
-        objective: Objective | None = None,
+        objective: RowObjective | None = None,
         order: Order = PLAIN,
     ):
         self.order = order
@@ -140,7 +140,7 @@ class ShuffledSource:
         rates: Mapping[str, float] = {"": 1.0}
         if objective is None:
             plan = make_plan(packing, split, length, order=order)
-            self._rows = {"": Rows(plan, name, seed, order.part(plan))}
+            self._rows = {"": ShuffledRows(plan, name, seed, order.part(plan))}
         else:
             check_unmasked(name, split, objective)
             rates = {n: rate for n, rate in objective.rates.items() if rate > 0}
@@ -148,7 +148,8 @@ class ShuffledSource:
                 n: objective.plan(objective.denoisers[n], packing, split, order) for n in rates
             }
             self._rows = {
-                n: Rows(plan, f"{name}/{n}", seed, order.part(plan)) for n, plan in plans.items()
+                n: ShuffledRows(plan, f"{name}/{n}", seed, order.part(plan))
+                for n, plan in plans.items()
             }
         for rows in self._rows.values():
             if not 0 < rows.rows < _MAX_ROWS:
@@ -166,28 +167,28 @@ class ShuffledSource:
         self.efficiency = sum(share * r.packing.efficiency for share, r in self._means)
 
     def epochs(self, rows: int) -> float:
-        """How many times so many rows go through the source."""
+        """Returns the number of times that ``rows`` rows go through the source."""
         return sum(rows * share / r.rows for share, r in self._means)
 
     def _locate(self, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Index into ``_parts.names``, and that part's ordinal."""
+        """Returns the index into ``_parts.names`` [n], and the ordinal in that part [n]."""
         if len(self._rows) == 1:
             return np.zeros(len(ordinals), np.int64), ordinals
         return self._parts.locate(ordinals)
 
     def row(self, ordinal: int) -> int:
-        """Row of its plan that the source gives as its ``ordinal``-th."""
+        """Returns the row of its plan that the source gives as its ``ordinal``-th."""
         part, at = self._locate(np.array([ordinal]))
         return self._rows[self._parts.names[part[0]]].row(int(at[0]))
 
     def spans(self, ordinal: int) -> tuple[Spans, int]:
-        """The pieces of documents in one row, and how often its plan had been read in full."""
+        """Returns the spans in one row, and the number of times its plan had been read in full."""
         part, at = self._locate(np.array([ordinal]))
         rows = self._rows[self._parts.names[part[0]]]
         return rows.spans(at), int(at[0]) // rows.rows
 
     def arrays(self, ordinals: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of a batch but ``source``, for the rows that come as these [n]."""
+        """Returns the arrays of a batch but ``source``, for the rows that come as these [n]."""
         if self._objective is None:
             spans = self._rows[""].spans(ordinals)
             return assemble(self.split, spans, len(ordinals), self._length)

@@ -1,4 +1,4 @@
-"""What is trained on: sources, how they mix, and where their token stores live."""
+"""Configuration of the data: sources, their mixture, and the directory of their token stores."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Source:
 
     @property
     def budgeted(self) -> bool:
-        """Whether it has a budget."""
+        """True if the source has a budget."""
         return self.tokens is not None or self.epochs is not None
 
     @property
@@ -234,7 +234,7 @@ class Mixture:
             )  # fmt: skip
 
     def group(self, key: str) -> list[str]:
-        """The source called ``key``, else the sources of the language ``key``."""
+        """Returns the source called ``key``, else the sources of the language ``key``."""
         named = [source.name for source in self.sources if source.name == key]
         return named or [source.name for source in self.sources if source.language == key]
 
@@ -308,7 +308,7 @@ class Data:
             )
 
     def held_out(self, source: Source) -> float:
-        """Share of the source's documents that is held out."""
+        """Returns the share of the source's documents that is held out."""
         own = source.validation_fraction
         return self.validation_fraction if own is None else own
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
@@ -41,7 +42,7 @@ _PREPARE = "Run `t5x-llm prepare` with the same configuration to build it again.
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a document was read: file, and line or record from 1."""
+    """Place a document was read from: file, and line or record from 1."""
 
     file: str
     line: int
@@ -56,14 +57,14 @@ def _context() -> ts.Context:
 
 
 def _kvstore(path: str) -> dict[str, Any]:
-    """TensorStore's name for a directory: a bucket's or the local file system's."""
+    """Returns TensorStore's specification of a directory in a bucket or the local file system."""
     if path.startswith("gs://"):
         bucket, _, key = path[5:].partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/"}
     return {"driver": "file", "path": path.rstrip("/") + "/"}
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> ts.TensorStore:
     spec = {
         "driver": "zarr3",
         "kvstore": _kvstore(path),
@@ -86,7 +87,7 @@ class ArrayWriter:
       length: elements in all.
     """
 
-    def __init__(self, path: str, dtype: Any, length: int):
+    def __init__(self, path: str, dtype: DTypeLike, length: int):
         self._dtype = np.dtype(dtype)
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         checked = [little, {"name": "crc32c"}]
@@ -112,7 +113,7 @@ class ArrayWriter:
         self._held = self._written = 0
 
     def write(self, values: np.ndarray) -> None:
-        """The next elements, any number."""
+        """Writes the next elements, any number."""
         values = np.asarray(values, self._dtype)
         while len(values):
             take = min(self._shard - self._held, len(values))
@@ -161,7 +162,7 @@ class Split:
         self._documents: int = counts["documents"]
 
     def __len__(self) -> int:
-        """Documents."""
+        """The number of documents."""
         return self._documents
 
     @functools.cached_property
@@ -175,52 +176,52 @@ class Split:
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
-        """[documents] float32, where ``scored``."""
+        """[documents] float32 scores of the documents, where ``scored``."""
         return self._read_all("score", np.float32, self._documents)
 
     @functools.cached_property
-    def _token_array(self) -> Any:
+    def _token_array(self) -> ts.TensorStore:
         return _open(f"{self.store.path}/{self.name}/tokens")
 
     @functools.cached_property
-    def _mask_array(self) -> Any:
+    def _mask_array(self) -> ts.TensorStore:
         return _open(f"{self.store.path}/{self.name}/mask")
 
     @functools.cached_property
-    def _origin(self) -> tuple[Any, Any]:
+    def _origin(self) -> tuple[ts.TensorStore, ts.TensorStore]:
         where = f"{self.store.path}/{self.name}"
         return _open(f"{where}/file"), _open(f"{where}/line")
 
     @property
     def masked(self) -> bool:
-        """Whether the store carries a loss mask."""
+        """True if the store carries a loss mask."""
         return bool(self.store.manifest["masked"])
 
     @property
     def scored(self) -> bool:
-        """Whether the store carries a score of each document."""
+        """True if the store carries a score of each document."""
         return bool(self.store.manifest.get("scored", False))
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """The tokens of the ranges [starts, stops), joined; int32."""
+        """Reads the tokens of the ranges [starts, stops), joined; int32."""
         return self._ranges(self._token_array, starts, stops).astype(np.int32)
 
     def read_mask(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """The loss mask of the same ranges, uint8."""
+        """Reads the loss mask of the ranges [starts, stops), joined; uint8."""
         return self._ranges(self._mask_array, starts, stops)
 
     def document(self, index: int) -> np.ndarray:
-        """[n] int32 token ids of one document, with the begin and end tokens it is trained with."""
+        """Reads one document's token ids [n] int32, with its begin and end tokens."""
         start, stop = self._bounds(index)
         return self.read(np.array([start]), np.array([stop]))
 
     def document_bytes(self, index: int) -> int:
-        """UTF-8 bytes of its text."""
+        """Returns the UTF-8 bytes of a document's text."""
         self._bounds(index)
         return int(self._bytes[index])
 
     def provenance(self, index: int) -> Provenance:
-        """File and line it was read from."""
+        """Returns the file and line that a document was read from."""
         self._bounds(index)
         file, line = (int(array[index].read().result()) for array in self._origin)
         return Provenance(self.store.manifest["files"][file], line)
@@ -230,7 +231,7 @@ class Split:
             raise IndexError(f"document {index} of {self._documents} in {self.store.path}")
         return int(self.offsets[index]), int(self.offsets[index + 1])
 
-    def _ranges(self, array: Any, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    def _ranges(self, array: ts.TensorStore, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         pairs = zip(starts.tolist(), stops.tolist(), strict=True)
         try:
             reads = [array[start:stop].read() for start, stop in pairs]
@@ -241,7 +242,7 @@ class Split:
             ) from e
         return np.concatenate(parts) if parts else np.empty(0, array.dtype.numpy_dtype)
 
-    def _read_all(self, name: str, dtype: Any, length: int) -> np.ndarray:
+    def _read_all(self, name: str, dtype: DTypeLike, length: int) -> np.ndarray:
         array = _open(f"{self.store.path}/{self.name}/{name}")
         if array.shape != (length,):
             raise DataError(
@@ -270,7 +271,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str) -> TokenStore:
-        """The store in directory ``path``.
+        """Opens the store in directory ``path``.
 
         Raises:
           DataError: if there is none, or it is of another format.

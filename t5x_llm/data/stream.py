@@ -12,7 +12,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,17 +20,16 @@ from t5x_llm.core.errors import ConfigError, DataError, nearest
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.bins import PLAIN, Order
 from t5x_llm.data.blending import Blend
-from t5x_llm.data.diet import Diet, diet
 from t5x_llm.data.mixing import Proportions, check_weights, proportions
-from t5x_llm.data.objective import Objective
 from t5x_llm.data.positions import DataState, History, Skips
+from t5x_llm.data.row_objective import RowObjective
 from t5x_llm.data.shuffled import ShuffledSource
 from t5x_llm.data.store import Provenance, TokenStore
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A piece of a document in a row.
+class DocumentSpan:
+    """Span of one document in a row.
 
     Attributes:
       source: name of the source.
@@ -53,7 +52,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Consumed:
-    """What was eaten of one source.
+    """Amount of one source that a run has read.
 
     Attributes:
       examples: rows, skipped ones left out.
@@ -78,13 +77,13 @@ class Stream:
       history: (stream position, weights) from which each set of weights holds, the first at 0. A
         source goes on where it was when weights change.
       skips: [start, stop) ranges of stream positions to jump over.
-      objective: what the rows are made into, as ``objective.objective`` gives it for ``length``;
+      objective: objective of the rows, from ``make_row_objective`` for ``length``;
         None for next-token prediction.
       orders: bins and curriculum of each source, by name; none for those that are not there.
 
     Attributes:
       sources: names, as ``Batch.source`` indexes them.
-      blend: what the history was planned by, see ``planned``.
+      blend: blend that the history was planned by, see ``planned``.
 
     Raises:
       ConfigError: weights that are negative, all zero, or of unknown sources; T below 2.
@@ -101,7 +100,7 @@ class Stream:
         *,
         history: History = (),
         skips: Iterable[Sequence[int]] = (),
-        objective: Objective | None = None,
+        objective: RowObjective | None = None,
         orders: Mapping[str, Order] | None = None,
     ):
         self.sources = tuple(stores)
@@ -150,14 +149,14 @@ class Stream:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The shares that hold in the end, of 1, by source."""
+        """The last shares of the history by source; they add up to 1."""
         last = self.history[-1][1]
         total = sum(last.values())
         return {name: last.get(name, 0.0) / total for name in self.sources}
 
     @property
     def readers(self) -> Mapping[str, ShuffledSource]:
-        """What reads each source."""
+        """The rows of each source, by name."""
         return self._sources
 
     @property
@@ -187,19 +186,19 @@ class Stream:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def state(self, position: int = 0) -> DataState:
-        """What a checkpoint holds at ``position``."""
+        """Returns the state that a checkpoint holds at ``position``."""
         return DataState(position, self.history, self.skips)
 
     def at(self, state: DataState) -> Stream:
-        """The same stream with the history and the skips of ``state``."""
+        """Returns the same stream with the history and the skips of ``state``."""
         return self._changed(state.history or self.history, Skips(state.skips))
 
     def skip(self, position: int, count: int) -> Stream:
-        """The stream that also skips the ``count`` examples due from ``position`` on."""
+        """Returns the stream that also skips the ``count`` examples due from ``position`` on."""
         return self._changed(self.history, self._skips.add(position, count))
 
     def reweight(self, position: int, weights: Mapping[str, float]) -> Stream:
-        """The stream whose weights are these from ``position`` on; the past stays as it is.
+        """Returns the stream with these weights from ``position`` on; the past stays as it is.
 
         Changes planned at or after ``position`` are dropped.
         """
@@ -208,7 +207,7 @@ class Stream:
         return self._changed((*kept, (start, dict(weights))), self._skips)
 
     def planned(self, blend: Blend) -> Stream:
-        """The stream with the mixtures of a blend from its beginning."""
+        """Returns the stream with the mixtures of a blend from its beginning."""
         stream = self._changed(blend.history(), self._skips)
         stream.blend = blend
         return stream
@@ -220,7 +219,7 @@ class Stream:
         return stream
 
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Index of the source and the source's ordinal, for positions [n]."""
+        """Returns the index of the source [n] and the source's ordinal [n], for positions [n]."""
         at = self._skips.stream_positions(np.asarray(positions, np.int64))
         part_of = np.searchsorted(self._starts, at, side="right") - 1
         source = np.empty(len(at), np.int64)
@@ -235,7 +234,7 @@ class Stream:
         return source, ordinal
 
     def batch(self, position: int, size: int, rows: slice | None = None) -> Batch:
-        """Examples ``position`` to ``position + size``, or those ``rows`` of them.
+        """Returns examples ``position`` to ``position + size``, or those ``rows`` of them.
 
         Args:
           position: examples consumed before; any size.
@@ -262,11 +261,11 @@ class Stream:
         return Batch(**arrays, source=source.astype(np.int32))
 
     def stream_position(self, position: int) -> int:
-        """Where the example at ``position`` stands in the stream, skipped ones counted."""
+        """Returns the stream position of the example at ``position``, skipped ones counted."""
         return self._skips.stream_position(position)
 
-    def documents(self, position: int) -> list[Piece]:
-        """What the row at ``position`` is made of, and where each piece came from."""
+    def documents(self, position: int) -> list[DocumentSpan]:
+        """Returns the spans of documents in the row at ``position``, and where each came from."""
         (index,), (ordinal,) = self._locate(np.array([position]))
         part = self._sources[self.sources[index]]
         spans, epoch = part.spans(int(ordinal))
@@ -276,7 +275,7 @@ class Stream:
             document = int(np.searchsorted(offsets, start, side="right")) - 1
             first = start - int(offsets[document])
             pieces.append(
-                Piece(
+                DocumentSpan(
                     source=part.name,
                     document=document,
                     provenance=part.split.provenance(document),
@@ -290,32 +289,24 @@ class Stream:
         return pieces
 
     def _passed_at(self, stream_position: int) -> dict[str, int]:
-        """Rows of each source among the first ``stream_position``, skipped ones included."""
+        """Returns the rows of each source before ``stream_position``, skipped ones included."""
         p = bisect.bisect_right(self._starts.tolist(), stream_position) - 1
         counts = self._parts[p].counts(stream_position - int(self._starts[p]))
         return {n: self._passed[p][n] + counts.get(n, 0) for n in self.sources}
 
     def consumed(self, position: int) -> dict[str, Consumed]:
-        """What the first ``position`` examples took from each source; no iteration."""
+        """Returns the amount of each source in the first ``position`` examples, in O(1)."""
         passed = self._passed_at(self._skips.stream_position(position))
-        eaten = dict(passed)
+        consumed = dict(passed)
         for start, stop in self._skips.before(position):
             first, last = self._passed_at(start), self._passed_at(stop)
-            for name in eaten:
-                eaten[name] -= last[name] - first[name]
+            for name in consumed:
+                consumed[name] -= last[name] - first[name]
         return {
             name: Consumed(
-                examples=eaten[name],
-                tokens=round(eaten[name] * source.tokens),
+                examples=consumed[name],
+                tokens=round(consumed[name] * source.tokens),
                 epochs=source.epochs(passed[name]),
             )
             for name, source in self._sources.items()
         }
-
-    def diet(self, examples: int, step_at: Callable[[int], int] | None = None) -> Diet:
-        """What a run of so many examples reads of each source; ``step_at`` names its steps."""
-        return diet(self, examples, step_at)
-
-    def tree(self, examples: int | None = None) -> str:
-        """The mixture as a printable tree; with ``examples``, also what a run of them reads."""
-        return str(diet(self, examples))

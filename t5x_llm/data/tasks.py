@@ -2,7 +2,7 @@
 
 A source ``s`` of the Data called ``d`` is the seqio Task ``t5x_llm.d.s``, with the features
 ``text``, ``file`` and ``line``; the mixture is ``t5x_llm.d``. Text and jsonl are read by the same
-functions that shard jobs call (``reading``), tfds by seqio itself.
+functions that store jobs call (``reading``), tfds by seqio itself.
 
 Run as a program it resolves rates: pickled (Data, sizes) on stdin, JSON on stdout. ``prepare``
 starts it early, so that seqio is imported on another core while text is tokenized, and training
@@ -19,7 +19,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,19 @@ import seqio
 import tensorflow as tf
 
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.data.jobs import Record, split_of
-from t5x_llm.data.reading import find_files, is_cut, plan_jobs, read, scan
+from t5x_llm.data.reading import (
+    SourceDocument,
+    Stretch,
+    find_files,
+    is_cut,
+    plan_jobs,
+    read,
+    scan,
+)
+from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Mixture, Source
 
+Rate = float | Callable[[seqio.Task], float]
 # Rank 0 and no vocabulary: the text itself, tokenized by us.
 TEXT_FEATURES = {
     "text": seqio.Feature(
@@ -42,7 +51,7 @@ TEXT_FEATURES = {
 
 
 class DocumentSource(seqio.DataSource):
-    """A text or jsonl ``Source`` as seqio sees it; its shards are our shard jobs.
+    """A text or jsonl ``Source`` for seqio; its shards are our store jobs.
 
     Args:
       source: what to read.
@@ -54,17 +63,17 @@ class DocumentSource(seqio.DataSource):
         self._source, self._held_out = source, held_out
 
     @functools.cached_property
-    def _jobs(self) -> list[Any]:
+    def _jobs(self) -> list[tuple[Stretch, ...]]:
         paths = find_files(self._source)
         return plan_jobs(scan(path, is_cut(self._source, path)) for path in paths)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """False: shards are jobs."""
+        """Always false, as shards are jobs."""
         return False
 
     def list_shards(self, split: str) -> list[str]:
-        """One name a job."""
+        """Returns one name for each job."""
         return [f"{job[0].path}:{job[0].line}" for job in self._jobs]
 
     def get_dataset(
@@ -73,9 +82,9 @@ class DocumentSource(seqio.DataSource):
         shuffle: bool = True,
         seed: int | None = None,
         shard_info: seqio.ShardInfo | None = None,
-        **_: Any,
+        **_: object,
     ) -> tf.data.Dataset:
-        """Documents of a split, in the order of the files; ``shuffle`` orders the shards."""
+        """Returns the documents of a split, by file and line; ``shuffle`` shuffles the shards."""
         jobs = list(self._jobs)
         if shard_info:
             jobs = jobs[shard_info.index :: shard_info.num_shards]
@@ -88,7 +97,7 @@ class DocumentSource(seqio.DataSource):
                 for document in read(self._source, job):
                     digest = Record(document.text, document.file, document.line).digest()
                     if split_of(digest, self._held_out) == split:
-                        yield dataclass_fields(document)
+                        yield as_example(document)
 
         signature = {
             "text": tf.TensorSpec((), tf.string),
@@ -98,8 +107,8 @@ class DocumentSource(seqio.DataSource):
         return tf.data.Dataset.from_generator(documents, output_signature=signature)
 
 
-def dataclass_fields(document: Any) -> dict[str, Any]:
-    """A ``Document`` as a seqio example."""
+def as_example(document: SourceDocument) -> dict[str, Any]:
+    """Returns a ``SourceDocument`` as a seqio example."""
     return {"text": document.text, "file": document.file, "line": document.line}
 
 
@@ -157,7 +166,7 @@ def _task(data: Data, source: Source) -> seqio.Task:
 
 
 def register(data: Data, sizes: Mapping[str, int]) -> seqio.Mixture:
-    """The seqio Mixture of a configuration, with its tasks; again if they were there.
+    """Registers the seqio Mixture of a configuration with its tasks, again if they were there.
 
     Args:
       data: the configuration.
@@ -193,7 +202,7 @@ def _registered(data: Data) -> seqio.Mixture:
     )
 
 
-def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Any:
+def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Rate:
     if not isinstance(mixture.rates, str):
         return float(mixture.rates[index])
     name = mixture.sources[index].name
@@ -202,14 +211,20 @@ def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Any:
 
 
 def source_names(data: Data, mixture: seqio.Mixture) -> dict[str, str]:
-    """Source name -> task name, in the order of the configuration or of the mixture."""
+    """Returns source name -> task name, in the order of the configuration or of the mixture."""
     if data.mixture is not None:
         return {s.name: f"t5x_llm.{data.name}.{s.name}" for s in data.mixture.sources}
     return {re.sub(r"\W", "_", task.name): task.name for task in mixture.tasks}
 
 
+def planned_sources(data: Data) -> tuple[str, ...]:
+    """Names of the sources that the stores of a seqio mixture will have, in their order."""
+    import_modules(data.modules)
+    return tuple(source_names(data, _registered(data)))
+
+
 def rates(data: Data, sizes: Mapping[str, int]) -> dict[str, float]:
-    """The share of each source, of 1, as seqio resolves it."""
+    """Returns the share of each source as seqio resolves it; the shares add up to 1."""
     mixture = register(data, sizes)
     names = source_names(data, mixture)
     found = {
@@ -226,7 +241,7 @@ def rates(data: Data, sizes: Mapping[str, int]) -> dict[str, float]:
 
 
 def shards(data: Data, task_name: str) -> list[str]:
-    """The input shards of a task's train split.
+    """Returns the input shards of a task's train split.
 
     Raises:
       DataError: the task has no such split, or its input is not there.
@@ -247,7 +262,7 @@ def shards(data: Data, task_name: str) -> list[str]:
 
 
 def input_files(task_name: str, names: list[str]) -> list[str]:
-    """Those shards of a registered task that are files of this machine."""
+    """Returns the shards of a registered task that are files of this machine."""
     source = seqio.TaskRegistry.get(task_name).source
     folders = [""]
     if isinstance(source, seqio.TfdsDataSource):
@@ -257,7 +272,7 @@ def input_files(task_name: str, names: list[str]) -> list[str]:
 
 
 def records(data: Data, task_name: str, shard: int, count: int) -> Iterator[Record]:
-    """The documents of one shard of a task, after its preprocessors.
+    """Yields the documents of one shard of a task, after its preprocessors.
 
     Raises:
       DataError: examples with neither a string ``text`` nor integer ``targets``.
@@ -300,7 +315,7 @@ def _record(example: Mapping[str, Any], task: str, shard: int, number: int) -> I
 
 
 def vocabulary_fingerprint(data: Data, task_name: str) -> str | None:
-    """SHA-256 of the SentencePiece model that a task's ``targets`` are made with, if it is one."""
+    """Returns the SHA-256 of the SentencePiece model of a task's ``targets``, if there is one."""
     register(data, {})
     feature = seqio.TaskRegistry.get(task_name).output_features.get("targets")
     vocabulary = getattr(feature, "vocabulary", None)

@@ -1,16 +1,16 @@
-"""Reading zstd files so that one that ends early, or expands a thousandfold, is noticed."""
+"""Reader of zstd files that notices one that ends early or expands a thousandfold."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import IO, Any
 
 # Of compressed bytes at a time: 4 of them can stand for 128 KB, so that this makes 32 MB at most.
 _CHUNK = 1 << 10
 
 
 class ZstdFile(io.RawIOBase):
-    """What a file of one or more zstd frames holds.
+    """Content of a file of one or more zstd frames.
 
     ``zstandard.ZstdDecompressor.stream_reader`` takes a file cut short for one that is complete.
 
@@ -22,7 +22,7 @@ class ZstdFile(io.RawIOBase):
       zstandard.ZstdError: if it is no zstd.
     """
 
-    def __init__(self, file: Any):
+    def __init__(self, file: IO[bytes] | io.RawIOBase):
         import zstandard
 
         self._file = file
@@ -54,5 +54,5 @@ class ZstdFile(io.RawIOBase):
         return size
 
     def read1(self, size: int) -> bytes:
-        """Up to ``size`` bytes, as soon as there are some."""
+        """Returns up to ``size`` bytes, as soon as there are some."""
         return self.read(size) or b""

@@ -12,7 +12,7 @@ from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
 from t5x_llm.train.hooks import Hook, Results
-from t5x_llm.train.loop import Run
+from t5x_llm.train.loop import Trainer
 
 BASELINE = "baseline.json"
 
@@ -64,7 +64,7 @@ def read_baseline(directory: str | os.PathLike[str]) -> Baseline | None:
         raise DataError(f"{path} is no baseline of a run ({e!r}): remove it.") from e
 
 
-class Evaluation(Hook):
+class EvaluationHook(Hook):
     """Evaluates every ``Loop.eval_every`` steps, and in full at the last step.
 
     Give it before the Checkpoint hook, so that a resumed run has it behind it.
@@ -92,35 +92,35 @@ class Evaluation(Hook):
         self.compare, self.baseline = compare, baseline
         self.results: Results = {}
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Finds the baseline, or makes it; of a fresh run all hooks hear where it begins."""
         if not self.compare:
             return
-        self.baseline = self.baseline or read_baseline(run.directory)
-        if run.step or run.last:
+        self.baseline = self.baseline or read_baseline(trainer.directory)
+        if trainer.step or trainer.last:
             return
-        with run.paused("eval"):
-            limited = self.evaluator(run.state.params, self.held_out, self.limit)
+        with trainer.paused("eval"):
+            limited = self.evaluator(trainer.state.params, self.held_out, self.limit)
             if self.baseline is None:
                 full = limited
                 if self.limit is not None:
-                    full = self.evaluator(run.state.params, self.held_out, None)
+                    full = self.evaluator(trainer.state.params, self.held_out, None)
                 self.baseline = Baseline(limited, full, self.evaluator.length)
-            if run.primary:
-                write_json(run.directory / BASELINE, dataclasses.asdict(self.baseline))
-            run.evaluated(self.baseline.compared(limited, full=False))
+            if trainer.primary:
+                write_json(trainer.directory / BASELINE, dataclasses.asdict(self.baseline))
+            trainer.evaluated(self.baseline.compared(limited, full=False))
 
-    def on_dispatch(self, run: Run) -> None:
+    def on_dispatch(self, trainer: Trainer) -> None:
         """Evaluates when due; all hooks hear of it."""
-        every = run.config.eval_every
-        if not (run.last or (every and run.step % every == 0)):
+        every = trainer.config.eval_every
+        if not (trainer.last or (every and trainer.step % every == 0)):
             return
-        with run.paused("eval"):
-            limit = None if run.last else self.limit
-            self.results = self.evaluator(run.state.params, self.held_out, limit)
+        with trainer.paused("eval"):
+            limit = None if trainer.last else self.limit
+            self.results = self.evaluator(trainer.state.params, self.held_out, limit)
             if self.baseline is not None:
                 self.results = self.baseline.compared(self.results, limit is None)
-            run.evaluated(self.results)
+            trainer.evaluated(self.results)
 
 
 class Every(Hook):
@@ -132,11 +132,11 @@ class Every(Hook):
       function: called with the run.
     """
 
-    def __init__(self, name: str, steps: int, function: Callable[[Run], Any]):
+    def __init__(self, name: str, steps: int, function: Callable[[Trainer], Any]):
         self.name, self.steps, self.function = name, steps, function
 
-    def on_dispatch(self, run: Run) -> None:
+    def on_dispatch(self, trainer: Trainer) -> None:
         """Calls the function when due."""
-        if run.last or (self.steps and run.step % self.steps == 0):
-            with run.paused(self.name):
-                self.function(run)
+        if trainer.last or (self.steps and trainer.step % self.steps == 0):
+            with trainer.paused(self.name):
+                self.function(trainer)

@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
-from t5x_llm.data.objective import Objective
+from t5x_llm.data.row_objective import RowObjective
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, check_divisible, global_batch, replicated, use
 from t5x_llm.train.hooks import Results
@@ -175,7 +175,7 @@ class Evaluator:
         rules: Rules,
         length: int,
         batch_size: int = 8,
-        objective: Objective | None = None,
+        objective: RowObjective | None = None,
     ):
         check_divisible(mesh, rules, "batch", "Evaluation.batch_size", batch_size)
         if model.max_length is not None and length > model.max_length:
@@ -311,7 +311,7 @@ def evaluate(
     length: int,
     batch_size: int = 8,
     limit: int | None = None,
-    objective: Objective | None = None,
+    objective: RowObjective | None = None,
 ) -> Results:
     """One evaluation; see ``Evaluator``."""
     run = Evaluator(model, mesh, rules, length, batch_size, objective)

@@ -28,8 +28,9 @@ from t5x_llm.hf.export import (
 )
 from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
 from t5x_llm.hf.safetensors_io import SafetensorsReader
-from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
-from t5x_llm.hf.source import Source, open_source, read_config
+from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
+from t5x_llm.hf.source import ModelSource, open_source, read_config
+from t5x_llm.models.family import Family
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
@@ -38,7 +39,7 @@ STORED = "stored"
 
 
 class Converted(NamedTuple):
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
       family: the preset dataclass.
@@ -46,7 +47,7 @@ class Converted(NamedTuple):
       report: the parity check of source and result.
     """
 
-    family: Any
+    family: Family
     has_tokenizer: bool
     report: parity.ParityReport
 
@@ -88,7 +89,7 @@ def convert(
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
     layouts = {
-        name: Layout(weights.dtype(name) if dtype == STORED else DTYPES[dtype], shape)
+        name: TensorSpec(weights.dtype(name) if dtype == STORED else DTYPES[dtype], shape)
         for name, shape in weights.shapes.items()
     }
     title = weights.stored if dtype == STORED else dtype
@@ -117,8 +118,8 @@ def convert(
 
 def write_directory(
     out_dir: str | os.PathLike[str],
-    family: Any,
-    layouts: Mapping[str, Layout],
+    family: Family,
+    layouts: Mapping[str, TensorSpec],
     make: Callable[[str], np.ndarray],
     *,
     tokenizer: Tokenizer | None,
@@ -163,7 +164,7 @@ def write_directory(
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays are the same to the bit, NaNs included."""
+    """Returns True where two arrays are the same to the bit, NaNs included."""
     flat = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
     return (a.dtype, a.shape) == (b.dtype, b.shape) and np.array_equal(*flat)
 
@@ -174,7 +175,7 @@ def _joined(source: parity.ParityReport, written: parity.ParityReport) -> parity
     return dataclasses.replace(written, prompts=written.prompts | prompts, notes=notes)
 
 
-def ids_of(source: Source, tokenizer: Any) -> dict[str, Any]:
+def ids_of(source: ModelSource, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Ids of the special tokens: the tokenizer's, or what the config says."""
     theirs = special_ids(tokenizer)
     return {k: source.config.get(k) if v is None else v for k, v in theirs.items()}

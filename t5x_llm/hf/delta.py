@@ -32,9 +32,9 @@ from t5x_llm.hf.convert import same_bits
 from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
 from t5x_llm.hf.import_ import BUFFERS
 from t5x_llm.hf.safetensors_io import SafetensorsReader
-from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
+from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.shards import inside, parse_json
-from t5x_llm.hf.source import MAX_CONFIG, Source, open_source, read_config
+from t5x_llm.hf.source import MAX_CONFIG, ModelSource, open_source, read_config
 
 KINDS, GROWN = ("bits", "sum"), ("zeros", "mean")
 RECORD = "delta.json"
@@ -43,7 +43,7 @@ _COMPANION = (".json", ".model", ".txt", ".jinja")
 _INTEGERS = {2: np.dtype(np.int16), 4: np.dtype(np.int32)}
 
 
-class Made(NamedTuple):
+class DeltaReport(NamedTuple):
     """Figures of a delta.
 
     Attributes:
@@ -63,7 +63,7 @@ def make(
     out_dir: str | os.PathLike[str],
     kind: str = "bits",
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> Made:
+) -> DeltaReport:
     """Writes the delta of ``tuned`` from ``base``, one tensor of each in memory at a time.
 
     Raises:
@@ -74,12 +74,12 @@ def make(
     first, second = open_source(base, "hf"), open_source(tuned, "hf")
     names = [n for n in second.weights.names() if not BUFFERS.search(n)]
     held = set(first.weights.names())
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, TensorSpec] = {}
     checksums: dict[str, list[int]] = {}
     for name in names:
         dtype, shape = second.weights.dtype(name), second.weights.shape(name)
         _base_shape(first, held, name, shape)
-        layouts[name] = Layout(_INTEGERS[dtype.itemsize] if kind == "bits" else dtype, shape)
+        layouts[name] = TensorSpec(_INTEGERS[dtype.itemsize] if kind == "bits" else dtype, shape)
     values = inexact = 0
     largest = 0.0
 
@@ -110,7 +110,7 @@ def make(
         if kind == "sum":
             record |= {"values": values, "inexact": inexact, "largest_error": largest}
         (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    return Made(values, inexact, largest)
+    return DeltaReport(values, inexact, largest)
 
 
 def apply(
@@ -149,7 +149,7 @@ def apply(
     names = [n for n in reader.names() if not BUFFERS.search(n)]
     if checksums and set(checksums) != set(names):
         raise CheckpointError(f"{path}: {RECORD} and the weights name different tensors.")
-    layouts = {name: Layout(_dtype(record, reader, name), reader.shape(name)) for name in names}
+    layouts = {name: TensorSpec(_dtype(record, reader, name), reader.shape(name)) for name in names}
     held = set(first.weights.names())
     for name, layout in layouts.items():
         _base_shape(first, held, name, layout.shape)
@@ -195,11 +195,11 @@ def _record(path: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def _pair(value: Any) -> bool:
+def _pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2
 
 
-def _dtype(record: dict[str, Any], reader: Any, name: str) -> np.dtype[Any]:
+def _dtype(record: dict[str, Any], reader: SafetensorsReader, name: str) -> np.dtype[Any]:
     if record["kind"] == "sum":
         return reader.dtype(name)
     dtype, whole = DTYPES.get(record["dtypes"].get(name)), reader.dtype(name)
@@ -208,7 +208,7 @@ def _dtype(record: dict[str, Any], reader: Any, name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _base_shape(base: Source, held: set[str], name: str, shape: tuple[int, ...]) -> None:
+def _base_shape(base: ModelSource, held: set[str], name: str, shape: tuple[int, ...]) -> None:
     """Raises unless the base has the tensor, with at most as many rows."""
     if name not in held:
         raise ConfigError(f"{base.path.name} {name}", None, "a tensor; the base model has none")
@@ -220,7 +220,7 @@ def _base_shape(base: Source, held: set[str], name: str, shape: tuple[int, ...])
 
 
 def _base(
-    base: Source, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], grown: str
+    base: ModelSource, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], grown: str
 ) -> np.ndarray:
     """The base's tensor in the tuned model's dtype, with rows for a grown vocabulary."""
     array = base.weights.read(name)

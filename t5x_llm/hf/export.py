@@ -23,8 +23,9 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.import_ import check_tokenizer
 from t5x_llm.hf.reference import NoReference, auto_class, reference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
-from t5x_llm.hf.safetensors_write import Layout, new_directory, write_safetensors
+from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import read_config
+from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import Assembly, flatten, hf_shapes, stacked, to_hf
 
@@ -48,7 +49,7 @@ _TASKS = {
 
 def export_hf(
     params: Mapping[str, Any],
-    family: Any,
+    family: Family,
     tokenizer: Tokenizer | None,
     out_dir: str | os.PathLike[str],
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -80,7 +81,7 @@ def export_hf(
     check_tokenizer(tokenizer, family.vocab_size)
     _check_shapes(params, family)
     shapes = hf_shapes(family.weight_map(), params)
-    layouts = {name: Layout(DTYPES[dtype], shape) for name, shape in shapes.items()}
+    layouts = {name: TensorSpec(DTYPES[dtype], shape) for name, shape in shapes.items()}
     makers = dict(to_hf(family.weight_map(), params))
     with buffers_given_back(), new_directory(out_dir) as draft:
         write_configs(draft, family, special_ids(tokenizer), dtype)
@@ -107,7 +108,7 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in SPECIAL}
 
 
-def write_configs(draft: pathlib.Path, family: Any, ids: Mapping[str, Any], dtype: str) -> None:
+def write_configs(draft: pathlib.Path, family: Family, ids: Mapping[str, Any], dtype: str) -> None:
     """Writes config.json and generation_config.json."""
     own = family.to_hf_config()
     for name in own.keys() & ids.keys():
@@ -143,7 +144,7 @@ def narrowed(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 _CHUNK = 1 << 22
 
 
-def _check_shapes(params: Mapping[str, Any], family: Any) -> None:
+def _check_shapes(params: Mapping[str, Any], family: Family) -> None:
     abstract = Model(family.decoder()).abstract_params()
     expected = {k: tuple(v.shape) for k, v in flatten(abstract).items()}
     found = {k: tuple(v.shape) for k, v in flatten(params).items()}
@@ -159,7 +160,7 @@ def _check_written(
     draft: pathlib.Path,
     reader: SafetensorsReader,
     params: Mapping[str, Any],
-    family: Any,
+    family: Family,
     dtype: np.dtype[Any],
 ) -> None:
     """Reads the files back as ours and compares every bit with ``params``, a layer at a time."""
@@ -176,7 +177,7 @@ def _check_written(
 def gate(
     path: pathlib.Path,
     config: Mapping[str, Any],
-    family: Any,
+    family: Family,
     read: Callable[[str], np.ndarray],
     dtype: str,
     unproved: bool,
@@ -208,7 +209,7 @@ def gate(
         return parity.unproved(str(e), dtype)
 
 
-def model_card(family: Any, report: parity.ParityReport, origin: str) -> str:
+def model_card(family: Family, report: parity.ParityReport, origin: str) -> str:
     """README.md of an exported model."""
     count = parity.count(family)
     kind = family.to_hf_config()["architectures"][0]

@@ -54,7 +54,7 @@ _MAX_ITEMS = 1 << 24
 
 
 class GgufTensor(NamedTuple):
-    """Where one tensor lies.
+    """Type, shape and place of one tensor in a GGUF file.
 
     Attributes:
       type: ggml's name of its type.

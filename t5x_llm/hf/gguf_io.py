@@ -40,7 +40,7 @@ _SOFT = {"attn_logit_softcapping", "final_logit_softcapping"}
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What ``general.architecture`` means.
+    """Translation of one ``general.architecture`` of GGUF to a Hugging Face model.
 
     Attributes:
       hf_type: model_type of config.json.
@@ -128,7 +128,7 @@ class GgufReader:
         return self._file.tensors[self._names[name]].shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Of what ``read`` gives: as stored, float32 where it is quantised."""
+        """Returns the dtype of what ``read`` returns: as stored, float32 where it is quantised."""
         return PLAIN.get(self._file.tensors[self._names[name]].type, PLAIN["F32"])
 
     def read(self, name: str) -> np.ndarray:

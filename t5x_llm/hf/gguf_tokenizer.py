@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.hf.gguf_io import GgufReader
 
 _SPECIAL = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -35,11 +36,11 @@ _PRETOKENIZERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def write_tokenizer(reader: Any, directory: pathlib.Path) -> None:
+def write_tokenizer(reader: GgufReader, directory: pathlib.Path) -> None:
     """Writes tokenizer.json and its config, or tokenizer.model.
 
     Args:
-      reader: a ``GgufReader``.
+      reader: the opened file.
       directory: exists.
 
     Raises:
@@ -73,7 +74,10 @@ def _special(meta: dict[str, Any], count: int) -> dict[str, int]:
 
 
 def _sentencepiece(
-    reader: Any, directory: pathlib.Path, meta: dict[str, Any], pieces: list[tuple[str, int, float]]
+    reader: GgufReader,
+    directory: pathlib.Path,
+    meta: dict[str, Any],
+    pieces: list[tuple[str, int, float]],
 ) -> None:
     """llama.cpp's "llama" is SentencePiece's BPE; its token types are SentencePiece's."""
     from sentencepiece import sentencepiece_model_pb2
@@ -98,7 +102,10 @@ def _sentencepiece(
 
 
 def _byte_level(
-    reader: Any, directory: pathlib.Path, meta: dict[str, Any], pieces: list[tuple[str, int, float]]
+    reader: GgufReader,
+    directory: pathlib.Path,
+    meta: dict[str, Any],
+    pieces: list[tuple[str, int, float]],
 ) -> None:
     where = f"{reader.path.name} tokenizer.ggml."
     pre = meta.get("pre", "default")

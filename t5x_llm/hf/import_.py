@@ -12,8 +12,9 @@ import numpy as np
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.reference import reference
-from t5x_llm.hf.source import Source, Weights, open_source, read_config
+from t5x_llm.hf.source import ModelSource, Weights, open_source, read_config
 from t5x_llm.models.families import FAMILIES
+from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import from_hf, hf_shapes
 
@@ -42,7 +43,7 @@ class Imported(NamedTuple):
       report: the parity check, or None if it was not asked for.
     """
 
-    family: Any
+    family: Family
     params: dict[str, Any]
     tokenizer: Tokenizer | None
     report: parity.ParityReport | None
@@ -94,12 +95,12 @@ def import_model(
     return Imported(family, params, tokenizer, report)
 
 
-def family_in(source: Source) -> Any:
+def family_in(source: ModelSource) -> Family:
     """The family dataclass of a model on disk; raises as ``family_of``."""
     return family_of(source.config).fitted(source.weights.names())
 
 
-def family_of(config: dict[str, Any]) -> Any:
+def family_of(config: dict[str, Any]) -> Family:
     """The family dataclass of a config.json.
 
     Raises:
@@ -131,7 +132,7 @@ def check_tokenizer(tokenizer: Tokenizer | None, vocab_size: int) -> None:
         )
 
 
-class Resolved:
+class NamedTensors:
     """The tensors of a family by the names of its weight map, whatever they are called on disk.
 
     Attributes:
@@ -148,7 +149,7 @@ class Resolved:
         self.stored = max(sizes, key=sizes.__getitem__)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """As it is stored."""
+        """Returns the dtype in which a tensor is stored."""
         return self._weights.dtype(self._alias[name])
 
     def read(self, name: str) -> np.ndarray:
@@ -156,7 +157,7 @@ class Resolved:
         return self._weights.read(self._alias[name])
 
 
-def resolve(weights: Weights, family: Any) -> Resolved:
+def resolve(weights: Weights, family: Family) -> NamedTensors:
     """The tensors of ``family``, after every stored one has been accounted for; reads none.
 
     Files saved from the bare model lack the first component of each name (``transformer.``); tied
@@ -207,11 +208,11 @@ def resolve(weights: Weights, family: Any) -> Resolved:
             f"{len(extra)} tensors have no place in a {family.hf_type} model of this config, "
             f"e.g. {', '.join(extra[:3])}."
         )
-    return Resolved(weights, shapes, alias)
+    return NamedTensors(weights, shapes, alias)
 
 
 def _spellings(name: str, old: Mapping[str, str]) -> Iterator[str]:
-    """What a tensor may be called in a file, the likeliest first."""
+    """Yields the names that a tensor may have in a file, the likeliest first."""
     endings = ((new, before) for new, before in old.items() if name.endswith(new))
     for whole in (name, *(name.removesuffix(new) + before for new, before in endings)):
         yield whole

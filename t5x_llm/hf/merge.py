@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED, ids_of, write_directory
 from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, narrowed
 from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
-from t5x_llm.hf.safetensors_write import Layout
-from t5x_llm.hf.source import Source, open_source
+from t5x_llm.hf.safetensors_write import TensorSpec
+from t5x_llm.hf.source import ModelSource, open_source
+from t5x_llm.models.family import Family
 from t5x_llm.models.weight_map import flatten, unflatten
 
 METHODS = ("linear", "slerp")
@@ -61,7 +63,7 @@ def merge(
     tokenizer = sources[0].tokenizer()
     check_tokenizer(tokenizer, family.vocab_size)
     layouts = {
-        name: Layout(tensors[0].dtype(name) if dtype == STORED else DTYPES[dtype], shape)
+        name: TensorSpec(tensors[0].dtype(name) if dtype == STORED else DTYPES[dtype], shape)
         for name, shape in tensors[0].shapes.items()
     }
 
@@ -103,8 +105,11 @@ def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     return list(weights)
 
 
-def _check_same(first: Source, its: Any, other: Source, others: Any) -> None:
-    """By way of our reading, which writes out what a config.json may leave open."""
+def _check_same(first: ModelSource, its: Family, other: ModelSource, others: Family) -> None:
+    """Raises ConfigError unless two models have one shape.
+
+    It compares configs written from our reading, which states what a config.json may leave open.
+    """
     a, b = its.to_hf_config(), others.to_hf_config()
     for field in a.keys() | b.keys():
         if a.get(field) != b.get(field):
@@ -160,7 +165,7 @@ class Averaged:
     def __getitem__(self, index: Any) -> np.ndarray:
         return average([np.asarray(a[index]) for a in self._arrays], self._shares)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         array = self[...]
         return array if dtype is None else array.astype(dtype)
 

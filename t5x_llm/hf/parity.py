@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ParityError
 from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.hf.reference import Logits
+
+if TYPE_CHECKING:
+    from t5x_llm.models.family import Family
 
 LONG, SHORT = 512, 8
 THRESHOLD = 1e-4
@@ -133,7 +136,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> PromptParity:
     )
 
 
-def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
+def our_logits(family: Family, params: Mapping[str, Any]) -> Logits:
     """Our model on its float32 weights: tokens [T] to float32 logits [T, V].
 
     Of an encoder-decoder, the encoder reads the tokens and the decoder reads them backwards.
@@ -160,8 +163,10 @@ def our_logits(family: Any, params: Mapping[str, Any]) -> Logits:
 
 
 def _exact() -> Callable[[Any], Any]:
-    """How our side is compiled: in float64, so that a difference is the reference's rounding or a
-    fault; where the device has no such numbers, as it is."""
+    """Returns the transformation that compiles our side: float64 on CPU, ``jax.jit`` elsewhere.
+
+    In float64 a difference is the reference's rounding or a fault.
+    """
     import jax
 
     from t5x_llm.core.float64 import in_float64
@@ -169,8 +174,8 @@ def _exact() -> Callable[[Any], Any]:
     return in_float64 if jax.default_backend() == "cpu" else jax.jit
 
 
-def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
-    """As ``our_logits``, from HF tensors, with one layer in memory at a time.
+def streamed_logits(family: Family, read: Callable[[str], np.ndarray]) -> Logits:
+    """Computes ``our_logits`` from HF tensors, with one layer in memory at a time.
 
     An encoder-decoder is held as a whole.
 
@@ -191,14 +196,14 @@ def streamed_logits(family: Any, read: Callable[[str], np.ndarray]) -> Logits:
     return layerwise_logits(config, policy, load, _exact())
 
 
-def count(family: Any) -> int:
+def count(family: Family) -> int:
     """Number of parameters."""
     from t5x_llm.models.model import Model
 
     return Model(family.decoder()).parameter_count()["total"]
 
 
-def max_length(family: Any) -> int | None:
+def max_length(family: Family) -> int | None:
     """The longest prompt the model takes, None if any."""
     from t5x_llm.models.model import Model
 

@@ -1,4 +1,4 @@
-"""What a Hugging Face model computes, by code that shares nothing with ours.
+"""Computes the logits of a Hugging Face model by code that shares nothing with ours.
 
 Where torch and transformers import, they are asked. Elsewhere, and for models that transformers
 does not know, a NumPy forward pass in float32 stands in, written from the papers and from
@@ -13,14 +13,13 @@ import importlib
 import importlib.util
 import os
 import pathlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from t5x_llm.core.errors import ParityError
-from t5x_llm.hf import references
+from t5x_llm.hf.references import MODULES
 
 Read = Callable[[str], np.ndarray]
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -32,7 +31,7 @@ class NoReference(ParityError):
 
 
 def torch_available() -> bool:
-    """Whether torch and transformers can be imported."""
+    """Returns True where torch and transformers can be imported."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
@@ -74,17 +73,11 @@ def numpy_reference(model_type: str) -> Callable[[dict[str, Any], Read, np.ndarr
     """(config, read, tokens [T]) -> logits [T, V] of a model type, or None."""
     if model_type in NUMPY:
         return NUMPY[model_type]
-    name = model_type.replace("-", "_")
-    module = f"t5x_llm.hf.references.{name}"
     # A model type comes from a file: it may not name just any module.
-    if not name.isidentifier() or name not in dir_of_references():
+    name = MODULES.get(model_type)
+    if name is None:
         return None
-    return getattr(importlib.import_module(module), name, None)
-
-
-def dir_of_references() -> set[str]:
-    """Names of the modules in ``references``."""
-    return {m.name for m in pkgutil.iter_modules(references.__path__)}
+    return getattr(importlib.import_module(f"t5x_llm.hf.references.{name}"), name)
 
 
 def _why_not_torch(path: str | os.PathLike[str], model_type: str, parameters: int) -> str | None:
@@ -106,7 +99,7 @@ def _why_not_torch(path: str | os.PathLike[str], model_type: str, parameters: in
 
 
 def attention_code(config: Mapping[str, Any]) -> str:
-    """Which of transformers' implementations of attention is right for a config.json."""
+    """Returns the implementation of attention in transformers that is right for a config.json."""
     # Its eager Falcon adds ALiBi to the logits and, as part of the mask, once more (5.23).
     return "sdpa" if config.get("model_type") == "falcon" and config.get("alibi") else "eager"
 

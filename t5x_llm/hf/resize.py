@@ -14,7 +14,7 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.convert import ids_of, write_directory
 from t5x_llm.hf.export import MAX_SHARD_BYTES
 from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
-from t5x_llm.hf.safetensors_write import Layout
+from t5x_llm.hf.safetensors_write import TensorSpec
 from t5x_llm.hf.source import open_source
 from t5x_llm.models.model import Model
 from t5x_llm.models.vocabulary import Growth, resized, rounded_up
@@ -83,7 +83,7 @@ def resize(
     abstract = Model(wider.decoder()).abstract_params()
     shapes = hf_shapes(wider.weight_map(), abstract)
     axes = _axes(weights.shapes, shapes, family.vocab_size, size)
-    layouts = {name: Layout(weights.dtype(name), shape) for name, shape in shapes.items()}
+    layouts = {name: TensorSpec(weights.dtype(name), shape) for name, shape in shapes.items()}
 
     def make(name: str) -> np.ndarray:
         array = weights.read(name)
@@ -111,7 +111,7 @@ def resize(
 def _axes(
     old: Mapping[str, tuple[int, ...]], new: Mapping[str, tuple[int, ...]], before: int, after: int
 ) -> dict[str, int]:
-    """Which axis of which tensor is the vocabulary's: where the two shapes differ."""
+    """Returns the vocabulary's axis of each tensor that has one: the axis where shapes differ."""
     axes = {}
     for name, shape in new.items():
         differ = [i for i, (a, b) in enumerate(zip(old[name], shape, strict=True)) if a != b]

@@ -40,7 +40,7 @@ _OTHERS = {
 
 
 class Tensor(NamedTuple):
-    """Where one tensor lies."""
+    """Dtype, shape and place of one tensor in a safetensors file."""
 
     file: pathlib.Path
     dtype: str
@@ -89,7 +89,7 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _check(path: pathlib.Path, name: str, info: Any, data: int) -> Tensor:
-    def natural(value: Any) -> bool:
+    def natural(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
     try:
@@ -172,7 +172,7 @@ class SafetensorsReader:
         return self.tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Its dtype, without reading it."""
+        """Returns the dtype of a tensor without reading it."""
         tensor = self.tensors[name]
         if tensor.dtype not in self._dtypes:
             raise _unknown_dtype(tensor.file, name, tensor.dtype)

@@ -23,15 +23,15 @@ RECORDS = ("parity.json", "delta.json")  # what marks a directory as made here
 _NAMES = {dtype: name for name, dtype in (DTYPES | INTEGERS).items()}
 
 
-class Layout(NamedTuple):
-    """What a tensor will be."""
+class TensorSpec(NamedTuple):
+    """Dtype and shape of a tensor that is to be written."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Bytes of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -50,7 +50,7 @@ def plan_shards(sizes: Iterable[tuple[str, int]], max_shard_bytes: int) -> list[
 
 def write_safetensors(
     directory: pathlib.Path,
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, TensorSpec],
     make: Callable[[str], np.ndarray],
     max_shard_bytes: int,
 ) -> list[str]:
@@ -86,7 +86,7 @@ def write_safetensors(
 
 
 def _write_file(
-    path: pathlib.Path, layouts: Mapping[str, Layout], make: Callable[[str], np.ndarray]
+    path: pathlib.Path, layouts: Mapping[str, TensorSpec], make: Callable[[str], np.ndarray]
 ) -> None:
     # Wide types first, so that every tensor is aligned to its own.
     order = sorted(layouts, key=lambda name: -layouts[name].dtype.itemsize)

@@ -52,14 +52,14 @@ def read_index(index: pathlib.Path, suffix: str) -> dict[str, str]:
     return weight_map
 
 
-def inside(directory: pathlib.Path, name: Any, suffix: str) -> pathlib.Path:
+def inside(directory: pathlib.Path, name: object, suffix: str) -> pathlib.Path:
     """The file ``name`` of ``directory``.
 
     Raises:
       CheckpointError: it is no plain name, not there, or a link that leads out.
     """
-    plain = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name
-    if not plain or "/" in name or "\\" in name or not name.endswith(suffix):
+    plain = isinstance(name, str) and name not in ("", ".", "..") and name.endswith(suffix)
+    if not isinstance(name, str) or not plain or any(sign in name for sign in "\0/\\"):
         raise CheckpointError(f"{directory}: shard {name!r} is not a plain *{suffix} file name.")
     path = directory / name
     if not path.is_file():

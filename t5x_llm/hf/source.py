@@ -32,7 +32,7 @@ class Weights(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ModelSource:
     """An opened model.
 
     Attributes:
@@ -48,17 +48,19 @@ class Source:
     weights: Weights
 
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, None where it has none."""
+        """Loads the model's tokenizer; None where it has none."""
         if self.kind != "gguf":
             return _tokenizer(self.path)
+        from t5x_llm.hf.gguf_io import GgufReader
         from t5x_llm.hf.gguf_tokenizer import write_tokenizer
 
+        assert isinstance(self.weights, GgufReader)
         with tempfile.TemporaryDirectory() as scratch:
             write_tokenizer(self.weights, pathlib.Path(scratch))
             return _tokenizer(pathlib.Path(scratch))
 
 
-def open_source(path: str | os.PathLike[str], kind: str | None = None) -> Source:
+def open_source(path: str | os.PathLike[str], kind: str | None = None) -> ModelSource:
     """Opens a model; only headers are read.
 
     Args:
@@ -78,15 +80,15 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None) -> Source
         from t5x_llm.hf.gguf_io import GgufReader
 
         reader = GgufReader(path)
-        return Source(path, "gguf", reader.config, reader)
+        return ModelSource(path, "gguf", reader.config, reader)
     config = read_config(path)
 
     def there(*names: str) -> bool:
         return any((path / name).is_file() for name in names)
 
     if not there(SINGLE, INDEX) and there(torch_bin.FILE, torch_bin.INDEX):
-        return Source(path, "bin", config, torch_bin.TorchBinReader(path))
-    return Source(path, "safetensors", config, SafetensorsReader(path))
+        return ModelSource(path, "bin", config, torch_bin.TorchBinReader(path))
+    return ModelSource(path, "safetensors", config, SafetensorsReader(path))
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class TorchBinReader:
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Its dtype, without reading it."""
+        """Returns the dtype of a tensor without reading it."""
         kind = str(self._tensors[name].dtype).removeprefix("torch.")
         if kind not in _DTYPES:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""What a TPU VM runs: fetch the code, build its environment, start the command apart from ssh."""
+"""Writes the script of a TPU VM: fetch the code, build its environment, start the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is submitted: a command, the machines it wants, and how often it is started again."""
+"""Describes a job: a command, the machines it wants, and how often it is started again."""
 
 from __future__ import annotations
 

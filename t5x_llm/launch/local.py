@@ -34,7 +34,7 @@ _TERM_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """What is started, and how often again.
+    """A command in several processes on this machine, and how often it is started again.
 
     Attributes:
       command: program and arguments; each process runs it.
@@ -106,20 +106,20 @@ def run(job: Local) -> int:
     with _Signals() as signals:
         failures = 0
         while True:
-            begun = time.monotonic()
+            started = time.monotonic()
             index, status = _Group(job, signals).wait()
             if status == 0 or signals.heard is not None:
                 return _exit_status(status)
-            told = f"process {index} ended with {_words(status)}"
+            ending = f"process {index} ended with {_words(status)}"
             if status > 0 and status not in RESTARTABLE:
-                _say(f"{told}; starting it again would not help")
+                _say(f"{ending}; starting it again would not help")
                 return status
-            failures = 1 if time.monotonic() - begun > job.settled_seconds else failures + 1
+            failures = 1 if time.monotonic() - started > job.settled_seconds else failures + 1
             if failures > job.restarts:
-                _say(f"{told}; giving up after {job.restarts} restarts in a row")
+                _say(f"{ending}; giving up after {job.restarts} restarts in a row")
                 return _exit_status(status)
             pause = min(job.backoff_seconds * 2 ** (failures - 1), job.most_backoff_seconds)
-            _say(f"{told}; starting all again in {pause:g} s ({failures} of {job.restarts})")
+            _say(f"{ending}; starting all again in {pause:g} s ({failures} of {job.restarts})")
             if signals.sleep(pause):
                 return _exit_status(-(signals.heard or 0))
 
@@ -148,7 +148,7 @@ class _Signals:
             self.group.send(number)
 
     def sleep(self, seconds: float) -> bool:
-        """Whether a signal came in this time."""
+        """Sleeps until a signal comes or the time is over; returns True if a signal came."""
         end = time.monotonic() + seconds
         while self.heard is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))

@@ -148,23 +148,23 @@ class Controller:
         if zone is None:
             self._upload()
         while True:
-            begun = time.monotonic()
+            started = time.monotonic()
             zone = zone or self._acquire()
             status = self._attempt(zone)
             if status is not None and (status == 0 or not _again(status)):
                 _say(f"ended with status {status}")
                 self._delete(zone)
                 return status
-            failures = 1 if time.monotonic() - begun > job.settled_seconds else failures + 1
-            told = "the machines are gone" if status is None else f"it ended with status {status}"
+            failures = 1 if time.monotonic() - started > job.settled_seconds else failures + 1
+            ending = "the machines are gone" if status is None else f"it ended with status {status}"
             if failures > job.restarts:
                 self._delete(zone)
-                raise CloudError(f"{told}; giving up after {job.restarts} restarts in a row.")
+                raise CloudError(f"{ending}; giving up after {job.restarts} restarts in a row.")
             if status is None:
                 self._delete(zone)
                 zone = None
             pause = job.pause(failures)
-            _say(f"{told}; again in {pause:g} s ({failures} of {job.restarts})")
+            _say(f"{ending}; again in {pause:g} s ({failures} of {job.restarts})")
             self._sleep(pause)
 
     def delete(self) -> None:
@@ -214,12 +214,12 @@ class Controller:
     def _await(self, zone: str) -> str | None:
         """None once the machines are there, else why not."""
         end = time.monotonic() + self.job.target.wait_minutes * 60
-        told = None
+        reported = None
         while True:
             state = self._state(zone)
-            if state != told:
+            if state != reported:
                 _say(f"{zone}: {state}")
-                told = state
+                reported = state
             if state == "ACTIVE":
                 return None
             if state is None or state in _LOST:
@@ -245,7 +245,7 @@ class Controller:
             self._sleep(self._poll)
 
     def _statuses(self, zone: str) -> list[str] | None:
-        """What each machine says of its process: a number, 'running' or 'gone'."""
+        """Returns what each machine says of its process: a number, 'running' or 'gone'."""
         command = ssh_command(self.job, zone, status_script(self.job), everywhere=True)
         for _ in range(3):
             found = _captured(command)
@@ -260,7 +260,7 @@ class Controller:
         return None
 
     def _ssh(self, zone: str, script: str, everywhere: bool) -> bool:
-        """Whether it went through; what it prints is shown."""
+        """Runs a script over ssh and shows what it prints; returns True if it went through."""
         return subprocess.run(ssh_command(self.job, zone, script, everywhere)).returncode == 0
 
     def _state(self, zone: str) -> str | None:
@@ -280,7 +280,7 @@ class Controller:
 
 
 def _again(status: int) -> bool:
-    """Whether a status means that starting again helps."""
+    """Returns True for an exit status after which starting again helps."""
     return status in RESTARTABLE or status > _SIGNALLED
 
 

@@ -46,6 +46,8 @@ class Family:
     OLD_NAMES: ClassVar[Mapping[str, str]] = {}
 
     vocab_size: int
+    # What ``dataclasses`` asks of its arguments, for type checkers: every preset is one.
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def decoder(self) -> DecoderConfig:
         """The generic decoder this preset describes."""

@@ -282,3 +282,9 @@ class Model:
                 experts = sum(x.size for x, n in leaves if "experts" in n and len(n) > 3)
                 idle += experts * (1.0 - fraction)
         return round(idle)
+
+
+@functools.lru_cache(64)
+def cached_model(config: Any, policy: Policy, remat: str) -> Model:
+    """``Model``, the same object for the same arguments: a search asks for it again and again."""
+    return Model(config, policy, remat)

@@ -19,7 +19,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.nn.block import RESIDUAL, Group, GroupConfig, run_units
 from t5x_llm.nn.layer import Context
 from t5x_llm.parallel import constrain, current
-from t5x_llm.parallel.pipeline import Layout, Schedule, check_pipelined
+from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout, check_pipelined
 from t5x_llm.parallel.stages import (
     STAGE,
     chosen,
@@ -35,7 +35,7 @@ from t5x_llm.parallel.stages import (
 _ROWS = ("positions", "segment_ids", "starts", "prefix")  # of Context: [B, T]
 
 
-def plan(config: Any, mesh: Any, rules: Any) -> tuple[Schedule, Layout] | None:
+def plan(config: Any, mesh: Any, rules: Any) -> tuple[PipelineSchedule, StageLayout] | None:
     """What the stages of a mesh do for a model, and hold of it; None without stages.
 
     Args:
@@ -62,14 +62,19 @@ def plan(config: Any, mesh: Any, rules: Any) -> tuple[Schedule, Layout] | None:
     return pipeline.schedule(stages), layout
 
 
-def planned(config: Any) -> tuple[Schedule, Layout] | None:
+def planned(config: Any) -> tuple[PipelineSchedule, StageLayout] | None:
     """``plan`` for the current mesh."""
     context = current()
     return None if context is None else plan(config, context.mesh, context.rules)
 
 
 def run_pipeline(
-    group: Group, x: jax.Array, context: Context, remat: str, schedule: Schedule, layout: Layout
+    group: Group,
+    x: jax.Array,
+    context: Context,
+    remat: str,
+    schedule: PipelineSchedule,
+    layout: StageLayout,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The layers of the one group of a decoder.
 
@@ -177,7 +182,7 @@ def _row_axes(x: jax.Array) -> tuple[str | None, ...]:
     return ("batch", "length") + (None,) * (x.ndim - 3)
 
 
-def _busy(schedule: Schedule) -> np.ndarray:
+def _busy(schedule: PipelineSchedule) -> np.ndarray:
     """(microbatch, repeat) of each stage at each tick, (0, 0) where idle: int [ticks, P, 2]."""
     return np.array(
         [
@@ -187,7 +192,7 @@ def _busy(schedule: Schedule) -> np.ndarray:
     )
 
 
-def _fed(schedule: Schedule) -> np.ndarray:
+def _fed(schedule: PipelineSchedule) -> np.ndarray:
     """The microbatch that enters the first stage at each tick, if one does: int [ticks]."""
     return _busy(schedule)[:, 0, 0]
 

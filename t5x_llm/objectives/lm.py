@@ -17,7 +17,7 @@ Aux = dict[str, jax.Array]
 
 
 class _Static(NamedTuple):
-    """What is known when tracing."""
+    """Settings of a cross entropy that are known when it is traced."""
 
     z_loss: float
     softcap: float | None

@@ -1,4 +1,4 @@
-"""Which parameters are trained, decided by their path."""
+"""Selects the parameters that are trained, by their paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import optax
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.optim.masks import keys_of
@@ -50,19 +49,13 @@ def _is(name: str, pattern: str) -> bool:
     return f"{name}.".startswith(f"{pattern.lower()}.")
 
 
-def only(mask: Any, tree: Any, rest: Any = None) -> Any:
-    """``tree`` with ``rest`` in the place of what ``mask`` has False for."""
-    return jax.tree.map(lambda kept, x: x if kept else rest, mask, tree)
+def only(mask: Any, tree: Any) -> Any:
+    """``tree`` with None, which is no leaf to JAX, in the place of what ``mask`` has False for."""
+    return jax.tree.map(lambda kept, x: x if kept else None, mask, tree)
 
 
-def freeze(
-    tx: optax.GradientTransformation, trained: Sequence[str]
-) -> optax.GradientTransformation:
-    """``tx`` for some parameters, and no update, nor any state, for the others."""
-
-    def labels(params: Any) -> Any:
-        return jax.tree.map(
-            lambda kept: "trained" if kept else "frozen", trained_mask(params, trained)
-        )
-
-    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+def merge(part: Any, whole: Any) -> Any:
+    """``part``, and ``whole`` where it has None."""
+    return jax.tree.map(
+        lambda x, other: other if x is None else x, part, whole, is_leaf=lambda x: x is None
+    )

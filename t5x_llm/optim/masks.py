@@ -1,4 +1,4 @@
-"""Which parameters weight decay touches, decided by their path; data that a dry run can print."""
+"""Selects the parameters that weight decay touches, by path; data that a dry run can print."""
 
 from __future__ import annotations
 

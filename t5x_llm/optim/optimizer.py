@@ -12,7 +12,7 @@ import optax
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.fields import later
-from t5x_llm.optim.freezing import freeze, only, trained_mask
+from t5x_llm.optim.freezing import trained_mask
 from t5x_llm.optim.masks import DECAY_MASKS, decay_mask
 from t5x_llm.optim.schedule import Schedule
 
@@ -107,6 +107,9 @@ class Optimizer:
     def build(self, total_steps: int, logical_axes: Any = None) -> optax.GradientTransformation:
         """The transformation from gradients to updates (add them to the parameters).
 
+        With ``trained`` it is for the trained part of the parameters alone, in whose tree None
+        stands for what is frozen.
+
         Args:
           total_steps: steps of the run, for the schedule.
           logical_axes: tree like the parameters of tuples of logical axis names. With it, what
@@ -115,17 +118,13 @@ class Optimizer:
             dimension. Without it a stacked parameter is one matrix.
         """
         learning_rate = self.schedule.build(total_steps)
-        if self.trained and logical_axes is not None:
-            mask = trained_mask(logical_axes, self.trained, is_leaf=lambda x: isinstance(x, tuple))
-            logical_axes = only(mask, logical_axes, optax.MaskedNode())
         steps = [] if self.clip_norm is None else [_clip(self.clip_norm)]
 
         def decays(params: Any) -> Any:
             return decay_mask(params, self.decay_mask, logical_axes)
 
         steps.append(_BUILDERS[self.name](self.settings(), learning_rate, decays, logical_axes))
-        tx = optax.chain(*steps)
-        return freeze(tx, self.trained) if self.trained else tx
+        return optax.chain(*steps)
 
 
 def _names(value: Any) -> tuple[str, ...]:

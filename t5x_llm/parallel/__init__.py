@@ -4,6 +4,7 @@ from t5x_llm.parallel.audit import Replicated, replicated_beyond
 from t5x_llm.parallel.distributed import initialize
 from t5x_llm.parallel.mesh import (
     MeshConfig,
+    axes_sharding,
     batch_sharding,
     dump_shardings,
     global_batch,
@@ -16,8 +17,8 @@ from t5x_llm.parallel.pipeline import Pipeline
 from t5x_llm.parallel.rules import (
     AXES,
     STRATEGIES,
-    Context,
     Rules,
+    RulesScope,
     check_divisible,
     compute_spec,
     constrain,
@@ -36,11 +37,12 @@ from t5x_llm.parallel.rules import (
 __all__ = [
     "AXES",
     "STRATEGIES",
-    "Context",
+    "RulesScope",
     "MeshConfig",
     "Pipeline",
     "Replicated",
     "Rules",
+    "axes_sharding",
     "batch_sharding",
     "check_divisible",
     "compute_spec",

@@ -70,7 +70,10 @@ def _integer(env: Mapping[str, str], name: str) -> int:
 
 
 def _detectable(env: Mapping[str, str]) -> bool:
-    """Whether this looks like one process of a managed group (JAX itself fails where it is not)."""
+    """Returns True where the environment is that of one process of a managed group.
+
+    JAX's own detection fails where it is not.
+    """
     if env.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return False
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""

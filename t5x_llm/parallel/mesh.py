@@ -19,7 +19,7 @@ from t5x_llm.parallel.rules import AXES, Rules, resolve, strategy_rules
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many ways the devices are split along each axis, and what is laid along them.
+    """Sizes of the mesh axes, and what is laid along them.
 
     One axis may be -1: all devices that remain.
 
@@ -190,7 +190,11 @@ def batch_sharding(mesh: Mesh, rules: Rules, ndim: int) -> NamedSharding:
 
     Check the sizes with ``check_divisible`` first: here nothing falls back.
     """
-    axes = (("batch", "length") + (None,) * ndim)[:ndim]
+    return axes_sharding(mesh, rules, (("batch", "length") + (None,) * ndim)[:ndim])
+
+
+def axes_sharding(mesh: Mesh, rules: Rules, axes: Sequence[str | None]) -> NamedSharding:
+    """The sharding of an activation with these logical axis names; nothing falls back."""
     return NamedSharding(mesh, resolve(rules.compute, axes, mesh))
 
 
@@ -226,7 +230,13 @@ def local_rows(
     return tuple(slice(start, stop) for start, stop in merged)
 
 
-def global_batch(load: Callable[[slice], Any], batch_size: int, mesh: Mesh, rules: Rules) -> Any:
+def global_batch(
+    load: Callable[[slice], Any],
+    batch_size: int,
+    mesh: Mesh,
+    rules: Rules,
+    shardings: Any = None,
+) -> Any:
     """A global batch on the mesh, of which each process loads only its own rows.
 
     Args:
@@ -235,6 +245,7 @@ def global_batch(load: Callable[[slice], Any], batch_size: int, mesh: Mesh, rule
       batch_size: rows of the global batch.
       mesh: the mesh.
       rules: the rules.
+      shardings: the same pytree of shardings; by default those of ``batch_sharding``.
 
     Returns:
       The same pytree of ``jax.Array`` [batch_size, ...].
@@ -243,7 +254,7 @@ def global_batch(load: Callable[[slice], Any], batch_size: int, mesh: Mesh, rule
     loaded = [load(run) for run in runs]
     starts = np.cumsum([0] + [run.stop - run.start for run in runs])
 
-    def place(*pieces: Any) -> jax.Array:
+    def place(sharding: NamedSharding, *pieces: Any) -> jax.Array:
         arrays = [np.asarray(piece) for piece in pieces]
         shape = (batch_size,) + arrays[0].shape[1:]
         if sum(len(a) for a in arrays) != starts[-1]:
@@ -256,9 +267,11 @@ def global_batch(load: Callable[[slice], Any], batch_size: int, mesh: Mesh, rule
                     return array[(slice(start - run.start, stop - run.start), *index[1:])]
             raise ValueError(f"rows {start}:{stop} are not among this process's rows {runs}")
 
-        return jax.make_array_from_callback(shape, batch_sharding(mesh, rules, len(shape)), part)
+        return jax.make_array_from_callback(shape, sharding, part)
 
-    return jax.tree.map(place, *loaded)
+    if shardings is None:
+        shardings = jax.tree.map(lambda x: batch_sharding(mesh, rules, np.ndim(x)), loaded[0])
+    return jax.tree.map(place, shardings, *loaded)
 
 
 def dump_shardings(logical_axes: Any, shapes: Any, mesh: Mesh, rules: Rules) -> str:

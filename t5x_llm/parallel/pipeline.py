@@ -23,7 +23,7 @@ _SHOWN = 24  # ticks of a table
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """How a batch goes through the stages of a mesh.
+    """Pipeline parallelism: how a batch is cut, and which layers each stage holds.
 
     Attributes:
       microbatches: m, the parts of a batch that follow each other; of each of ``Loop.microbatches``
@@ -52,8 +52,8 @@ class Pipeline:
         for count in self.stage_layers:
             check_number("Pipeline.stage_layers", count, low=1, integer=True)
 
-    def schedule(self, stages: int) -> Schedule:
-        """What ``stages`` stages do.
+    def schedule(self, stages: int) -> PipelineSchedule:
+        """Returns the schedule over ``stages`` stages.
 
         Raises:
           ConfigError: if the microbatches cannot go round.
@@ -67,10 +67,10 @@ class Pipeline:
                 f"a multiple of the {stages} stages where Pipeline.repeats = {self.repeats}",
                 f"Microbatches go round {stages} at a time: set it to {near}.",
             )
-        return Schedule(stages, self.microbatches, self.repeats)
+        return PipelineSchedule(stages, self.microbatches, self.repeats)
 
-    def layout(self, stages: int, n_layers: int, pattern: int = 1) -> Layout:
-        """Which layers lie where.
+    def layout(self, stages: int, n_layers: int, pattern: int = 1) -> StageLayout:
+        """Returns the layers that each stage holds.
 
         Args:
           stages: p.
@@ -110,7 +110,7 @@ class Pipeline:
                     f"multiples of {pattern}: this model repeats a pattern of {pattern} layers, "
                     "which cannot cross from a stage to the next",
                 )
-        return Layout(stages, self.repeats, tuple(size // pattern for size in sizes))
+        return StageLayout(stages, self.repeats, tuple(size // pattern for size in sizes))
 
 
 def check_pipelined(stages: int, pipeline: Pipeline | None) -> Pipeline:
@@ -141,7 +141,7 @@ def _near_equal(n_units: int, groups: int, pattern: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class PipelineSchedule:
     """Who works on what at each tick; a tick is one group of layers for one microbatch.
 
     Attributes:
@@ -156,7 +156,7 @@ class Schedule:
 
     @property
     def ticks(self) -> int:
-        """Of a forward pass; the backward pass has as many."""
+        """Ticks of a forward pass; the backward pass has as many."""
         return self.repeats * self.microbatches + self.stages - 1
 
     def at(self, tick: int, stage: int) -> tuple[int, int] | None:
@@ -207,8 +207,8 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Which units (repeats of the model's pattern of layers) a stage holds.
+class StageLayout:
+    """Units (repeats of the model's pattern of layers) that each stage holds.
 
     Group g of the v * p groups lies on stage g % p, where it is repeat g // p. All stages run the
     same program, so each has room for as many units a group as the largest has, and where a group
@@ -236,12 +236,12 @@ class Layout:
 
     @property
     def waste(self) -> float:
-        """What the stages compute in vain, as a share of the layers' own work."""
+        """Layers that stages compute in vain, as a share of the model's own."""
         return len(self.sizes) * self.slots / self.n_units - 1
 
     @property
     def held(self) -> np.ndarray:
-        """Where there is a unit of its own: bool [p, v, slots]."""
+        """True in the places that have a unit of their own: bool [p, v, slots]."""
         sizes = np.reshape(self.sizes, (self.repeats, self.stages)).T
         return np.arange(self.slots) < sizes[..., None]
 
@@ -270,7 +270,9 @@ class Layout:
 
 
 def simulate(
-    schedule: Schedule, forward: Sequence[Sequence[float]], backward: Sequence[Sequence[float]]
+    schedule: PipelineSchedule,
+    forward: Sequence[Sequence[float]],
+    backward: Sequence[Sequence[float]],
 ) -> tuple[float, float]:
     """The time of a step if every stage began as soon as it can: for planning, measured nowhere.
 

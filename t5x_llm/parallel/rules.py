@@ -204,7 +204,7 @@ def resolve(
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class RulesScope:
     """The mesh and rules that ``constrain`` and ``platform`` see.
 
     Attributes:
@@ -218,21 +218,21 @@ class Context:
     local: bool = False
 
 
-_CONTEXT: ContextVar[Context | None] = ContextVar("t5x_llm_mesh", default=None)
+_CONTEXT: ContextVar[RulesScope | None] = ContextVar("t5x_llm_mesh", default=None)
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh, rules: Rules) -> Iterator[Context]:
+def use(mesh: Mesh, rules: Rules) -> Iterator[RulesScope]:
     """Makes ``mesh`` and ``rules`` current.
 
-    The context is read while a function is traced and JAX caches traces without it, so enter it
+    The scope is read while a function is traced and JAX caches traces without it, so enter it
     inside the function given to ``jax.jit`` (or build one jitted function for each mesh). A new
     thread starts without it.
     """
-    context = Context(mesh, rules)
-    token = _CONTEXT.set(context)
+    scope = RulesScope(mesh, rules)
+    token = _CONTEXT.set(scope)
     try:
-        yield context
+        yield scope
     finally:
         _CONTEXT.reset(token)
 
@@ -240,15 +240,15 @@ def use(mesh: Mesh, rules: Rules) -> Iterator[Context]:
 @contextlib.contextmanager
 def per_device() -> Iterator[None]:
     """Inside a function given to ``jax.shard_map``: what is called there lays nothing out."""
-    context = _CONTEXT.get()
-    token = _CONTEXT.set(context and dataclasses.replace(context, local=True))
+    scope = _CONTEXT.get()
+    token = _CONTEXT.set(scope and dataclasses.replace(scope, local=True))
     try:
         yield
     finally:
         _CONTEXT.reset(token)
 
 
-def current() -> Context | None:
+def current() -> RulesScope | None:
     """The innermost ``use`` of this thread, or None."""
     return _CONTEXT.get()
 
@@ -258,8 +258,8 @@ def platform() -> str:
 
     A mesh of an ahead-of-time TPU topology says ``tpu`` on a host that has none.
     """
-    context = current()
-    name = jax.default_backend() if context is None else context.mesh.devices.flat[0].platform
+    scope = current()
+    name = jax.default_backend() if scope is None else scope.mesh.devices.flat[0].platform
     return "gpu" if name in ("cuda", "rocm") else name
 
 
@@ -270,10 +270,10 @@ def compute_spec(
 
     None too within ``per_device``. With another ``table``, that of a parameter.
     """
-    context = current()
-    if context is None or context.mesh.size == 1 or context.local:
+    scope = current()
+    if scope is None or scope.mesh.size == 1 or scope.local:
         return None
-    return resolve(getattr(context.rules, table), logical_axes, context.mesh, shape)
+    return resolve(getattr(scope.rules, table), logical_axes, scope.mesh, shape)
 
 
 def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -> jax.Array:
@@ -288,31 +288,31 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -
       ValueError: for an unknown name or a wrong number of names.
     """
     spec = compute_spec(logical_axes, x.shape, table)
-    context = current()
-    if spec is None or context is None:
+    scope = current()
+    if spec is None or scope is None:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(context.mesh, spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(scope.mesh, spec))
 
 
 def pieces(logical_axis: str, size: int) -> int:
-    """How many pieces the current mesh cuts a dimension of an activation into."""
-    context, spec = current(), compute_spec((logical_axis,), (size,))
-    if context is None or spec is None:
+    """Counts the pieces that the current mesh cuts a dimension of an activation into."""
+    scope, spec = current(), compute_spec((logical_axis,), (size,))
+    if scope is None or spec is None:
         return 1
-    return math.prod(context.mesh.shape[axis] for axis in mesh_axes(spec[0]))
+    return math.prod(scope.mesh.shape[axis] for axis in mesh_axes(spec[0]))
 
 
 def ways(mesh: Mesh, rules: Rules, logical_axis: str) -> int:
-    """How many pieces the compute table cuts a logical axis into."""
+    """Counts the pieces that the compute table cuts a logical axis into."""
     return math.prod(mesh.shape.get(a, 1) for a in mesh_axes(rules.compute[logical_axis]))
 
 
 def padded_size(logical_axis: str, size: int) -> int:
     """``size``, or the next one that the current mesh cuts evenly."""
-    context = current()
-    if context is None or context.local:
+    scope = current()
+    if scope is None or scope.local:
         return size
-    count = ways(context.mesh, context.rules, logical_axis)
+    count = ways(scope.mesh, scope.rules, logical_axis)
     return -(-size // count) * count
 
 

@@ -1,4 +1,4 @@
-"""What moves between the stages of a pipeline, each over the mesh axis ``stage`` alone.
+"""Moves arrays between the stages of a pipeline, over the mesh axis ``stage`` alone.
 
 Arrays of all stages have a leading axis P that lies on ``stage``. Collectives are written out, so
 that the partitioner has nothing to guess: the transpose of each is the one going the other way.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from t5x_llm.parallel.pipeline import Layout
+from t5x_llm.parallel.pipeline import StageLayout
 from t5x_llm.parallel.rules import LogicalAxes, current, resolve
 
 STAGE = "stage"
@@ -23,23 +23,23 @@ STAGE = "stage"
 def stage_count(mesh: Mesh | None = None) -> int:
     """p: the size of ``stage`` on a mesh, the current one if None; 1 outside ``use``."""
     if mesh is None:
-        context = current()
-        if context is None:
+        scope = current()
+        if scope is None:
             return 1
-        mesh = context.mesh
+        mesh = scope.mesh
     return mesh.shape.get(STAGE, 1)
 
 
 def _local(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    context = current()
-    assert context is not None
-    return jax.shard_map(function, mesh=context.mesh, in_specs=in_specs, out_specs=out_specs)
+    scope = current()
+    assert scope is not None
+    return jax.shard_map(function, mesh=scope.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 def _compute(axes: LogicalAxes, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    context = current()
-    assert context is not None
-    return tuple(resolve(context.rules.compute, axes, context.mesh, shape))
+    scope = current()
+    assert scope is not None
+    return tuple(resolve(scope.rules.compute, axes, scope.mesh, shape))
 
 
 def spread(x: jax.Array, order: np.ndarray, axes: LogicalAxes) -> jax.Array:
@@ -69,7 +69,7 @@ def rotate(x: jax.Array, axes: LogicalAxes) -> jax.Array:
 
 
 def finished(x: jax.Array, ticks: np.ndarray, axes: LogicalAxes) -> jax.Array:
-    """What the last stage made at some ticks, told to all stages: [T, P, ...] to [m, ...].
+    """Broadcasts the last stage's output of some ticks to all stages: [T, P, ...] to [m, ...].
 
     Args:
       x: [ticks, P, ...].
@@ -86,7 +86,7 @@ def finished(x: jax.Array, ticks: np.ndarray, axes: LogicalAxes) -> jax.Array:
 
 
 def collected(x: jax.Array, where: np.ndarray) -> jax.Array:
-    """Scalars that stages made, told to all.
+    """Broadcasts scalars that stages made to all stages.
 
     Args:
       x: [ticks, P, slots].
@@ -129,7 +129,7 @@ def chosen(w: jax.Array, repeat: jax.Array, axes: LogicalAxes) -> jax.Array:
     )(w, repeat)
 
 
-def to_stages(w: jax.Array, layout: Layout, axes: LogicalAxes) -> jax.Array:
+def to_stages(w: jax.Array, layout: StageLayout, axes: LogicalAxes) -> jax.Array:
     """A stack of parameters [units, ...] as the stages need it: [P, v, slots, ...].
 
     Where the stack is stored over ``stage`` along its units, those that lie with another stage go
@@ -142,9 +142,9 @@ def to_stages(w: jax.Array, layout: Layout, axes: LogicalAxes) -> jax.Array:
       layout: of its units.
       axes: logical names of its dimensions, ``layers`` first.
     """
-    context = current()
-    assert context is not None
-    stored = tuple(resolve(context.rules.params, axes, context.mesh, w.shape))
+    scope = current()
+    assert scope is not None
+    stored = tuple(resolve(scope.rules.params, axes, scope.mesh, w.shape))
     rest = _unit_spec(w.shape[1:], axes)
     p, v, slots = layout.stages, layout.repeats, layout.slots
     units = layout.units.reshape(p, v * slots)
@@ -166,11 +166,11 @@ def to_stages(w: jax.Array, layout: Layout, axes: LogicalAxes) -> jax.Array:
 
 
 def _unit_spec(shape: tuple[int, ...], axes: LogicalAxes) -> tuple[Any, ...]:
-    """Where one unit's dimensions lie, ``stage`` left out."""
-    context = current()
-    assert context is not None
-    sizes = {axis: n for axis, n in context.mesh.shape.items() if axis != STAGE}
-    return tuple(resolve(context.rules.params, axes[1:], _Sizes(sizes), shape))
+    """Returns the layout of one unit's dimensions as stored, ``stage`` left out."""
+    scope = current()
+    assert scope is not None
+    sizes = {axis: n for axis, n in scope.mesh.shape.items() if axis != STAGE}
+    return tuple(resolve(scope.rules.params, axes[1:], _Sizes(sizes), shape))
 
 
 class _Sizes:
@@ -184,7 +184,7 @@ def _names(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _exchanged(w: jax.Array, layout: Layout) -> jax.Array:
+def _exchanged(w: jax.Array, layout: StageLayout) -> jax.Array:
     """This stage's units [v * slots, ...] of a stack of which each device has its p-th part."""
     p, v, slots = layout.stages, layout.repeats, layout.slots
     each = layout.n_units // p
@@ -211,7 +211,7 @@ def _exchanged(w: jax.Array, layout: Layout) -> jax.Array:
 _Round = dict[tuple[int, int], list[tuple[int, int]]]
 
 
-def _rounds(layout: Layout) -> list[_Round]:
+def _rounds(layout: StageLayout) -> list[_Round]:
     """Who sends which units to whom, a partner each at a time.
 
     Counts of units by device and stage, made up to equal sums, are a sum of permutations
@@ -262,7 +262,7 @@ def _matching(count: np.ndarray) -> list[int]:
 
 
 def _filled(held: np.ndarray) -> np.ndarray:
-    """For each place of a stage [v, slots], itself or the last held place of its group."""
+    """Returns for each place of a stage [v, slots] itself, or the last held place of its group."""
     repeats, slots = held.shape
     last = held.sum(axis=1, keepdims=True) - 1
     within = np.minimum(np.arange(slots), last)

@@ -44,8 +44,8 @@ _UPDATE = 7 * 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """What a step does, on what mesh.
+class StepWork:
+    """Work of one step, as far as arithmetic needs to know it.
 
     Attributes:
       model: with its remat choice.
@@ -67,7 +67,7 @@ class Task:
 
     @property
     def tokens(self) -> int:
-        """Of a microbatch, on a device that has all heads and channels."""
+        """Tokens of a microbatch on a device that has all heads and channels."""
         rows = self.rows // self.microbatches // ways(self.mesh, self.rules, "batch")
         return rows * self.length // ways(self.mesh, self.rules, "length")
 
@@ -85,24 +85,30 @@ class Task:
             yield dotted(path), x, names
 
 
-def rule_collectives(task: Task) -> list[Collective]:
+def rule_collectives(work: StepWork) -> list[Collective]:
     """The collectives of a step that the rule tables ask for, the costliest first."""
-    found = [*_of_parameters(task), *_of_activations(task)]
+    found = [*_of_parameters(work), *_of_activations(work)]
     return sorted((c for c in found if c.group > 1 and c.times), key=lambda c: -c.sent)
 
 
 def _collective(
-    task: Task, kind: str, axes: tuple[str, ...], size: float, times: int, hidden: bool, why: str
+    work: StepWork,
+    kind: str,
+    axes: tuple[str, ...],
+    size: float,
+    times: int,
+    hidden: bool,
+    why: str,
 ) -> Collective:
-    axes = tuple(a for a in task.mesh.shape if a in axes and task.mesh.shape[a] > 1)
-    group = math.prod(task.mesh.shape[a] for a in axes)
+    axes = tuple(a for a in work.mesh.shape if a in axes and work.mesh.shape[a] > 1)
+    group = math.prod(work.mesh.shape[a] for a in axes)
     return Collective(kind, axes, group, int(size), times, hidden, "", why)
 
 
-def _of_parameters(task: Task) -> Iterator[Collective]:
-    mesh, rules = task.mesh, task.rules
+def _of_parameters(work: StepWork) -> Iterator[Collective]:
+    mesh, rules = work.mesh, work.rules
     summed = {a for n in ("batch", "length") for a in mesh_axes(rules.compute[n])}
-    for path, x, names in task.leaves():
+    for path, x, names in work.leaves():
         stored, added, kept = (
             resolve(table, names, mesh, x.shape)
             for table in (rules.params, rules.grads, rules.optimizer)
@@ -119,21 +125,21 @@ def _of_parameters(task: Task) -> Iterator[Collective]:
         own = {a for entry in stored for a in mesh_axes(entry)} & stays
         used = math.prod(x.shape) / math.prod(mesh.shape[a] for a in own)
         layers = max(layers // mesh.shape["stage"], 1) if "layers" in names else 1
-        part, size = task.microbatches * layers, used / layers * task.itemsize
-        yield _collective(task, "all-gather", cut(stored), size, 2 * part, True, path)
-        yield _collective(task, "reduce-scatter", cut(added), size, part, True, path)
+        part, size = work.microbatches * layers, used / layers * work.itemsize
+        yield _collective(work, "all-gather", cut(stored), size, 2 * part, True, path)
+        yield _collective(work, "reduce-scatter", cut(added), size, part, True, path)
         rest = tuple(summed - set(cut(added)) - own)
         pieces = math.prod(mesh.shape[a] for a in cut(added))
-        yield _collective(task, "all-reduce", rest, size / pieces, part, True, path)
+        yield _collective(work, "all-reduce", rest, size / pieces, part, True, path)
         fresh = tuple(set(cut(kept)) - set(cut(stored)))
         here = used / math.prod(mesh.shape[a] for a in cut(stored))
-        yield _collective(task, "all-gather", fresh, here * x.dtype.itemsize, 1, False, path)
+        yield _collective(work, "all-gather", fresh, here * x.dtype.itemsize, 1, False, path)
 
 
-def _of_activations(task: Task) -> Iterator[Collective]:
-    mesh, rules, config = task.mesh, task.rules, task.model.config
-    parts, again = task.microbatches, task.model.remat not in _SAVING
-    stream = task.tokens * config.d_model * task.itemsize
+def _of_activations(work: StepWork) -> Iterator[Collective]:
+    mesh, rules, config = work.mesh, work.rules, work.model.config
+    parts, again = work.microbatches, work.model.remat not in _SAVING
+    stream = work.tokens * config.d_model * work.itemsize
     tensor = mesh_axes(rules.compute["heads"])
     for group in config.groups:
         layers = parts * max(group.repeat // mesh.shape["stage"], 1)
@@ -141,37 +147,37 @@ def _of_activations(task: Task) -> Iterator[Collective]:
             for layer in block.layers:
                 times = layers * (2 + (again and layer.part != "mlp"))
                 why = f"{layer.part}'s sums"
-                yield _collective(task, "all-reduce", tensor, stream, times, False, why)
-                yield from _moves(task, layer, layers * (3 + again))
-    yield _collective(task, "all-reduce", tensor, stream, 2 * parts, False, "vocabulary")
+                yield _collective(work, "all-reduce", tensor, stream, times, False, why)
+                yield from _moves(work, layer, layers * (3 + again))
+    yield _collective(work, "all-reduce", tensor, stream, 2 * parts, False, "vocabulary")
     if (staged := plan_pipeline(config, mesh, rules)) is not None:
         size = stream / staged[0].microbatches
         times = 2 * parts * staged[0].ticks
-        yield _collective(task, "collective-permute", ("stage",), size, times, True, "stages")
+        yield _collective(work, "collective-permute", ("stage",), size, times, True, "stages")
 
 
-def _moves(task: Task, layer: Any, times: int) -> Iterator[Collective]:
-    """What a layer sends over ``context`` and ``expert``, in so many passes."""
-    ring = task.mesh.shape["context"]
+def _moves(work: StepWork, layer: Any, times: int) -> Iterator[Collective]:
+    """Yields what a layer sends over ``context`` and ``expert`` in ``times`` passes."""
+    ring = work.mesh.shape["context"]
     if layer.part == "attention" and ring > 1 and hasattr(layer, "n_kv_heads"):
-        heads = ways(task.mesh, task.rules, "kv_heads")
-        size = 2 * task.tokens * layer.n_kv_heads // heads * layer.head_dim * task.itemsize
-        ulysses = task.rules.context_attention == "ulysses"
+        heads = ways(work.mesh, work.rules, "kv_heads")
+        size = 2 * work.tokens * layer.n_kv_heads // heads * layer.head_dim * work.itemsize
+        ulysses = work.rules.context_attention == "ulysses"
         kind, often = ("all-to-all", 2) if ulysses else ("collective-permute", ring - 1)
-        yield _collective(task, kind, ("context",), size, times * often, True, "keys and values")
+        yield _collective(work, kind, ("context",), size, times * often, True, "keys and values")
     if (router := getattr(layer, "router", None)) is not None:
-        size = task.tokens * router.top_k * task.model.config.d_model * task.itemsize
-        yield _collective(task, "all-to-all", ("expert",), size, 2 * times, False, "tokens")
+        size = work.tokens * router.top_k * work.model.config.d_model * work.itemsize
+        yield _collective(work, "all-to-all", ("expert",), size, 2 * times, False, "tokens")
 
 
 _SAVING = tuple(name for name in _AGAIN if not name.startswith("save_qkv"))
 
 
-def recomputed(task: Task) -> float:
+def recomputed(work: StepWork) -> float:
     """Parameters whose products the backward pass computes again, a token's own experts alone."""
-    names = _AGAIN.get(task.model.remat)
+    names = _AGAIN.get(work.model.remat)
     total = 0.0
-    for path, x, axes in task.leaves():
+    for path, x, axes in work.leaves():
         if "layers" not in axes or "norm" in axes:
             continue
         parts = path.split(".")
@@ -181,85 +187,85 @@ def recomputed(task: Task) -> float:
         share = 1.0
         if "experts" in axes and "router" not in words:
             i, j = (int(p.rsplit("_", 1)[1]) for p in parts[:2])
-            forward = task.model.config.groups[i].blocks[j].feed_forward
+            forward = work.model.config.groups[i].blocks[j].feed_forward
             share = getattr(forward, "active_fraction", 1.0)
         total += share * math.prod(x.shape)
     return total
 
 
 def reckoned_time(
-    task: Task, found: list[Collective], machine: Slice | Cluster, activations: int
+    work: StepWork, found: list[Collective], machine: Slice | Cluster, activations: int
 ) -> StepTime:
     """Seconds of a step by these rates.
 
     Args:
-      task: what is done.
+      work: what is done.
       found: its ``rule_collectives``.
       machine: where.
       activations: bytes that it keeps for the backward pass of a microbatch.
     """
     peak, bandwidth, share = _rates(machine)
-    tokens, devices = task.rows * task.length, task.mesh.size
-    width = getattr(task.model.config, "attention_width", 0)
-    attention = 6.0 * task.length * width
-    products = task.flops_per_token - attention + 2 * recomputed(task)
+    tokens, devices = work.rows * work.length, work.mesh.size
+    width = getattr(work.model.config, "attention_width", 0)
+    attention = 6.0 * work.length * width
+    products = work.flops_per_token - attention + 2 * recomputed(work)
     # A backward pass of attention takes five products for the two of the forward pass.
-    again = 2 if task.model.remat in ("full", "save_qkv", "dots", "offload_stream") else 0
+    again = 2 if work.model.remat in ("full", "save_qkv", "dots", "offload_stream") else 0
     kernels = attention * (7 + again) / 6 * tokens / devices / (peak * ATTENTION)
     weights = sum(
-        math.prod(x.shape) / math.prod(_kept_ways(task, names, x.shape))
-        for _, x, names in task.leaves()
+        math.prod(x.shape) / math.prod(_kept_ways(work, names, x.shape))
+        for _, x, names in work.leaves()
     )
     updated = sum(
         math.prod(x.shape)
-        / math.prod(_ways(task, resolve(task.rules.optimizer, names, task.mesh, x.shape)))
-        for _, x, names in task.leaves()
+        / math.prod(_ways(work, resolve(work.rules.optimizer, names, work.mesh, x.shape)))
+        for _, x, names in work.leaves()
     )
     # Weights are read for forward, backward and their gradients; what is kept is written and read,
     # and its gradient likewise.
-    traffic = 3 * task.microbatches * weights * task.itemsize + updated * _UPDATE
-    traffic += 4 * task.microbatches * activations
+    traffic = 3 * work.microbatches * weights * work.itemsize + updated * _UPDATE
+    traffic += 4 * work.microbatches * activations
     compute = products * tokens / devices / (peak * share) + traffic / (bandwidth * TRAFFIC)
-    if (staged := plan_pipeline(task.model.config, task.mesh, task.rules)) is not None:
+    if (staged := plan_pipeline(work.model.config, work.mesh, work.rules)) is not None:
         compute, kernels = (t / (1 - staged[0].bubble) for t in (compute, kernels))
     seconds = {True: 0.0, False: 0.0}
     for one in found:
-        seconds[one.hidden > 0] += one.sent / (_reach(one, task, machine) * LINKS)
+        seconds[one.hidden > 0] += one.sent / (_reach(one, work, machine) * LINKS)
     return StepTime(compute, kernels, seconds[False], seconds[True], ())
 
 
-def gathered(task: Task) -> int:
+def gathered(work: StepWork) -> int:
     """Bytes of two layers' parameters as they are used: this one's, and the next, which is coming.
 
     0 where they lie as they are used.
     """
     layers = [
-        math.prod(x.shape[1:]) / math.prod(_kept_ways(task, names, x.shape)[1:]) * task.itemsize
-        for _, x, names in task.leaves()
+        math.prod(x.shape[1:]) / math.prod(_kept_ways(work, names, x.shape)[1:]) * work.itemsize
+        for _, x, names in work.leaves()
         if "layers" in names
     ]
     pieces = any(
-        resolve(task.rules.params, names, task.mesh, x.shape)[1:]
-        != resolve(_used(task, names), names, task.mesh, x.shape)[1:]
-        for _, x, names in task.leaves()
+        resolve(work.rules.params, names, work.mesh, x.shape)[1:]
+        != resolve(_used(work, names), names, work.mesh, x.shape)[1:]
+        for _, x, names in work.leaves()
         if "layers" in names
     )
     return 2 * int(sum(layers)) if pieces else 0
 
 
-def _used(task: Task, names: Any) -> dict[str, Any]:
+def _used(work: StepWork, names: Any) -> dict[str, Any]:
     """The table of a parameter as it is used."""
-    table = {n: task.rules.compute.get(n, task.rules.params[n]) for n in names if n}
-    return table | {"layers": task.rules.params["layers"]}
+    table = {n: work.rules.compute.get(n, work.rules.params[n]) for n in names if n}
+    return table | {"layers": work.rules.params["layers"]}
 
 
-def _kept_ways(task: Task, names: Any, shape: Any) -> list[int]:
+def _kept_ways(work: StepWork, names: Any, shape: Any) -> list[int]:
     """Pieces of each dimension of a parameter as it is used."""
-    return _ways(task, resolve(_used(task, names), names, task.mesh, shape))
+    return _ways(work, resolve(_used(work, names), names, work.mesh, shape))
 
 
-def _ways(task: Task, spec: Any) -> list[int]:
-    return [math.prod(task.mesh.shape[a] for a in mesh_axes(entry)) for entry in spec]
+def _ways(work: StepWork, spec: Any) -> list[int]:
+    return [math.prod(work.mesh.shape[a] for a in mesh_axes(entry)) for entry in spec]
 
 
 def _rates(machine: Slice | Cluster) -> tuple[float, float, float]:
@@ -269,7 +275,7 @@ def _rates(machine: Slice | Cluster) -> tuple[float, float, float]:
     return machine.facts.device_peak, CHIPS[machine.generation].hbm_bandwidth, MATMUL
 
 
-def _reach(one: Collective, task: Task, machine: Slice | Cluster) -> float:
+def _reach(one: Collective, work: StepWork, machine: Slice | Cluster) -> float:
     """Bytes/s out of a device to its group.
 
     A group that spans nodes goes as fast as the network adapters of its members in a node.
@@ -278,7 +284,7 @@ def _reach(one: Collective, task: Task, machine: Slice | Cluster) -> float:
         chip = CHIPS[machine.generation]
         return chip.dcn if "replica" in one.axes else chip.link * len(one.axes)
     gpu, stride, members, spans = machine.facts, 1, 1, False
-    for axis, size in reversed(task.mesh.shape.items()):
+    for axis, size in reversed(work.mesh.shape.items()):
         if axis in one.axes:
             members *= min(size, max(gpu.node // stride, 1))
             spans |= stride * size > gpu.node

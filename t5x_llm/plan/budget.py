@@ -1,4 +1,4 @@
-"""How many tokens a model wants, what they cost, and what a repeated token is worth.
+"""Reckons tokens that a model wants, their cost, and the worth of a repeated token.
 
 The loss is L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al., arXiv 2203.15556, approach 3)
 with the constants that Besiroglu et al. (arXiv 2404.10102) fitted to the same runs: those of the
@@ -36,7 +36,7 @@ def optimal(compute: float) -> tuple[float, float]:
 
 
 def effective_tokens(tokens: float, unique: float) -> float:
-    """What ``tokens`` of ``unique`` ones are worth in fresh ones (arXiv 2305.16264, eq. 5)."""
+    """Fresh tokens that ``tokens`` of ``unique`` ones are worth (arXiv 2305.16264, eq. 5)."""
     repeats = max(tokens / unique - 1, 0.0)
     fresh = min(tokens, unique)
     return fresh + fresh * REPEATS * (1 - math.exp(-repeats / REPEATS))
@@ -44,7 +44,7 @@ def effective_tokens(tokens: float, unique: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the run is paid for.
+    """Chips that a run is paid for.
 
     Attributes:
       slice: one slice.

@@ -1,4 +1,4 @@
-"""What a chip of each generation has, and how libtpu names a slice."""
+"""Constants of a chip of each generation, and libtpu's names of slices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What devices say to each other in a step: kind, bytes, mesh axes, how often."""
+"""Reads the collectives of a compiled step: kind, bytes, mesh axes, how often."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ class Traffic:
 
 
 def summed(found: Sequence[Collective]) -> list[Traffic]:
-    """By kind and axes, the costliest first."""
+    """Sums collectives by kind and axes, the costliest first."""
     parts = collections.defaultdict(list)
     for one in found:
         parts[one.kind, one.axes].append(one)

@@ -23,7 +23,7 @@ from t5x_llm.plan.time import StepTime, step_time
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiler says of a step.
+    """Findings of the compiler about a step.
 
     Attributes:
       memory: of a device, or None where the compiler refused the step.
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the step can run."""
+        """True where the step can run."""
         return self.memory is not None and self.memory.fits
 
     @property
@@ -76,15 +76,15 @@ def plan_step(
         JAX's compilation cache has the step when training asks for it.
       mesh_shape: axis sizes of the mesh.
     """
-    begun = time.monotonic(), time.process_time()
+    started = time.monotonic(), time.process_time()
     try:
         compiled, text = _compile(step.lower(*arguments), isinstance(machine, Here))
     except Exception as e:
         limits = refused(str(e))
         if limits is None:
             raise
-        return Plan(None, limits, (), (), None, *since(begun))
-    seconds, cpu_seconds = since(begun)
+        return Plan(None, limits, (), (), None, *since(started))
+    seconds, cpu_seconds = since(started)
     state = arguments[0]
     available = machine.memory if isinstance(machine, Here) else CHIPS[machine.generation].hbm
     module = parse(text)
@@ -124,9 +124,9 @@ def _compile(lowered: Any, plain: bool) -> tuple[Any, str]:
         return compiled, written[-1].read_text() if written else compiled.as_text()
 
 
-def since(begun: tuple[float, float]) -> tuple[float, float]:
+def since(started: tuple[float, float]) -> tuple[float, float]:
     """Seconds by the clock, and of this process's CPU time, since both were read."""
-    return time.monotonic() - begun[0], time.process_time() - begun[1]
+    return time.monotonic() - started[0], time.process_time() - started[1]
 
 
 def held(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: every check, and the plan in words and numbers.
+"""Describes a run without running it: every check, and the plan in words and numbers.
 
 Nothing is compiled or written. A mesh that this machine does not have is described all the same:
 shardings are arithmetic on axis sizes.
@@ -19,17 +19,18 @@ from t5x_llm import parallel
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
+from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.reading import find_files
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
 from t5x_llm.optim.freezing import only
 from t5x_llm.plan.estimate import Estimate, estimate
+from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
 from t5x_llm.run.config import Run
-from t5x_llm.run.data import open_run_stream
+from t5x_llm.run.data import OpenData, open_run_stream
 from t5x_llm.run.precision import describe_precision
 from t5x_llm.run.start import resumed_step
-from t5x_llm.run.step import token_flops
 from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
 
@@ -56,9 +57,10 @@ def describe(run: Run, resolved: Any) -> str:
         check_tokenizer_size(run, opened.tokenizer)
     elif isinstance(run.data.tokenizer, str):
         check_tokenizer_size(run, load_tokenizer(run.data.tokenizer))
-    model, rules = run.build_model(), run.mesh.rules()
-    tx = run.optimizer.build(run.loop.steps, model.logical_axes())
-    axes, shapes = model.logical_axes(), model.abstract_params()
+    data = None if opened is None else OpenData(opened, open_run_stream(run, opened))
+    assembled = assemble(run, mesh, data)
+    model, rules = assembled.model, assembled.rules
+    axes, shapes = assembled.task.logical_axes(), assembled.task.abstract_params()
     table = parallel.dump_shardings(axes, shapes, mesh, rules)
     tolerance = run.mesh.replication_tolerance
     whole = parallel.replicated_beyond(axes, shapes, mesh, rules, tolerance)
@@ -70,9 +72,9 @@ def describe(run: Run, resolved: Any) -> str:
         ("Mesh", _mesh(mesh, note)),
         *_pipeline(run, model, mesh),
         ("Parameter shardings", table),
-        ("Mixture", _mixture(run, opened, why)),
-        ("Memory of a device", _memory(estimate(run, model, tx, mesh, rules))),
-        ("Work", _work(run, model)),
+        ("Mixture", _mixture(run, data, why)),
+        ("Memory of a device", _memory(estimate(assembled))),
+        ("Work", _work(assembled)),
         ("Run directory", _directory(run)),
     ]
     return "\n\n".join(f"== {title} ==\n{text.strip()}" for title, text in parts)
@@ -167,15 +169,16 @@ def _pipeline(run: Run, model: Any, mesh: Any) -> list[tuple[str, str]]:
     return [("Pipeline", "\n".join(lines))]
 
 
-def _mixture(run: Run, opened: Opened | None, why: str) -> str:
+def _mixture(run: Run, opened_data: OpenData | None, why: str) -> str:
     data, loop = run.data, run.loop
     rates = data.mixture.rates if data.mixture else f"seqio {data.seqio_mixture}"
     lines = [f"{data.name} ({rates}, packing {data.packing})"]
-    if opened is None:
+    if opened_data is None:
         lines[0] += ": not prepared yet"
         rows = [_source_files(s) for s in data.mixture.sources] if data.mixture else []
     else:
-        lines.append(str(open_run_stream(run, opened).diet(loop.examples, loop.step_at)))
+        opened = opened_data.opened
+        lines.append(str(data_plan(opened_data.stream, loop.examples, loop.step_at)))
         lines.append("sources:")
         rows = []
         for name, store in opened.stores.items():
@@ -186,7 +189,7 @@ def _mixture(run: Run, opened: Opened | None, why: str) -> str:
             )
     for i, row in enumerate(rows):
         lines.append(f"{'└─' if i == len(rows) - 1 else '├─'} {row}")
-    if opened is None:
+    if opened_data is None:
         lines.append(why)
     else:
         lines.append(f"tokenizer {opened.tokenizer_path}, {opened.tokenizer.vocab_size:,} tokens")
@@ -218,8 +221,8 @@ def _memory(e: Estimate) -> str:
     return "\n".join(lines)
 
 
-def _work(run: Run, model: Any) -> str:
-    loop, flops = run.loop, token_flops(run, model)
+def _work(assembled: Assembled) -> str:
+    loop, flops = assembled.run.loop, assembled.flops_per_token
     tokens = loop.batch_size * loop.sequence_length
     parts = f" in {loop.microbatches} microbatches" if loop.microbatches > 1 else ""
     ramp = f", after a ramp from {loop.sizes[0]} rows" if loop.ramp else ""

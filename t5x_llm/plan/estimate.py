@@ -8,22 +8,18 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
 
-from t5x_llm.core.dtypes import Policy
-from t5x_llm.data.batch import Batch
-from t5x_llm.data.objective import ENCODER
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
-from t5x_llm.models.model import Model
+from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
-from t5x_llm.optim.freezing import only
 from t5x_llm.parallel import Rules, ways
-from t5x_llm.run.config import Run
-from t5x_llm.train.state import abstract_state, state_shardings
+from t5x_llm.run.assembled import Assembled
+from t5x_llm.train.task import TrainTask
 
+# A batch without its rows: structure, and (shape, dtype) of every array.
+_RowShapes = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
 # Rows of logits that the loss holds at once, see objectives/lm.py.
 _LOGIT_ROWS = 512
 
@@ -66,37 +62,33 @@ class Estimate:
         )
 
 
-def estimate(run: Run, model: Model, tx: Any, mesh: Mesh | AbstractMesh, rules: Rules) -> Estimate:
-    """Memory of a device.
+def estimate(assembled: Assembled) -> Estimate:
+    """Estimates the memory of a device.
 
     Activations are those of the model that one device computes (its rows, its share of heads,
-    feed-forward and vocabulary), found by differentiating it abstractly for one row and for two:
-    what grows with the rows are activations, the rest are casts of parameters.
+    feed-forward and vocabulary), found by differentiating the task's loss with it abstractly for
+    one row and for two: what grows with the rows are activations, the rest are casts of parameters.
 
     Args:
-      run: for batch and sequence length.
-      model: the whole model.
-      tx: the optimizer.
-      mesh: the mesh; its devices need not exist.
-      rules: how logical axes lie on it.
+      assembled: the run; the devices of its mesh need not exist.
     """
-    any_mesh: Any = mesh
-    state = abstract_state(model, tx)
-    shardings = state_shardings(model, tx, any_mesh, rules)
-    params = trained = _held(state.params, shardings.params)
-    if (mask := run.optimizer.trained_mask(state.params)) is not None:
-        trained = _held(only(mask, state.params), only(mask, shardings.params))
+    run, model, task = assembled.run, assembled.model, assembled.task
+    mesh, rules = assembled.mesh, assembled.rules
+    state, shardings = assembled.state, assembled.placement.state
+    params = _held(state.params, shardings.params)
+    trained = _held(task.trained_part(state.params), task.trained_part(shardings.params))
     whole = sum(_bytes(x) for x in jax.tree.leaves(state.params))
 
-    rows = -(-run.loop.batch_size // run.loop.microbatches // ways(any_mesh, rules, "batch"))
-    length = run.loop.sequence_length // ways(any_mesh, rules, "length")
-    staged = plan_pipeline(model.config, any_mesh, rules)
-    local = cached_model(_local(model.config, any_mesh, rules, staged), model.policy, model.remat)
+    rows = -(-run.loop.batch_size // run.loop.microbatches // ways(mesh, rules, "batch"))
+    length = run.loop.sequence_length // ways(mesh, rules, "length")
+    staged = plan_pipeline(model.config, mesh, rules)
+    local = cached_model(_local(model.config, mesh, rules, staged), model.policy, model.remat)
     traced = _unmistakable(length, local)
-    one, two = (_kept(local.config, local.policy, local.remat, n, traced) for n in (1, 2))
+    shapes = _row_shapes(task, run.loop.sequence_length, traced)
+    one, two = (_kept(local, shapes, n, traced) for n in (1, 2))
     per_row, scores, stream = (b - a for a, b in zip(one, two, strict=True))
-    casts = max(one[0] - per_row, 0) * ways(any_mesh, rules, "heads")
-    per_row -= stream - stream // _stream_pieces(model.config, any_mesh, rules, length)
+    casts = max(one[0] - per_row, 0) * ways(mesh, rules, "heads")
+    per_row -= stream - stream // _stream_pieces(model.config, mesh, rules, length)
     if staged is not None:  # idle ticks are kept as well
         busy = staged[0].repeats * staged[0].microbatches
         per_row = per_row * staged[0].ticks // busy
@@ -191,22 +183,22 @@ def _unmistakable(length: int, model: Model) -> int:
     return length
 
 
-cached_model = functools.lru_cache(64)(Model)  # a search asks for the same again and again
+def _row_shapes(task: TrainTask, length: int, traced: int) -> _RowShapes:
+    """The batch of a task as if ``length`` tokens were ``traced``, the rest in proportion."""
+    leaves, treedef = jax.tree.flatten(task.abstract_batch(1))
+    sizes = [tuple(n * traced // length for n in x.shape[1:2]) + x.shape[2:] for x in leaves]
+    return treedef, tuple(zip(sizes, (x.dtype for x in leaves), strict=True))
 
 
 @functools.lru_cache(256)
-def _kept(config: Any, policy: Policy, remat: str, rows: int, length: int) -> tuple[int, ...]:
+def _kept(model: Model, shapes: _RowShapes, rows: int, length: int) -> tuple[int, ...]:
     """Bytes that the backward pass of so many rows keeps besides parameters, those of scores, and
     of the first those that lie between layers: [rows, length, D]."""
-    model = cached_model(config, policy, remat)
-    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((rows, length), jnp.float32)
-    source = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    extra = dict.fromkeys(ENCODER, ids) if model.config.kind == "encoder_decoder" else {}
-    batch = Batch(ids, ids, ids, ids, mask, source, extra)
+    treedef, arrays = shapes
+    batch = treedef.unflatten(jax.ShapeDtypeStruct((rows, *size), dtype) for size, dtype in arrays)
     params = model.abstract_params()
 
-    def pullback(params: Any, batch: Batch) -> Any:
+    def pullback(params: Any, batch: Any) -> Any:
         return jax.vjp(lambda p: model.loss(p, batch)[0], params)[1]
 
     kept = jax.tree.leaves(jax.eval_shape(pullback, params, batch))
@@ -214,7 +206,7 @@ def _kept(config: Any, policy: Policy, remat: str, rows: int, length: int) -> tu
     known = sum(_bytes(x) for x in jax.tree.leaves(params))
     held = sum(_bytes(x) for x in kept) - sum(map(_bytes, scores))
     # Where a parameter itself is kept (under remat), it is no copy.
-    shapes = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
-    same = sum(_bytes(x) for x in kept if (x.shape, x.dtype) in shapes)
-    between = sum(_bytes(x) for x in kept if x.shape[-3:] == (rows, length, config.d_model))
+    shapes_of_params = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
+    same = sum(_bytes(x) for x in kept if (x.shape, x.dtype) in shapes_of_params)
+    between = sum(_bytes(x) for x in kept if x.shape[-3:] == (rows, length, model.config.d_model))
     return held - min(same, known), sum(map(_bytes, scores)), between

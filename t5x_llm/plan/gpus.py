@@ -30,19 +30,19 @@ class Cluster:
 
     @property
     def facts(self) -> Gpu:
-        """Of a device."""
+        """Constants of a device."""
         return GPUS[self.generation]
 
     @property
     def topology_name(self) -> str:
-        """How they are joined."""
+        """The way the GPUs are joined, in words."""
         if self.chips <= self.facts.node:
             return "one node"
         return f"{self.chips // self.facts.node} nodes of {self.facts.node}"
 
     @property
     def accelerator_type(self) -> str:
-        """As ``parse_machine`` reads it."""
+        """The cluster's name as ``parse_machine`` reads it."""
         return f"{self.generation}-{self.chips}"
 
 

@@ -81,7 +81,7 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """What libtpu estimates for it, or None."""
+        """Cycles that libtpu estimates for the instruction, or None."""
         found = _CYCLES.search(self.text)
         return int(found[1]) if found else None
 
@@ -93,7 +93,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of all arrays of the result."""
+        """Bytes of all result arrays."""
         return sum(shape.bytes for shape in self.shapes)
 
 
@@ -113,7 +113,7 @@ class Module:
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often a step runs each computation; loops count by their trips.
+        """Times that a step runs each computation; loops count by their trips.
 
         Branches of a conditional count as if each ran; fused computations as their callers.
         """
@@ -141,7 +141,7 @@ class Module:
     def trips(self, loop: Instruction) -> int:
         """Iterations of a while loop: what XLA knows, or the bound that its condition compares to.
 
-        1 where neither is told (a loop whose end depends on data).
+        1 where neither is known (a loop whose end depends on data).
         """
         if found := _KNOWN_TRIPS.search(loop.text):
             return int(found[1])
@@ -250,8 +250,8 @@ def parse(text: str) -> Module:
         elif current is not None and (found := _INSTRUCTION.match(line)):
             lines.append((found[2], found[3], bool(found[1])))
         elif current is not None and lines:  # attributes of kernels have lines of their own
-            name, begun, root = lines[-1]
-            lines[-1] = name, begun + line, root
+            name, head_line, root = lines[-1]
+            lines[-1] = name, head_line + line, root
         elif table is not None and line.strip():
             table.append(line)
     if entry is None:

@@ -35,7 +35,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a device of this machine does.
+    """Measured rates of a device of this machine.
 
     Attributes:
       flops: FLOP/s of a large matrix product.
@@ -70,7 +70,7 @@ class Here:
 
     @property
     def facts(self) -> Here:
-        """As a slice has them."""
+        """The device's constants under the name that a slice gives them."""
         return self
 
     @property
@@ -191,7 +191,7 @@ def _median(function: Any, x: Any, clock: Callable[[], float], seconds: float) -
     function(x).block_until_ready()
     taken: list[float] = []
     while sum(taken) < seconds or len(taken) < 5:
-        begun = clock()
+        started = clock()
         function(x).block_until_ready()
-        taken.append(clock() - begun)
+        taken.append(clock() - started)
     return sorted(taken)[len(taken) // 2]

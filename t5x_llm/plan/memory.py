@@ -1,4 +1,4 @@
-"""What a device's memory holds in a step: by kind from the compiler, and buffer by buffer."""
+"""Accounts for a device's memory in a step: by kind from the compiler, and buffer by buffer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether it is no more than there is."""
+        """True where no more is used than there is."""
         return self.total <= self.available
 
 
@@ -151,7 +151,10 @@ def _forward(op_name: str) -> bool:
 
 
 def _maker(module: Module, instruction: Instruction) -> Instruction:
-    """What fills a result: for an empty buffer that loops write, what writes it there."""
+    """Returns the instruction that fills a result.
+
+    An empty buffer that loops write is filled by the instruction that writes it there.
+    """
     if not module.line(instruction) or _EMPTY in instruction.text:
         for loop, at in module.carried.get(instruction.name, ()):
             written = _written(module, loop, at)
@@ -161,7 +164,10 @@ def _maker(module: Module, instruction: Instruction) -> Instruction:
 
 
 def _written(module: Module, loop: Instruction, at: int) -> Instruction | None:
-    """What a turn of a loop leaves at a place of what it carries; None if what it found."""
+    """Returns the instruction whose result a loop's turn leaves at place ``at`` of its carry.
+
+    None where the turn leaves what it found.
+    """
     root = next(i for i in module.computations[loop.called["body"][0]] if i.root)
     result = module.named[root.operands[at]] if at < len(root.operands) else None
     while result is not None and not result.op_name and result.operands:
@@ -210,7 +216,7 @@ def allocated(module: Module, instruction: Instruction) -> list[Shape]:
 
 
 def _in_place(result: Instruction | None, inside: Mapping[str, Instruction]) -> bool:
-    """Whether a fusion's result is one of its arguments, of which it replaces a part."""
+    """Returns True where a fusion's result is one of its arguments, of which it replaces a part."""
     while result is not None and result.opcode in ("bitcast", "dynamic-update-slice"):
         first = inside.get(result.operands[0]) if result.operands else None
         if result.opcode == "dynamic-update-slice":

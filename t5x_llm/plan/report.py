@@ -21,7 +21,7 @@ _DAY = 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step does, and what the run is for.
+    """Description of the planned step and its run, for the report.
 
     Attributes:
       name: of the model and its size.
@@ -238,7 +238,7 @@ def _time(plan: Plan, work: Work) -> list[str]:
 
 
 def _model(plan: Plan, work: Work) -> dict[str, str]:
-    """What each part of the time is reckoned from."""
+    """Returns by part of the step's time, in words, what it is reckoned from."""
     if plan.analytic:
         share = work.slice.facts.share if isinstance(work.slice, Cluster) else analytic.MATMUL
         rates = f"products at {share:.0%} of peak, memory traffic at "

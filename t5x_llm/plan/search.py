@@ -44,8 +44,8 @@ class Candidate:
     plan: Plan | None = None
 
     @property
-    def hopeless(self) -> bool:
-        """Whether arithmetic rules it out: by far, or by what is exact."""
+    def exceeds_memory(self) -> bool:
+        """True where arithmetic says that memory does not suffice: by far, or by what is exact."""
         memory = self.reckoned.memory
         assert memory is not None
         exact = memory.parameters + memory.optimizer
@@ -53,7 +53,9 @@ class Candidate:
 
     @property
     def order(self) -> tuple[bool, float]:
-        """What comes first is compiled first: what should fit, the fastest of it."""
+        """Sort key of compilation: candidates that should fit come first, the fastest of them
+        before.
+        """
         assert self.reckoned.time is not None
         # To arithmetic a second data axis is all but the same: others are tried before.
         twin = _TWIN if self.work.mesh["data"] > 1 else 1.0
@@ -121,20 +123,20 @@ def search(
       The compiled, the fastest that fits first; then what arithmetic rules out, by how much; then
       what it calls slower.
     """
-    tried = [found[0], *(c for c in found[1:] if not c.hopeless)][:most]
+    tried = [found[0], *(c for c in found[1:] if not c.exceeds_memory)][:most]
     chosen = {id(c) for c in tried}
     others = [c for c in found if id(c) not in chosen]
-    hopeless = sum(c.hopeless for c in others)
+    excluded = sum(c.exceeds_memory for c in others)
     print(
-        f"{len(found)} candidates: {len(tried)} are compiled, {hopeless} cannot fit by arithmetic, "
-        f"{len(others) - hopeless} are slower by it.",
+        f"{len(found)} candidates: {len(tried)} are compiled, {excluded} cannot fit by arithmetic, "
+        f"{len(others) - excluded} are slower by it.",
         file=sys.stderr,
     )
-    begun, done = time.monotonic(), []
+    started, done = time.monotonic(), []
     for i, candidate in enumerate(tried):
         plan, work = plan_of(candidate.run)
         done.append(dataclasses.replace(candidate, plan=plan, work=work))
-        spent = time.monotonic() - begun
+        spent = time.monotonic() - started
         left = spent / (i + 1) * (len(tried) - i - 1)
         print(
             f"{i + 1:>3}/{len(tried)} {row(done[-1])}  ({spent:.0f} s, about {left:.0f} s to go)",
@@ -142,13 +144,13 @@ def search(
             flush=True,
         )
     done.sort(key=_rank)
-    return [*done, *sorted(others, key=lambda c: (not c.hopeless, c.order))]
+    return [*done, *sorted(others, key=lambda c: (not c.exceeds_memory, c.order))]
 
 
 def reckoned(found: Sequence[Candidate]) -> list[Candidate]:
-    """For GPUs, which nothing is compiled for: what arithmetic says is the plan."""
-    likely = [dataclasses.replace(c, plan=c.reckoned) for c in found if not c.hopeless]
-    return [*sorted(likely, key=_rank), *(c for c in found if c.hopeless)]
+    """Plans candidates by arithmetic, for GPUs, which nothing is compiled for."""
+    likely = [dataclasses.replace(c, plan=c.reckoned) for c in found if not c.exceeds_memory]
+    return [*sorted(likely, key=_rank), *(c for c in found if c.exceeds_memory)]
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float]:
@@ -178,8 +180,8 @@ def table(done: Sequence[Candidate], most: int = 12) -> list[str]:
     """The plans, and as much of the rest as ``most`` lines have room for."""
     head = f"{'mesh':<28}{'parts':>4} {'remat':<18}{'memory':>12}{'step':>11}{'MFU':>8}"
     compiled = [c for c in done if c.plan is not None]
-    out = [c for c in done if c.plan is None and c.hopeless]
-    slower = [c for c in done if c.plan is None and not c.hopeless]
+    out = [c for c in done if c.plan is None and c.exceeds_memory]
+    slower = [c for c in done if c.plan is None and not c.exceeds_memory]
     lines = [head, *map(row, compiled[: 2 * most])]
     if len(compiled) > 2 * most:
         lines.append(f"... and {len(compiled) - 2 * most} more")
@@ -201,7 +203,7 @@ def bindings(candidate: Candidate) -> list[str]:
 
 
 def remedies(run: Run, machine: Any, slices: int) -> tuple[list[Change], float]:
-    """What to change in a run that does not fit, the fastest first, and its own memory.
+    """Returns changes that make a run fit, the fastest first, and the run's own memory in bytes.
 
     One change at a time, then two; memory by arithmetic.
     """

@@ -1,4 +1,4 @@
-"""How long a step takes, read off its schedule. An estimate: compare plans with it, no more.
+"""Estimates the seconds of a step from its schedule, to compare plans with and no more.
 
 Compute is what libtpu's own cost model says: the ``estimated_cycles`` of every instruction, loops
 multiplied by their trips, over an assumed clock. Pallas kernels carry no estimate; attention's and
@@ -47,7 +47,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Seconds of the step."""
         beside = max(self.hidden - self.compute - self.kernels, 0.0)
         return self.compute + self.kernels + self.exposed + beside
 
@@ -105,7 +105,7 @@ class _Schedule:
         self.waited = [0.0] * len(found)
 
     def seconds(self, one: Collective) -> float:
-        """Of one call, with the links to itself."""
+        """Seconds of one call that has the links to itself."""
         axes = one.links or max(len(one.axes), 1)
         rate = self.chip.dcn if "replica" in one.axes else self.chip.link * axes
         return one.sent / one.times / rate
@@ -145,7 +145,7 @@ class _Schedule:
 
 
 def _cycles(instruction: Instruction, module: Module) -> int:
-    """Its own estimate, or that of what it fuses."""
+    """Returns libtpu's estimate for an instruction, or the sum for what it fuses."""
     if (own := instruction.cycles) is not None:
         return own
     if instruction.opcode != "fusion":
@@ -166,7 +166,7 @@ def kernel_flops(instruction: Instruction, module: Module) -> float | None:
 
 
 def _splash_flops(name: str, shapes: Sequence[Shape]) -> float | None:
-    """Of splash attention, causal.
+    """FLOPs of a splash attention kernel, causal; None if it is none.
 
     The largest array [B, N, T, H] among its operands are the queries; keys are as long, and half
     of the T x T products are skipped.
@@ -180,7 +180,7 @@ def _splash_flops(name: str, shapes: Sequence[Shape]) -> float | None:
 
 
 def _grouped_flops(result: Shape, shapes: Sequence[Shape]) -> float | None:
-    """Of megablox (arXiv 2211.15841), every row taken to be in use.
+    """FLOPs of a megablox kernel (arXiv 2211.15841), every row in use; None if it is none.
 
     Either [rows, K] by [E, K, N] gives [rows, N], or rows with rows give [E, K, N].
     """

@@ -16,7 +16,7 @@ from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
-from t5x_llm.models.model import Model
+from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
 from t5x_llm.nn.positions import RotaryScaling
 from t5x_llm.nn.remat import REMAT
@@ -183,7 +183,7 @@ class Run:
 
     def build_model(self) -> Model:
         """The model, without parameters."""
-        return Model(self.decoder(), self.precision, self.remat)
+        return cached_model(self.decoder(), self.precision, self.remat)
 
     def check_exportable(self, remedy: str) -> None:
         """Raises ConfigError if the preset's config.json cannot say what this run trains."""

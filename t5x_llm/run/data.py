@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from t5x_llm.data.catalog import Opened, open_stores, open_stream
+from t5x_llm.data.catalog import Opened, open_stores, open_stream, read_catalog
+from t5x_llm.data.data_plan import data_plan
+from t5x_llm.data.sources import Data
 from t5x_llm.data.stream import Stream
 from t5x_llm.evaluate.perplexity import HeldOut
 from t5x_llm.run.config import Run
@@ -44,9 +46,23 @@ def open_data(run: Run) -> OpenData:
 
 
 def open_run_stream(run: Run, opened: Opened) -> Stream:
-    """The stream of a run, its diet checked; see ``open_data``."""
+    """The stream of a run, its data plan checked; see ``open_data``."""
     loop = run.loop
     stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, loop.examples_after)
     mixture = run.data.mixture
-    stream.diet(loop.examples).check(mixture.max_epochs if mixture else None)
+    data_plan(stream, loop.examples).check(mixture.max_epochs if mixture else None)
     return stream
+
+
+def planned_source_names(data: Data) -> tuple[str, ...]:
+    """Names of the sources that a run reads, in the order in which batches count them.
+
+    Of a seqio mixture that is not prepared yet, seqio is asked for them.
+    """
+    if data.mixture is not None:
+        return tuple(source.name for source in data.mixture.sources)
+    if (catalog := read_catalog(data)) is not None:
+        return tuple(source["name"] for source in catalog["sources"])
+    from t5x_llm.data.tasks import planned_sources
+
+    return planned_sources(data)

@@ -7,34 +7,35 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from t5x_llm.models.model import Model
+from t5x_llm.core.paths import as_path
+from t5x_llm.data.data_plan import data_plan
+from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
 from t5x_llm.train.environment import environment
 from t5x_llm.train.report import write_report
-from t5x_llm.train.state import (
-    TrainState,
-)
+from t5x_llm.train.state import TrainState
 
 
-def facts(run: Run, model: Model, mesh: Mesh, data: OpenData) -> dict[str, Any]:
+def facts(assembled: Assembled, data: OpenData) -> dict[str, Any]:
     """What the record of a run begins with."""
-    servings = data.stream.diet(run.loop.examples).servings
+    mesh = assembled.placement.devices
+    budgets = data_plan(data.stream, assembled.run.loop.examples).sources
     return {
-        "parameters": model.parameter_count()["total"],
-        "mixture": {name: serving.share for name, serving in servings.items()},
+        "parameters": assembled.model.parameter_count()["total"],
+        "mixture": {name: budget.share for name, budget in budgets.items()},
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "environment": environment(list(mesh.devices.flat)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def finish(run: Run, directory: Any, state: TrainState, data: OpenData) -> None:
+def finish(run: Run, state: TrainState, data: OpenData) -> None:
     """Exports, reports, and says what to do next."""
     from t5x_llm.hf.export import export_hf
 
+    directory = as_path(run.directory)
     lines = [f"Run directory: {run.directory}"]
     lines.append(f"  report        {write_report(directory)}")
     if run.export.enabled and jax.process_count() > 1:

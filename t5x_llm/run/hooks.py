@@ -4,68 +4,85 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.evaluate.hooks import BASELINE, Baseline, Evaluation, Every, read_baseline
+from t5x_llm.core.paths import as_path
+from t5x_llm.evaluate.hooks import BASELINE, Baseline, EvaluationHook, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator
 from t5x_llm.infer.sampler import generate
-from t5x_llm.models.model import Model
-from t5x_llm.parallel import Rules
+from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, held_out
-from t5x_llm.run.step import token_flops
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.flops import peak_of
 from t5x_llm.train.hooks.guard import Guard
-from t5x_llm.train.journal import Decision, Journal
-from t5x_llm.train.loop import Run as Progress
+from t5x_llm.train.journal import Journal
+from t5x_llm.train.loop import Trainer
 from t5x_llm.train.step import signal_rows
 
 
 def make_hooks(
-    run: Run,
-    directory: Any,
-    model: Model,
-    mesh: Mesh,
-    rules: Rules,
+    assembled: Assembled,
     data: OpenData,
     checkpointer: Checkpointer,
     journal: Journal,
-    decisions: list[Decision],
     preempted: Callable[[], bool],
 ) -> list[train_hooks.Hook]:
-    """Journal, progress, metrics, profile, guard, evaluation, samples; the checkpoint last."""
-    flops, peak = token_flops(run, model), peak_of(list(mesh.devices.flat), run.precision.compute)
+    """Makes journal, progress, metrics, profile, guard, evaluation, samples; the checkpoint last.
+
+    Args:
+      assembled: the run.
+      data: what it reads, and evaluates on.
+      checkpointer: of its directory.
+      journal: likewise.
+      preempted: tells whether this process was asked to leave.
+    """
+    run, mesh = assembled.run, assembled.placement.devices
+    directory = as_path(run.directory)
+    peak = peak_of(list(mesh.devices.flat), run.precision.compute)
+
+    def throughput() -> train_hooks.Throughput:
+        return train_hooks.Throughput(assembled.flops_per_token, peak)
+
     writers: list[train_hooks.Writer] = [
         train_hooks.JsonLines(directory / "metrics.jsonl"),
         train_hooks.TensorBoard(directory / "tensorboard"),
     ]
     hooks: list[train_hooks.Hook] = [
         train_hooks.Journaling(journal),
-        train_hooks.Progress(train_hooks.Throughput(flops, peak)),
-        train_hooks.Metrics(writers, train_hooks.Throughput(flops, peak)),
+        train_hooks.Progress(throughput()),
+        train_hooks.Metrics(writers, throughput()),
     ]
     if run.loop.profile_steps is not None:
         hooks.append(train_hooks.Profiler(run.loop.profile_steps))
-    hooks.append(Guard(run.spike, decisions, functools.partial(signal_rows, mesh)))
-    if documents := held_out(data.opened):
-        length, rows = run.loop.sequence_length, run.evaluation.batch_size
-        evaluator = Evaluator(model, mesh, rules, length, rows, data.stream.objective)
-        compare = run.evaluation.compare
-        compare = bool(run.start_from or run.evaluation.baseline) if compare is None else compare
-        baseline = stage_baseline(run) if compare else None
-        hooks.append(Evaluation(evaluator, documents, run.evaluation.limit, compare, baseline))
+    hooks.append(Guard(run.spike, journal.decisions, functools.partial(signal_rows, mesh)))
+    if held_out(data.opened):
+        hooks.append(evaluation_hook(assembled, data))
     if run.samples.prompts and jax.process_count() == 1:
-        hooks.append(
-            Every("samples", run.samples.every, sample_writer(run, directory, model, data))
-        )
+        hooks.append(Every("samples", run.samples.every, sample_writer(assembled, data)))
     hooks.append(train_hooks.Checkpoint(checkpointer, run.shared(), preempted))
     return hooks
+
+
+def evaluation_hook(assembled: Assembled, data: OpenData) -> EvaluationHook:
+    """Makes the hook that evaluates held-out documents, as ``Run.evaluation`` says.
+
+    Raises:
+      ConfigError: see ``stage_baseline``.
+    """
+    run, config = assembled.run, assembled.run.evaluation
+    evaluator = Evaluator(
+        *(assembled.model, assembled.placement.devices, assembled.rules),
+        *(run.loop.sequence_length, config.batch_size, data.stream.objective),
+    )
+    compare = config.compare
+    if compare is None:
+        compare = bool(run.start_from or config.baseline)
+    baseline = stage_baseline(run) if compare else None
+    return EvaluationHook(evaluator, held_out(data.opened), config.limit, compare, baseline)
 
 
 def stage_baseline(run: Run) -> Baseline | None:
@@ -90,20 +107,21 @@ def stage_baseline(run: Run) -> Baseline | None:
     return found
 
 
-def sample_writer(run: Run, directory: Any, model: Model, data: OpenData) -> Any:
+def sample_writer(assembled: Assembled, data: OpenData) -> Callable[[Trainer], None]:
     """A function that lets the model continue the prompts and appends them to samples.txt."""
+    samples = assembled.run.samples
 
-    def write(progress: Progress) -> None:
+    def write(trainer: Trainer) -> None:
         completions = generate(
-            model,
-            progress.state.params,
+            assembled.model,
+            trainer.state.params,
             data.opened.tokenizer,
-            run.samples.prompts,
-            run.samples.sampling,
+            samples.prompts,
+            samples.sampling,
         )
-        texts = [f"=== step {progress.step} ===\n"]
+        texts = [f"=== step {trainer.step} ===\n"]
         texts += [f"[{c.prompt}]{c.text}\n" for c in completions]
-        path = directory / "samples.txt"
+        path = trainer.directory / "samples.txt"
         earlier = path.read_text(encoding="utf-8") if path.exists() else ""
         kept = earlier.split(texts[0])[0]  # what a resumed run writes again
         path.write_text(kept + "\n".join(texts) + "\n", encoding="utf-8")

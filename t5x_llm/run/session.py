@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from typing import Any
 
+import jax
+
+from t5x_llm import parallel
+from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.paths import as_path, check_writable, write_atomic
 from t5x_llm.run import finish
-from t5x_llm.run import hooks as run_hooks
+from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
-from t5x_llm.run.data import open_data
+from t5x_llm.run.compiler import options_named
+from t5x_llm.run.config import OPERATIVE_CONFIG, Run
+from t5x_llm.run.data import OpenData, open_data
+from t5x_llm.run.hooks import make_hooks
+from t5x_llm.run.precision import no_faster
 from t5x_llm.run.prepare import prepare_in_subprocess
-from t5x_llm.run.start import make_recovery, resumed_step, told_beginning
-from t5x_llm.run.step import compile_ahead, make_step
+from t5x_llm.run.start import make_origin, resumed_step, start_message
+from t5x_llm.train import loop
+from t5x_llm.train.ahead import Ahead, keep_compiled
+from t5x_llm.train.feed import StreamFeed
+from t5x_llm.train.journal import JOURNAL, Journal
+from t5x_llm.train.recovery import Recovery
+from t5x_llm.train.signals import Preemption, exit_together
+from t5x_llm.train.step import StepFunction
+from t5x_llm.train.watchdog import Watchdog
 
 
-def train(run: Any, operative_config: str, resume: str = "auto") -> None:
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """What watches over the process that trains.
+
+    Attributes:
+      journal: of the run.
+      preemption: knows whether the process was asked to leave.
+      watchdog: ends it when it hangs.
+    """
+
+    journal: Journal
+    preemption: Preemption
+    watchdog: Watchdog
+
+
+def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer:
     """Trains, evaluates, samples, exports and reports: all that a run directory holds.
 
     Args:
-      run: a ``run.config.Run``.
+      run: the configuration.
       operative_config: saved with the run; alone it reproduces it.
       resume: ``auto``, ``never`` or ``always``.
+
+    Returns:
+      The trainer as the last step left it.
 
     Raises:
       ConfigError: if the run directory is not what ``resume`` asks for.
     """
-    import jax
-
-    from t5x_llm import parallel
-    from t5x_llm.core.paths import check_writable
-    from t5x_llm.run.precision import no_faster
-    from t5x_llm.train.ahead import keep_compiled
-    from t5x_llm.train.journal import JOURNAL, Journal
-    from t5x_llm.train.signals import Preemption, shared_fate
-    from t5x_llm.train.watchdog import Watchdog
-
     parallel.initialize()
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
@@ -43,6 +67,38 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
     keep_compiled(directory)
     check_start_from(run)
     found = resumed_step(run)
+    _check_resume(run, resume, found)
+    primary = jax.process_index() == 0
+    if primary:
+        _warn(run, mesh)
+    journals: list[Journal] = []  # made when there is something to train on
+
+    def report(event: str, **fields: str) -> None:
+        for journal in journals:
+            journal.write(event, 0, **fields)
+
+    def stuck(reason: str) -> None:
+        report("stuck", reason=reason)
+
+    with (
+        Preemption(run.life.grace_seconds) as preemption,
+        exit_together(lambda error: report("end", status=type(error).__name__)),
+        Watchdog(run.life.watchdog_minutes, directory, stuck) as watchdog,
+    ):
+        watchdog.heartbeat("preparation of the data")
+        prepare_in_subprocess(run, operative_config, jax.process_index())
+        data = open_data(run)
+        check_tokenizer_size(run, data.opened.tokenizer)
+        journals.append(Journal(directory / JOURNAL, primary=primary))
+        life = Life(journals[0], preemption, watchdog)
+        assembled = assemble(run, mesh, data)
+        trainer = _trained(assembled, data, found, operative_config, life)
+    if primary:
+        finish.finish(run, trainer.state, data)
+    return trainer
+
+
+def _check_resume(run: Run, resume: str, found: int | None) -> None:
     if resume == "never" and found is not None:
         raise ConfigError(
             "Run.directory",
@@ -52,70 +108,39 @@ def train(run: Any, operative_config: str, resume: str = "auto") -> None:
         )
     if resume == "always" and found is None:
         raise ConfigError("Run.directory", run.directory, "a checkpoint, as --resume=always")
+
+
+def _warn(run: Run, mesh: jax.sharding.Mesh) -> None:
+    """Names parameters that every device holds whole, and 8-bit products that gain nothing."""
     model = run.build_model()
-    if jax.process_index() == 0:
-        for each in parallel.replicated_beyond(
-            *(model.logical_axes(), model.abstract_params(), mesh, run.mesh.rules()),
-            run.mesh.replication_tolerance,
-        ):
-            print(f"warning: {each}", file=sys.stderr)
-        if reason := no_faster(run.precision, jax.devices()):
-            print(f"warning: {reason}", file=sys.stderr)
-    journals: list[Journal] = []  # made when there is something to train on
-
-    def tell(event: str, **fields: str) -> None:
-        for journal in journals:
-            journal.write(event, 0, **fields)
-
-    life = run.life
-    with (
-        Preemption(life.grace_seconds) as preemption,
-        shared_fate(lambda error: tell("end", status=type(error).__name__)),
-        Watchdog(
-            life.watchdog_minutes, directory, lambda reason: tell("stuck", reason=reason)
-        ) as watchdog,
+    for each in parallel.replicated_beyond(
+        *(model.logical_axes(), model.abstract_params(), mesh, run.mesh.rules()),
+        run.mesh.replication_tolerance,
     ):
-        watchdog.beat("preparation of the data")
-        prepare_in_subprocess(run, operative_config, jax.process_index())
-        data = open_data(run)
-        check_tokenizer_size(run, data.opened.tokenizer)
-        journal = Journal(directory / JOURNAL, primary=jax.process_index() == 0)
-        journals.append(journal)
-        progress = _trained(
-            *(run, operative_config, directory, model, mesh, data, found),
-            *(journal, preemption, watchdog),
-        )
-    if jax.process_index() == 0:
-        finish.finish(run, directory, progress.state, data)
+        print(f"warning: {each}", file=sys.stderr)
+    if reason := no_faster(run.precision, jax.devices()):
+        print(f"warning: {reason}", file=sys.stderr)
+
+
+def compile_ahead(assembled: Assembled, found: int | None) -> StepFunction:
+    """The guarded step, whose compilation for the first batch begins in a thread.
+
+    Not so where the run is finished, nor where it stands somewhere on a ramp of batch sizes.
+    """
+    loop_config = assembled.run.loop
+    if found is not None and (found >= loop_config.steps or len(loop_config.sizes) > 1):
+        return assembled.step
+    state, _, control = assembled.arguments
+    return Ahead(assembled.step, state, assembled.batch_of(loop_config.sizes[0]), control)
 
 
 def _trained(
-    run: Any,
-    operative_config: str,
-    directory: Any,
-    model: Any,
-    mesh: Any,
-    data: Any,
-    found: int | None,
-    journal: Any,
-    preemption: Any,
-    watchdog: Any,
-) -> Any:
+    assembled: Assembled, data: OpenData, found: int | None, operative_config: str, life: Life
+) -> loop.Trainer:
     """Trains to the end, from wherever the run stands."""
-    import jax
-
-    from t5x_llm.checkpoint import Checkpointer
-    from t5x_llm.core.paths import write_atomic
-    from t5x_llm.run.compiler import options_named
-    from t5x_llm.run.config import OPERATIVE_CONFIG
-    from t5x_llm.train.feed import feed
-    from t5x_llm.train.journal import decisions as read_decisions
-    from t5x_llm.train.loop import Run as Progress
-    from t5x_llm.train.loop import train as loop
-
-    rules = run.mesh.rules()
-    tx, step = make_step(run, model, mesh, rules, len(data.stream.sources))
-    step = compile_ahead(run, step, model, tx, mesh, data, found)
+    run, journal, heartbeat = assembled.run, life.journal, life.watchdog.heartbeat
+    directory, primary = as_path(run.directory), jax.process_index() == 0
+    step = compile_ahead(assembled, found)
 
     def damaged(at: int, reason: str) -> None:
         journal.write("damaged", at, reason=reason)
@@ -123,38 +148,27 @@ def _trained(
 
     checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint, on_damage=damaged)
     try:
-        decisions = read_decisions(journal.earlier)
-        hooks = run_hooks.make_hooks(
-            *(run, directory, model, mesh, rules, data, checkpointer, journal, decisions),
-            lambda: preemption.requested,
+        hooks = make_hooks(
+            assembled, data, checkpointer, journal, lambda: life.preemption.requested
         )
-        recovery = make_recovery(
-            run, model, tx, mesh, rules, data, checkpointer, hooks, decisions, journal
-        )
-        watchdog.beat("restore")
-        state, position, begun = recovery.begin()
-        if jax.process_index() == 0:
+        origin = make_origin(assembled, data, checkpointer)
+        recovery = Recovery(run.spike, checkpointer, hooks, journal, origin)
+        heartbeat("restore")
+        start = recovery.begin()
+        if primary:
             write_atomic(directory / OPERATIVE_CONFIG, operative_config)
-            if told := told_beginning(run, begun):
-                print(told, file=sys.stderr)
-        facts = finish.facts(run, model, mesh, data)
-        progress = Progress(
-            *(run.loop, directory, state, position, data.stream.sources, hooks, facts),
-            control=recovery.guard.control,
-            journal=journal,
-            beat=watchdog.beat,
-            rewinds=len(decisions),
+            if message := start_message(run, start.resumed):
+                print(message, file=sys.stderr)
+        record = loop.RunRecord(directory, finish.facts(assembled, data), journal, heartbeat)
+        trainer = loop.Trainer(run.loop, start, assembled.task.measures, hooks, record)
+        feed = StreamFeed(
+            *(data.stream, run.loop.size_at, assembled.placement, run.loop.prefetch),
+            expected=assembled.batch,
         )
-        size_at, depth = run.loop.size_at, run.loop.prefetch
-        watchdog.beat("compilation of the first step")
+        heartbeat("compilation of the first step")
         with options_named(run.compiler_options):
-            loop(
-                progress,
-                step,
-                lambda at: feed(data.stream, at, size_at, mesh, rules, depth),
-                recovery.rewind,
-            )
-        return progress
+            loop.train(trainer, step, feed, recovery.rewind)
+        return trainer
     except KeyboardInterrupt:
         print("The same command continues from the newest checkpoint.", file=sys.stderr)
         raise

@@ -1,4 +1,4 @@
-"""The pieces of a run, put together from its configuration; the only place that knows all rooms."""
+"""Where a run begins: its checkpoint, imported weights or fresh parameters."""
 
 from __future__ import annotations
 
@@ -6,28 +6,18 @@ import collections
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from t5x_llm.checkpoint import Checkpointer, check_compatible
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.positions import DataState, merge_ranges
-from t5x_llm.models.model import Model
-from t5x_llm.parallel import Rules
+from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.checks import check_start_from
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
 from t5x_llm.train import hooks as train_hooks
-from t5x_llm.train.journal import Decision, Journal
-from t5x_llm.train.recovery import Recovery
-from t5x_llm.train.state import (
-    TrainState,
-    abstract_state,
-    init_state,
-    state_from_params,
-    state_shardings,
-    with_shardings,
-)
+from t5x_llm.train.recovery import Origin, Restored
+from t5x_llm.train.state import init_state, state_from_params
 
 _DESCRIBED = 512  # examples of a spike whose documents are looked up
 
@@ -53,30 +43,19 @@ def resumed_step(run: Run) -> int | None:
         checkpointer.close()
 
 
-def make_recovery(
-    run: Run,
-    model: Model,
-    tx: Any,
-    mesh: Mesh,
-    rules: Rules,
-    data: OpenData,
-    checkpointer: Checkpointer,
-    hooks: list[train_hooks.Hook],
-    decisions: list[Decision],
-    journal: Journal,
-) -> Recovery:
-    """What finds the beginning of the run, and takes it back after a spike."""
-    made = model, tx, mesh, rules
+def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer) -> Origin:
+    """Restores what a run begins with or goes back to, and names the documents of a spike."""
+    run, parts = assembled.run, (assembled.task, assembled.tx)
 
-    def load(step: int | None) -> tuple[TrainState, DataState, dict[str, Any]]:
+    def restore(step: int | None) -> Restored:
         if step is None:
             fresh = DataState(skips=merge_ranges(run.loop.skips))
             if run.start_from is not None:
-                return state_from_params(imported(run, *made), *made), fresh, {}
+                params = imported(assembled)
+                return state_from_params(params, *parts, assembled.placement), fresh, {}
             key = named_key(run.loop.seed, "params")
-            return init_state(model, tx, key, mesh, rules), fresh, {}
-        wanted = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
-        state, meta = train_hooks.resume(checkpointer, wanted, run.shared(), step=step)
+            return init_state(*parts, key, assembled.placement), fresh, {}
+        state, meta = train_hooks.resume(checkpointer, assembled.state, run.shared(), step=step)
         return state, DataState.from_json(meta["data"]), meta
 
     def describe(state: DataState, first: int, count: int) -> dict[str, Any]:
@@ -90,11 +69,10 @@ def make_recovery(
         named = [[name, p.file, p.line] for (name, _), p in documents.items()]
         return {"examples": [first, count], "tokens_by_source": sources, "documents": named[:200]}
 
-    blend = data.stream.blend
-    return Recovery(run.spike, checkpointer, decisions, hooks, load, describe, journal, blend)
+    return Origin(restore, describe, data.stream.blend)
 
 
-def told_beginning(run: Run, step: int | None) -> str:
+def start_message(run: Run, step: int | None) -> str:
     """Where training begins, for people; '' for a fresh run."""
     if step is None:
         return ""
@@ -103,7 +81,7 @@ def told_beginning(run: Run, step: int | None) -> str:
     return f"Continuing {run.directory} from step {step}."
 
 
-def imported(run: Run, model: Model, tx: Any, mesh: Mesh, rules: Rules) -> Any:
+def imported(assembled: Assembled) -> Any:
     """Parameters of ``Run.start_from``, checked against the run's model.
 
     Each goes to its devices as soon as it is read: the host never holds the model.
@@ -111,10 +89,11 @@ def imported(run: Run, model: Model, tx: Any, mesh: Mesh, rules: Rules) -> Any:
     from t5x_llm.hf.import_ import import_hf
     from t5x_llm.models.weight_map import flatten
 
+    run = assembled.run
     check_start_from(run)
     assert run.start_from is not None
-    shardings = flatten(state_shardings(model, tx, mesh, rules).params)
-    dtypes = {path: leaf.dtype for path, leaf in flatten(model.abstract_params()).items()}
+    shardings = flatten(assembled.placement.state.params)
+    dtypes = {path: leaf.dtype for path, leaf in flatten(assembled.model.abstract_params()).items()}
 
     def place(path: str, array: Any) -> jax.Array:
         return jax.device_put(array.astype(dtypes[path]), shardings[path])

@@ -26,7 +26,7 @@ def opened(flags: Any, directory: str | None) -> Opened:
     from t5x_llm.data.catalog import open_stores
     from t5x_llm.data.positions import DataState, merge_ranges
     from t5x_llm.run.config import load_run, load_saved
-    from t5x_llm.run.start import open_run_stream
+    from t5x_llm.run.data import open_run_stream
     from t5x_llm.train.journal import JOURNAL, decisions, read_journal
     from t5x_llm.train.recovery import mixture_history
 

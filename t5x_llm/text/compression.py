@@ -1,4 +1,4 @@
-"""What a larger vocabulary buys, and what it costs.
+"""Weighs what a larger vocabulary saves in tokens against what it costs in parameters.
 
 Training a token takes work in proportion to the parameters outside the input table: those of the
 body and of the head. A larger vocabulary makes fewer tokens of a text and each of them dearer, so

@@ -30,7 +30,7 @@ ORDERS = ("after", "first")
 
 @dataclasses.dataclass(frozen=True)
 class Growing:
-    """How a tokenizer is grown.
+    """Settings for growing a tokenizer.
 
     Attributes:
       most: new pieces at most.
@@ -60,7 +60,7 @@ class Growing:
         self.training(400, "bpe")
 
     def training(self, vocab_size: int, kind: str) -> TokenizerTraining:
-        """How a tokenizer of the new text alone is trained."""
+        """Returns the settings with which a tokenizer of the new text alone is trained."""
         return TokenizerTraining(
             vocab_size,
             kind,
@@ -73,7 +73,7 @@ class Growing:
 
 @dataclasses.dataclass(frozen=True)
 class Additions:
-    """What was learned from the new text, to be added to a tokenizer in part or whole.
+    """Pieces learned from the new text, to be added to a tokenizer in part or whole.
 
     Attributes:
       base: the old tokenizer.

@@ -27,7 +27,7 @@ _COPIES = ("vocab.json", "merges.txt")
 
 
 def admissible(piece: bytes, ascii: bool) -> bool:
-    """Whether a new piece of these bytes of UTF-8 may be."""
+    """Returns True where a piece of these bytes of UTF-8 may be added to the vocabulary."""
     return ascii or not (_SHARED.fullmatch(piece) or re.search(rb"[A-Za-z0-9]", piece))
 
 

@@ -72,7 +72,9 @@ class HFTokenizer(Tokenizer):
         self.fingerprint = fingerprint(data)
 
     def _adds_bos(self) -> bool:
-        """As tokenizer_config.json says, or as the file itself does."""
+        """Returns ``add_bos_token`` of tokenizer_config.json; without it, what the file itself
+        does.
+        """
         said = json.loads(self._companions.get("tokenizer_config.json", b"{}")).get("add_bos_token")
         first = self._tokenizer.encode("a").ids[:1]
         return said if isinstance(said, bool) else first == [self.bos_id]
@@ -97,7 +99,9 @@ class HFTokenizer(Tokenizer):
         return [token.id for token in self._tokenizer.model.tokenize(piece)]
 
     def encode_words(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int | None]]]:
-        """For each text its ids, and the number of the word that each is a part of."""
+        """Yields for each text its ids, and for each id the number of the word that it is a part
+        of.
+        """
         for text in texts:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
             yield encoding.ids, encoding.word_ids
@@ -119,7 +123,7 @@ class HFTokenizer(Tokenizer):
             write_atomic(root / name, raw)
 
     def _bos_as_written(self, name: str) -> dict[str, Any]:
-        """Whether the file itself puts a bos in front; a made-up config must not change that."""
+        """Returns the ``add_bos_token`` that a made-up config repeats so that nothing changes."""
         if name != "tokenizer_config.json":
             return {}
         return {"add_bos_token": self.add_bos}

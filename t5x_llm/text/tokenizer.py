@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and how one is found on disk."""
+"""Interface of every tokenizer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 
-from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.errors import DataError
 
-MAX_FILE_BYTES = 512 * 1024**2
 MAX_VOCABULARY = 4_000_000
 # Longer texts are encoded in stretches of this many characters, so that memory stays bounded.
 STRETCH = 200_000
-
-SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 class Tokenizer(abc.ABC):
@@ -45,7 +41,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def piece(self, id: int) -> str:
-        """How the model's file writes a token; a space may stand for another sign there."""
+        """Returns a token as the model file spells it; another sign may stand for a space there."""
 
     @abc.abstractmethod
     def spell(self, piece: str) -> list[int]:
@@ -72,7 +68,7 @@ class Tokenizer(abc.ABC):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """As ``encode`` for each text."""
+        """Encodes several texts, each as ``encode`` does."""
         parts: list[str] = []
         counts: list[int] = []
         for text in texts:
@@ -117,71 +113,3 @@ def cut(text: str, limit: int) -> Iterable[str]:
 def fingerprint(data: bytes) -> str:
     """SHA-256 of a model file, in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Loads a tokenizer from a file or a directory, told by content and not by name.
-
-    In a directory with both a SentencePiece model and a tokenizer.json, the SentencePiece model
-    is taken if the two have the same size; otherwise tokens were added to tokenizer.json.
-
-    Args:
-      path: a SentencePiece model, a Hugging Face tokenizer.json, or a directory with either; or
-        ``bytes``, for one token a byte.
-
-    Raises:
-      ConfigError: nothing is there.
-      DataError: the file is neither, is damaged, or is absurdly large.
-    """
-    from t5x_llm.text.bytes import BYTES, byte_tokenizer
-    from t5x_llm.text.hf_json import HFTokenizer
-    from t5x_llm.text.sentencepiece import SentencePieceTokenizer
-
-    if path == BYTES:
-        return byte_tokenizer()
-    root = as_path(path)
-    if not root.exists():
-        raise ConfigError(
-            "tokenizer", str(path), "a file or directory that exists",
-            "Check the path, or train a tokenizer first (t5x-llm prepare).",
-        )  # fmt: skip
-    if not root.is_dir():
-        data = _read(root)
-        if data.lstrip()[:1] == b"{":
-            return HFTokenizer(data, f"{root}", _companions(root.parent))
-        return SentencePieceTokenizer(data, f"{root}")
-
-    model = next((root / n for n in SENTENCEPIECE_FILES if (root / n).exists()), None)
-    json = root / "tokenizer.json"
-    if model is None and not json.exists():
-        raise DataError(
-            f"No tokenizer in {root}: expected tokenizer.json or one of "
-            f"{', '.join(SENTENCEPIECE_FILES)}."
-        )
-    if model is None:
-        return HFTokenizer(_read(json), f"{json}", _companions(root))
-    pieces = SentencePieceTokenizer(_read(model), f"{model}")
-    if json.exists():
-        whole = HFTokenizer(_read(json), f"{json}", _companions(root))
-        if whole.vocab_size != pieces.vocab_size:
-            return whole
-    return pieces
-
-
-def _read(path) -> bytes:
-    size = path.stat().length
-    if size > MAX_FILE_BYTES:
-        raise DataError(f"{path} has {size:,} bytes; a tokenizer has at most {MAX_FILE_BYTES:,}.")
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise DataError(f"Cannot read the tokenizer {path}: {e.strerror or e}.") from e
-
-
-def _companions(directory) -> dict[str, bytes]:
-    """The small files that Hugging Face keeps beside a tokenizer.json."""
-    names = (
-        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "chat_template.jinja", "vocab.json", "merges.txt",
-    )  # fmt: skip
-    return {n: _read(directory / n) for n in names if (directory / n).exists()}

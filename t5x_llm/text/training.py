@@ -30,7 +30,7 @@ _MOST = re.compile(r"set it to a value <= (\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTraining:
-    """How a tokenizer is trained.
+    """Settings for training a tokenizer.
 
     Attributes:
       vocab_size: pieces, among them 4 special tokens and 256 bytes (if ``byte_fallback``).

@@ -57,6 +57,7 @@ class Journal:
 
     Attributes:
       earlier: the lines of earlier lives, as they were when it was opened.
+      decisions: the rewinds of all lives, in order.
       account: where the time went so far, {'total': seconds, ...}; set by the journal's hook and
         added to the lines of ``ACCOUNTED`` events.
     """
@@ -65,6 +66,7 @@ class Journal:
         self.path, self.primary = as_path(path), primary
         self.account: Callable[[], dict[str, float]] | None = None
         self.earlier = read_journal(path)
+        self.decisions = decisions(self.earlier)
         self.life = 1 + max((line["life"] for line in self.earlier), default=0)
         self._file = Appender(path, durable=True) if primary else None
         self._lock = threading.RLock()
@@ -106,6 +108,7 @@ class Journal:
         self.write("rewind", step, **dataclasses.asdict(decision), **fields)
         if self._file is not None and self._file.failure is not None:
             raise self._file.failure
+        self.decisions.append(decision)
 
     def close(self) -> None:
         """Closes the file; it may be called twice."""

@@ -1,4 +1,4 @@
-"""The loop: batch, step, hooks; and what they share, the run."""
+"""The loop: batch, step, hooks; and what they share, the trainer."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ import jax
 import numpy as np
 
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.positions import DataState
-from t5x_llm.data.prefetch import Prefetch
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import Fed
+from t5x_llm.train.feed import Fed, Feed, Position
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.journal import Journal
 from t5x_llm.train.spike import Spike
 from t5x_llm.train.state import TrainState
-from t5x_llm.train.step import SIGNALS, Control
+from t5x_llm.train.step import OWN, SIGNALS, StepFunction
+from t5x_llm.train.task import Measures
 
 # Steps by which reading metrics lags behind the device: while one is read, one runs.
 LAG = 2
-
-StepFunction = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-_VECTORS = ("source_nll", "source_tokens")
 
 
 class Rewind(Exception):
@@ -48,50 +44,74 @@ class _Pending:
     compiled: bool
 
 
-class Run:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where training begins.
+
+    Attributes:
+      state: fresh or restored.
+      data: where the feed stands.
+      rewinds: how often the run has gone back, earlier processes included.
+      resumed: the step of the checkpoint that it continues from; None for a fresh run.
+    """
+
+    state: TrainState
+    data: Position
+    rewinds: int = 0
+    resumed: int | None = None
+
+
+@dataclasses.dataclass
+class RunRecord:
+    """Where a run lives, and whom it reports to.
+
+    Attributes:
+      directory: the run directory.
+      facts: JSON for the record: environment, parameter count, mixture.
+      journal: where events are reported; None keeps no record.
+      heartbeat: called with what is going on whenever there was progress.
+    """
+
+    directory: Any
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    journal: Journal | None = None
+    heartbeat: Callable[[str], None] = lambda phase: None
+
+
+class Trainer:
     """One run in progress: what the loop moves forward and the hooks look at.
 
     Args:
-      config: the course.
-      directory: the run directory.
-      state: the state to start from, fresh or restored.
-      data: where the data stream stands.
-      sources: names, in the order of the metric vectors.
+      config: the schedule of steps.
+      start: where to begin.
+      measures: of the task whose step it is.
       hooks: called in this order.
-      facts: JSON for the record: environment, parameter count, mixture.
-      control: (run, number of the step to come) -> its ``Control``; None if it takes none.
-      journal: where events are told to; None keeps no record.
-      beat: called with what is going on whenever there was progress.
-      rewinds: how often the run has gone back, earlier processes included.
+      record: where the run lives.
 
     Attributes:
+      state: of the step last handed to the device.
+      data: where the feed stands behind it.
       step: updates made, by the host's count.
+      rewinds: how often the run has gone back.
       signals: those of ``SIGNALS`` that this process sends to all with the next step.
       stopping: the run is to be saved and left after this step.
       seconds: where the time went, by name; the part not named was training.
+      primary: this process writes what is written once.
     """
 
     def __init__(
         self,
         config: Loop,
-        directory: Any,
-        state: TrainState,
-        data: DataState,
-        sources: Sequence[str],
-        hooks: Sequence[Hook] = (),
-        facts: Mapping[str, Any] | None = None,
-        control: Callable[[Run, int], Control] | None = None,
-        journal: Journal | None = None,
-        beat: Callable[[str], None] = lambda phase: None,
-        rewinds: int = 0,
+        start: Start,
+        measures: Measures,
+        hooks: Sequence[Hook],
+        record: RunRecord,
     ):
-        self.config, self.directory = config, as_path(directory)
-        self.state, self.data = state, data
-        self.step = int(state.step)
-        self.sources, self.hooks = tuple(sources), list(hooks)
-        self.facts = dict(facts or {})
-        self.control, self.journal, self.beat = control, journal, beat
-        self.rewinds = rewinds
+        self.config, self.measures, self.hooks = config, measures, list(hooks)
+        self.state, self.data, self.rewinds = start.state, start.data, start.rewinds
+        self.step = int(start.state.step)
+        self.directory, self.facts = as_path(record.directory), dict(record.facts)
+        self.journal, self.heartbeat = record.journal, record.heartbeat
         self.signals: set[str] = set()
         self.stopping = False
         self.seconds: dict[str, float] = collections.defaultdict(float)
@@ -101,7 +121,7 @@ class Run:
         self._clock = time.perf_counter()
         self._pauses = 0.0
 
-    def tell(self, event: str, step: int | None = None, **fields: Any) -> None:
+    def report(self, event: str, step: int | None = None, **fields: Any) -> None:
         """Writes an event to the journal."""
         if self.journal is not None:
             self.journal.write(event, self.step if step is None else step, **fields)
@@ -118,8 +138,10 @@ class Run:
             # So that compiling counts for this step and for none before it.
             self.deliver(0)
             self._sizes.add(fed.size)
-        control = () if self.control is None else (self.control(self, self.step + 1),)
-        self.state, metrics = step(self.state, fed.batch, *control)
+        controls = (hook.control(self, self.step + 1) for hook in self.hooks)
+        control = next((each for each in controls if each is not None), None)
+        given = () if control is None else (control,)
+        self.state, metrics = step(self.state, fed.batch, *given)
         self.step += 1
         self.data = fed.after
         for value in metrics.values():
@@ -132,7 +154,7 @@ class Run:
         while len(self._pending) > lag:
             done = self._pending.popleft()
             host = {name: np.asarray(value) for name, value in done.metrics.items()}
-            self.beat("step")
+            self.heartbeat("step")
             now = time.perf_counter()
             seconds, self._clock = now - self._clock - self._pauses, now
             self._pauses = 0.0
@@ -143,10 +165,9 @@ class Run:
                 step=done.step,
                 position=done.fed.after.position,
                 size=done.fed.size,
-                values={k: float(v) for k, v in host.items() if k not in _VECTORS + SIGNALS},
+                values={k: float(v) for k, v in host.items() if self._is_value(k)},
+                sums={k: v for k, v in host.items() if not self._is_value(k) and k not in SIGNALS},
                 signals=tuple(k for k in SIGNALS if host.get(k, 0) > 0),
-                source_nll=host["source_nll"],
-                source_tokens=host["source_tokens"],
                 seconds=seconds,
                 waited=done.waited,
                 compiled=done.compiled,
@@ -154,11 +175,16 @@ class Run:
             for hook in self.hooks:
                 hook.on_step(self, record)
 
+    def _is_value(self, name: str) -> bool:
+        """Tells whether a metric is of the step as it stands: a mean, the unit, the step's own."""
+        own = name in OWN and name not in SIGNALS
+        return own or name == self.measures.unit or self.measures.is_mean(name)
+
     @contextlib.contextmanager
     def paused(self, name: str) -> Iterator[None]:
         """Lets all metrics arrive, then accounts the time of the body to ``name``."""
         self.deliver(0)
-        self.beat(name)
+        self.heartbeat(name)
         start = time.perf_counter()
         try:
             yield
@@ -166,7 +192,7 @@ class Run:
             spent = time.perf_counter() - start
             self.seconds[name] += spent
             self._pauses += spent
-            self.beat("step")
+            self.heartbeat("step")
 
     def evaluated(self, results: Results) -> None:
         """Tells all hooks the results of an evaluation at this step."""
@@ -180,49 +206,49 @@ class Run:
 
 
 def train(
-    run: Run,
+    trainer: Trainer,
     step: StepFunction,
-    feed: Callable[[DataState], Prefetch[Fed]],
-    rewind: Callable[[Run, Spike], None] | None = None,
+    feed: Feed,
+    rewind: Callable[[Trainer, Spike], None] | None = None,
 ) -> None:
-    """Trains until ``run.config.steps``. Nothing in here waits for the device but ``deliver``,
-    which reads metrics of ``LAG`` steps ago.
+    """Trains until ``Loop.steps``. Nothing in here waits for the device but ``deliver``, which
+    reads metrics of ``LAG`` steps ago.
 
     Args:
-      run: where to begin; moved forward in place.
+      trainer: where to begin; moved forward in place.
       step: (state, batch) -> (state, metrics), jitted; donates the state.
-      feed: DataState -> batches on the device from there on.
+      feed: position -> batches on the device from there on.
       rewind: takes the run back to before a spike; without it none is asked for.
     """
     with contextlib.ExitStack() as ending:
-        for hook in run.hooks:
-            ending.push(functools.partial(_end, hook, run))
-            hook.on_start(run)
+        for hook in trainer.hooks:
+            ending.push(functools.partial(_end, hook, trainer))
+            hook.on_start(trainer)
         while True:
             try:
-                _forward(run, step, feed)
+                _forward(trainer, step, feed)
                 return
             except Rewind as verdict:
                 if rewind is None:
                     raise
-                rewind(run, verdict.spike)
-                for hook in run.hooks:
-                    hook.on_rewind(run)
+                rewind(trainer, verdict.spike)
+                for hook in trainer.hooks:
+                    hook.on_rewind(trainer)
 
 
-def _forward(run: Run, step: StepFunction, feed: Callable[[DataState], Prefetch[Fed]]) -> None:
-    """To the last step, or to a ``Rewind``."""
-    with feed(run.data) as batches:
-        run.begin()
-        while not run.last:
+def _forward(trainer: Trainer, step: StepFunction, feed: Feed) -> None:
+    """Trains to the last step, or to a ``Rewind``."""
+    with feed(trainer.data) as batches:
+        trainer.begin()
+        while not trainer.last:
             start = time.perf_counter()
             fed = next(batches)
-            run.advance(step, fed, time.perf_counter() - start)
-            run.deliver()
-            for hook in run.hooks:
-                hook.on_dispatch(run)
-        run.deliver(0)
+            trainer.advance(step, fed, time.perf_counter() - start)
+            trainer.deliver()
+            for hook in trainer.hooks:
+                hook.on_dispatch(trainer)
+        trainer.deliver(0)
 
 
-def _end(hook: Hook, run: Run, kind: Any, error: BaseException | None, trace: Any) -> None:
-    hook.on_end(run, error)
+def _end(hook: Hook, trainer: Trainer, kind: Any, error: BaseException | None, trace: Any) -> None:
+    hook.on_end(trainer, error)

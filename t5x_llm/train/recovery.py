@@ -1,8 +1,8 @@
 """Going back: to the newest checkpoint before a spike, and over the data that brought it.
 
 A rewind is decided once and written down before anything is restored. Whatever is killed
-afterwards finds the decision in the journal: ``living`` says which checkpoints it left alive, and
-their data states take the skips of all decisions (see ``Recovery.begin``).
+afterwards finds the decision in the journal: ``not_rewound_past`` says which checkpoints still
+hold, and their data states take the skips of all decisions (see ``Recovery.begin``).
 """
 
 from __future__ import annotations
@@ -21,17 +21,29 @@ from t5x_llm.data.positions import DataState, History, Skips, merge_ranges
 from t5x_llm.train.hooks.base import Hook, restore_hooks
 from t5x_llm.train.hooks.guard import Guard
 from t5x_llm.train.journal import Decision, Journal
-from t5x_llm.train.loop import Run
+from t5x_llm.train.loop import Start, Trainer
 from t5x_llm.train.spike import Spike, SpikeConfig
 from t5x_llm.train.state import TrainState
 
-# (state, its data state, meta of the checkpoint): at a step, or before the first one for None.
-Load = Callable[[int | None], tuple[TrainState, DataState, Mapping[str, Any]]]
-# (data state, first position, positions) -> for the journal, what they hold.
-Describe = Callable[[DataState, int, int], Mapping[str, Any]]
+Restored = tuple[TrainState, DataState, Mapping[str, Any]]
 
 
-def living(decisions: Sequence[Decision], meta: Mapping[str, Any]) -> bool:
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where states come from, and what the data of a spike was.
+
+    Attributes:
+      restore: step -> (state, its data state, meta of the checkpoint); None gives the initial one.
+      describe: (data state, first position, positions) -> what they hold, for the journal.
+      blend: the mixtures as configured now.
+    """
+
+    restore: Callable[[int | None], Restored]
+    describe: Callable[[DataState, int, int], Mapping[str, Any]]
+    blend: Blend
+
+
+def not_rewound_past(decisions: Sequence[Decision], meta: Mapping[str, Any]) -> bool:
     """Whether no rewind went back further than this checkpoint after it was made."""
     known = meta.get("rewinds", 0)
     return all(meta["step"] <= later.to_step for later in decisions[known:])
@@ -43,12 +55,9 @@ class Recovery:
     Args:
       config: of the monitor.
       checkpointer: of the run.
-      decisions: rewinds so far, from the journal; appended to.
       hooks: whose state a checkpoint carries.
-      load: restores a checkpoint (or makes the initial state for None).
-      describe: names the data of a spike.
-      journal: of the run.
-      blend: the mixtures as configured now.
+      journal: of the run, with the rewinds so far.
+      origin: restores states and describes data.
 
     Attributes:
       guard: the one among the hooks.
@@ -58,25 +67,22 @@ class Recovery:
         self,
         config: SpikeConfig,
         checkpointer: Checkpointer,
-        decisions: list[Decision],
         hooks: Sequence[Hook],
-        load: Load,
-        describe: Describe,
         journal: Journal,
-        blend: Blend,
+        origin: Origin,
     ):
-        self.config, self.checkpointer, self.decisions = config, checkpointer, decisions
-        self.hooks, self._load, self._describe = hooks, load, describe
+        self.config, self.checkpointer, self.hooks = config, checkpointer, hooks
+        self.decisions = journal.decisions
         self.guard = next(hook for hook in hooks if isinstance(hook, Guard))
         self._initial = {hook.name: hook.state() for hook in hooks}
-        self._journal, self._blend = journal, blend
+        self._journal, self._origin = journal, origin
         self._history = mixture_history(journal.earlier)
 
-    def begin(self) -> tuple[TrainState, DataState, int | None]:
-        """State and data to begin with, and the step of the checkpoint, None for a fresh run."""
+    def begin(self) -> Start:
+        """Restores the newest checkpoint of a schedule that still holds, or begins."""
         start = time.perf_counter()
         step = self._newest(None)
-        # What is newer is damaged, half-written or of a course that was given up.
+        # What is newer is damaged, half-written or of a stretch that was given up.
         if step is not None or self.decisions:
             self.checkpointer.drop_after(-1 if step is None else step)
         state, data = self._restored(step)
@@ -85,33 +91,33 @@ class Recovery:
             self._journal.write("restore", step, seconds=spent, position=data.position)
         # From here on; what was read before stays as it was.
         at = Skips(data.skips).stream_position(data.position) if data.history else 0
-        planned = self._blend.history(data.history, at)
+        planned = self._origin.blend.history(data.history, at)
         if planned != data.history:
-            for start, weights in news(data.history, planned):
+            for start, weights in added_entries(data.history, planned):
                 self._journal.write("mixture", step or 0, stream_position=start, weights=weights)
             self._history = planned
             data = dataclasses.replace(data, history=planned)
-        return state, data, step
+        return Start(state, data, len(self.decisions), step)
 
     def _newest(self, at_most: int | None) -> int | None:
         return self.checkpointer.newest_sound(
-            at_most=at_most, accept=lambda meta: living(self.decisions, meta)
+            at_most=at_most, accept=lambda meta: not_rewound_past(self.decisions, meta)
         )
 
     def _restored(self, step: int | None) -> tuple[TrainState, DataState]:
-        state, data, meta = self._load(step)
+        state, data, meta = self._origin.restore(step)
         restore_hooks(self.hooks, self._initial if step is None else meta["hooks"])
         skips = merge_ranges([*data.skips, *(d.skip for d in self.decisions)])
         history = self._history or data.history
         return state, dataclasses.replace(data, skips=skips, history=history)
 
-    def rewind(self, run: Run, spike: Spike) -> None:
+    def rewind(self, trainer: Trainer, spike: Spike) -> None:
         """Decides, writes it down, and takes the run back.
 
         Raises:
           SpikeError: if the limits on rewinds are reached.
         """
-        self._allow(run, spike)
+        self._allow(trainer, spike)
         start = time.perf_counter()
         target = spike.onset - self.config.rewind_steps
         with contextlib.suppress(CheckpointError):
@@ -121,7 +127,9 @@ class Recovery:
         position, _ = self.guard.position_before(first + 1)
         onset, size = self.guard.position_before(spike.onset)
         count = self.config.skip_batches * size
-        where = Skips(run.data.skips).stream_position
+        data = trainer.data
+        assert isinstance(data, DataState)  # what ``begin`` gave, moved forward by the feed
+        where = Skips(data.skips).stream_position
         decision = Decision(
             onset=spike.onset,
             detected=spike.detected,
@@ -131,26 +139,27 @@ class Recovery:
             reason=spike.reason,
         )
         behind, last = self.guard.position_before(spike.detected)
-        seen = self._describe(run.data, onset, behind + last - onset) if run.primary else {}
+        span = onset, behind + last - onset
+        seen = self._origin.describe(data, *span) if trainer.primary else {}
         verdict = dict(onset=spike.onset, kind=spike.kind, reason=spike.reason)
-        run.tell("spike", spike.detected, **verdict, **seen)
+        trainer.report("spike", spike.detected, **verdict, **seen)
         self._journal.decide(spike.detected, decision)
-        if run.primary:
-            print(_told(decision, self.config), file=sys.stderr)
-        self.decisions.append(decision)
+        if trainer.primary:
+            print(_summary(decision, self.config), file=sys.stderr)
         self.checkpointer.drop_after(-1 if step is None else step)
-        run.state, run.data = self._restored(step)
-        run.step, run.rewinds = step or 0, len(self.decisions)
+        trainer.state, trainer.data = self._restored(step)
+        trainer.step, trainer.rewinds = step or 0, len(self.decisions)
         spent = time.perf_counter() - start
-        run.seconds["restore"] += spent
-        run.tell("restore", run.step, seconds=spent, position=run.data.position)
+        trainer.seconds["restore"] += spent
+        trainer.report("restore", trainer.step, seconds=spent, position=trainer.data.position)
 
-    def _allow(self, run: Run, spike: Spike) -> None:
+    def _allow(self, trainer: Trainer, spike: Spike) -> None:
         config = self.config
         near = [d for d in self.decisions if abs(spike.onset - d.onset) <= config.rewind_window]
         if len(self.decisions) < config.max_rewinds and len(near) < config.max_rewinds_per_window:
             return
-        run.tell("spike", spike.detected, onset=spike.onset, kind=spike.kind, reason=spike.reason)
+        verdict = dict(onset=spike.onset, kind=spike.kind, reason=spike.reason)
+        trainer.report("spike", spike.detected, **verdict)
         earlier = "\n".join(
             f"  spike at step {d.onset}, back to {d.to_step}: {d.reason}" for d in self.decisions
         )
@@ -174,7 +183,7 @@ def before(history: History, start: int) -> History:
     return tuple(entry for entry in history if entry[0] < start)
 
 
-def news(old: History, new: History) -> History:
+def added_entries(old: History, new: History) -> History:
     """The entries that make ``new`` of ``old``, each written after ``before`` it."""
     same = 0
     while same < min(len(old), len(new)) and old[same] == new[same]:
@@ -200,7 +209,7 @@ def mixture_history(lines: Sequence[Mapping[str, Any]]) -> History:
     return history
 
 
-def _told(decision: Decision, config: SpikeConfig) -> str:
+def _summary(decision: Decision, config: SpikeConfig) -> str:
     return (
         f"Spike at step {decision.onset}, seen at {decision.detected}: {decision.reason}. Back to "
         f"step {decision.to_step}; {config.skip_batches} batches are skipped, positions "

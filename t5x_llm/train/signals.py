@@ -28,7 +28,7 @@ _LOST = re.compile(
 # The coordinator leaves so many seconds after the others: when it goes, JAX aborts them.
 LINGER = 2.0
 # Seconds for what is written at the end: what is stuck may be the disk.
-LAST_WORDS = 10.0
+FINAL_WRITE_SECONDS = 10.0
 # Raised by all processes at the same step; they leave together, by the front door.
 _AGREED = (Preempted, SpikeError)
 _ENDING = threading.Lock()
@@ -148,7 +148,7 @@ def leave(code: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def shared_fate(tell: Callable[[BaseException], Any] | None = None) -> Iterator[None]:
+def exit_together(report: Callable[[BaseException], Any] | None = None) -> Iterator[None]:
     """The body of a run of several processes: what ends one of them ends all at once.
 
     An error of one process alone must not make it wait, in a save or at JAX's exit barrier, for
@@ -159,34 +159,35 @@ def shared_fate(tell: Callable[[BaseException], Any] | None = None) -> Iterator[
     All processes enter it together, once they have their devices.
 
     Args:
-      tell: called with the error before leaving; not waited for longer than ``LAST_WORDS`` seconds.
+      report: called with the error before leaving; not waited for longer than
+        ``FINAL_WRITE_SECONDS`` seconds.
     """
     if not jax.distributed.is_initialized():
         yield
         return
-    with Peers(lambda lost: _end(lost, tell), say):
+    with Peers(lambda lost: _end(lost, report), say):
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, _AGREED):
                 raise
-            _end(error, tell)
+            _end(error, report)
 
 
-def _end(error: BaseException, tell: Callable[[BaseException], Any] | None) -> None:
-    told = peer_error(error) or error
-    if isinstance(told, KeyboardInterrupt):
+def _end(error: BaseException, report: Callable[[BaseException], Any] | None) -> None:
+    cause = peer_error(error) or error
+    if isinstance(cause, KeyboardInterrupt):
         code, text = 130, "Interrupted."
-    elif isinstance(told, T5xLLMError):
-        code, text = told.exit_code, f"{type(told).__name__}: {told}"
+    elif isinstance(cause, T5xLLMError):
+        code, text = cause.exit_code, f"{type(cause).__name__}: {cause}"
     else:
         code, text = 1, ""
     if not text or os.environ.get("T5X_LLM_TRACEBACK"):
         text = "".join(traceback.format_exception(error)) + text
     with _ENDING:  # once: the main thread and the one that watches the peers may both come here
         say(text.strip())
-        if tell is not None:
-            within(LAST_WORDS, lambda: tell(told))
+        if report is not None:
+            within(FINAL_WRITE_SECONDS, lambda: report(cause))
         leave(code)
 
 

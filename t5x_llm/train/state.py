@@ -1,4 +1,4 @@
-"""What a train step carries: step count, parameters, optimizer state."""
+"""What a train step carries: step count, parameters, optimizer state; and where it lies."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from t5x_llm.models.model import Model
 from t5x_llm.optim import opt_state_shardings
-from t5x_llm.parallel import Rules, param_shardings, replicated, use
+from t5x_llm.parallel import Rules, axes_sharding, param_shardings, replicated, use
+from t5x_llm.train.task import TrainTask
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +23,7 @@ class TrainState:
     Attributes:
       step: updates made so far, int32 scalar.
       params: nested dict of master parameters.
-      opt_state: what the optax transformation keeps.
+      opt_state: what the optax transformation keeps of the trained ones.
     """
 
     step: Any
@@ -31,30 +31,63 @@ class TrainState:
     opt_state: Any
 
 
-def _fresh(model: Model, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params = model.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a step's state and batches lie.
+
+    Attributes:
+      mesh: the devices.
+      rules: how logical axes lie on them.
+      state: a NamedSharding for every leaf of the state.
+      batch: a NamedSharding for every leaf of a batch.
+    """
+
+    mesh: Mesh | AbstractMesh
+    rules: Rules
+    state: TrainState
+    batch: Any
+
+    @property
+    def devices(self) -> Mesh:
+        """The mesh, of devices that are there or described.
+
+        Raises:
+          TypeError: it has sizes alone.
+        """
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError("a mesh of sizes alone has no devices")
+        return self.mesh
 
 
-def abstract_state(model: Model, tx: optax.GradientTransformation) -> TrainState:
-    """The state's shapes and dtypes as ``jax.ShapeDtypeStruct``; computes nothing."""
-    params = model.abstract_params()
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, params, jax.eval_shape(tx.init, params))
-
-
-def state_shardings(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules
-) -> TrainState:
-    """A NamedSharding for every leaf: moments lie as the rules for optimizer state say."""
+def place(
+    task: TrainTask,
+    tx: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    rules: Rules,
+) -> Placement:
+    """Resolves where everything lies: moments as the rules for optimizer state say."""
     whole = replicated(mesh)
-    params, axes = model.abstract_params(), model.logical_axes()
+    params, axes = task.abstract_params(), task.logical_axes()
     placed, moments = (
         param_shardings(axes, params, mesh, rules, table) for table in ("params", "optimizer")
     )
     if rules.optimizer_on_host:
         moments = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), moments)
-    return TrainState(whole, placed, opt_state_shardings(tx, moments, params, whole))
+    moments, trained = task.trained_part(moments), task.trained_part(params)
+    state = TrainState(whole, placed, opt_state_shardings(tx, moments, trained, whole))
+    batch = jax.tree.map(
+        lambda x, names: axes_sharding(mesh, rules, names),
+        task.abstract_batch(1),
+        task.batch_axes(),
+    )
+    return Placement(mesh, rules, state, batch)
+
+
+def abstract_state(task: TrainTask, tx: optax.GradientTransformation) -> TrainState:
+    """The state's shapes and dtypes as ``jax.ShapeDtypeStruct``; computes nothing."""
+    params = task.abstract_params()
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, params, jax.eval_shape(tx.init, task.trained_part(params)))
 
 
 def on_device(opt_state: Any, rules: Rules) -> Any:
@@ -72,44 +105,36 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
 
 
 def init_state(
-    model: Model,
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-    mesh: Mesh,
-    rules: Rules,
+    task: TrainTask, tx: optax.GradientTransformation, key: jax.Array, placement: Placement
 ) -> TrainState:
-    """A fresh state, each device computing only the pieces it keeps.
+    """Makes a fresh state, each device computing only the pieces it keeps.
 
     The values depend on ``key`` alone, not on the mesh.
     """
 
     def fresh(key: jax.Array) -> TrainState:
-        with use(mesh, rules):
-            return _fresh(model, tx, key)
+        with use(placement.devices, placement.rules):
+            params = task.init(key)
+            return TrainState(jnp.zeros((), jnp.int32), params, tx.init(task.trained_part(params)))
 
     # It runs once: on the CPU a full optimisation would take three times as long as it saves. The
     # values are the same to the bit.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    on_cpu = placement.devices.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu else None
-    shardings = state_shardings(model, tx, mesh, rules)
-    return jax.jit(fresh, out_shardings=shardings, compiler_options=options)(key)
+    return jax.jit(fresh, out_shardings=placement.state, compiler_options=options)(key)
 
 
 def state_from_params(
-    params: Any,
-    model: Model,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules,
+    params: Any, task: TrainTask, tx: optax.GradientTransformation, placement: Placement
 ) -> TrainState:
-    """A state at step 0 around given parameters (an import, an earlier run), placed on the mesh."""
-    shardings = state_shardings(model, tx, mesh, rules)
-    dtypes = model.abstract_params()
+    """Makes a state at step 0 around given parameters (an import, an earlier run), on the mesh."""
+    shardings = placement.state
     params = jax.tree.map(
-        lambda x, a, s: jax.device_put(jnp.asarray(x, a.dtype), s), params, dtypes, shardings.params
+        lambda x, a, s: jax.device_put(jnp.asarray(x, a.dtype), s),
+        *(params, task.abstract_params(), shardings.params),
     )
     return TrainState(
         jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
         params,
-        jax.jit(tx.init, out_shardings=shardings.opt_state)(params),
+        jax.jit(tx.init, out_shardings=shardings.opt_state)(task.trained_part(params)),
     )

@@ -12,15 +12,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5x_llm.core.rng import named_key
-from t5x_llm.data.batch import Batch
-from t5x_llm.models.model import Model, Training
-from t5x_llm.optim.freezing import only
-from t5x_llm.parallel import Rules, batch_sharding, param_shardings, replicated, use
-from t5x_llm.train.state import TrainState, on_device
+from t5x_llm.models.model import Training
+from t5x_llm.parallel import param_shardings, replicated, use
+from t5x_llm.train.state import Placement, TrainState, on_device
+from t5x_llm.train.task import Sums, TrainTask, check_sums
 
 Metrics = dict[str, jax.Array]
+StepFunction = Callable[..., tuple[TrainState, Metrics]]
+# (trained parameters, rows, number of the microbatch) -> (scalar to differentiate, sums)
+PartLoss = Callable[[Any, Any, Any], tuple[jax.Array, Sums]]
 SIGNALS = ("preempted", "save_failed", "give_up")
+# Names of the metrics that are the step's own.
+OWN = ("grad_norm", "learning_rate", "skipped", *SIGNALS)
 
 
 @jax.tree_util.register_dataclass
@@ -65,8 +68,25 @@ def quiet_control(mesh: Mesh) -> Control:
     return Control(np.float32(np.inf), np.float32(1.0), signal_rows(mesh, ()))
 
 
-def split_microbatches(batch: Batch, count: int) -> Batch:
-    """[B, ...] leaves to [count, B / count, ...].
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a step does besides its task.
+
+    Attributes:
+      schedule: learning rate by step, for the metrics.
+      microbatches: the batch is processed in so many parts.
+      guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
+      compiler_options: of ``jax.jit``.
+    """
+
+    schedule: optax.Schedule
+    microbatches: int = 1
+    guarded: bool = False
+    compiler_options: dict[str, Any] | None = None
+
+
+def split_microbatches(batch: Any, count: int) -> Any:
+    """Splits leaves [B, ...] into [count, B / count, ...].
 
     Rows are dealt out in turn, so that every microbatch lies on all devices and none moves.
     """
@@ -75,171 +95,134 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
     )
 
 
-def accumulate(
-    model: Model,
-    params: Any,
-    batch: Batch,
-    microbatches: int,
-    z_loss: float,
-    n_sources: int,
-    training: Training | None = None,
-    place: Callable[[Any], Any] = lambda grads: grads,
-    trained: Any = None,
-) -> tuple[Any, Metrics]:
-    """Gradients of the mean loss over the whole batch, and its sums.
+def mean_loss(task: TrainTask, params: Any, batch: Any, training: Training | None) -> PartLoss:
+    """A microbatch's share of the mean loss over ``batch``, as a function of what is trained.
 
-    The mean is over predicted tokens of all microbatches together, so the result does not depend
-    on how many there are (but for rounding). ``place`` lays gradients out. Those of parameters that
-    ``trained`` has False for are not computed, and None.
+    Everything is divided by what the whole batch counts, so that the sum over microbatches does not
+    depend on how many there are (but for rounding).
+
+    Args:
+      task: the loss.
+      params: the whole tree, for what is frozen.
+      batch: all rows.
+      training: of the step.
+    """
+    total, measures = task.total(batch), task.measures
+
+    def loss(trained: Any, part: Any, index: Any) -> tuple[jax.Array, Sums]:
+        context = training and training.at(index)
+        value, sums = task.loss(task.merged(trained, params), part, context)
+        check_sums(sums, measures, OWN)
+        return value / total, {k: x / total if measures.is_mean(k) else x for k, x in sums.items()}
+
+    return loss
+
+
+def accumulate(
+    loss: PartLoss,
+    trained: Any,
+    batch: Any,
+    microbatches: int = 1,
+    constrain: Callable[[Any], Any] = lambda grads: grads,
+) -> tuple[Any, Sums]:
+    """Adds up gradients and sums over the microbatches of a batch.
+
+    Args:
+      loss: of ``mean_loss``.
+      trained: what is differentiated.
+      batch: all rows.
+      microbatches: how many.
+      constrain: lays gradients out.
 
     Returns:
-      (float32 gradients, metrics: loss, z_loss, tokens, source_nll [sources], source_tokens, and
-      means of what layers tell of themselves, such as a router's balance).
+      (float32 gradients of ``trained``, sums).
     """
-    total = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
 
-    def loss(params: Any, part: Batch, index: Any = 0) -> tuple[jax.Array, Metrics]:
-        value, aux = model.loss(params, part, z_loss, training and training.at(index))
-        nll = jnp.sum(aux.pop("nll"), axis=-1)
-        tokens = jnp.sum(part.loss_mask, axis=-1)
-        sums = {
-            "loss": jnp.sum(nll) / total,
-            **{name: term / total for name, term in aux.items()},
-            "tokens": jnp.sum(tokens),
-            "source_nll": jax.ops.segment_sum(nll, part.source, n_sources),
-            "source_tokens": jax.ops.segment_sum(tokens, part.source, n_sources),
-        }
-        return value / total, sums
-
-    def gradient(params: Any, part: Batch, index: Any = 0) -> tuple[Any, Metrics]:
-        if trained is None:
-            grads, sums = jax.grad(loss, has_aux=True)(params, part, index)
-            return place(grads), sums
-
-        def some(free: Any) -> tuple[jax.Array, Metrics]:
-            return loss(_filled(free, params), part, index)
-
-        grads, sums = jax.grad(some, has_aux=True)(only(trained, params))
-        return place(grads), sums
+    def gradient(trained: Any, part: Any, index: Any = 0) -> tuple[Any, Sums]:
+        grads, sums = jax.grad(loss, has_aux=True)(trained, part, index)
+        return constrain(grads), sums
 
     if microbatches == 1:
-        return gradient(params, batch)
+        return gradient(trained, batch)
 
-    def add(carry: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
+    def add(carry: Any, part: tuple[Any, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(trained, *part)), None
 
     parts = split_microbatches(batch, microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
     grads, sums = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first)
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, trained, first)
     )
-    return jax.lax.scan(add, (place(grads), sums), (parts, jnp.arange(microbatches)))[0]
-
-
-def _filled(some: Any, whole: Any) -> Any:
-    """``some``, and ``whole`` where it has None."""
-    return jax.tree.map(
-        lambda x, other: other if x is None else x, some, whole, is_leaf=lambda x: x is None
-    )
+    return jax.lax.scan(add, (constrain(grads), sums), (parts, jnp.arange(microbatches)))[0]
 
 
 def make_train_step(
-    model: Model,
+    task: TrainTask,
     tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    mesh: Mesh,
-    rules: Rules,
-    state_shardings: TrainState,
-    n_sources: int,
-    microbatches: int = 1,
-    z_loss: float = 0.0,
-    guarded: bool = False,
-    noise_seed: int = 0,
-    embed_gradient: optax.Schedule | None = None,
-    trained: Any = None,
-    compiler_options: dict[str, Any] | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+    placement: Placement,
+    options: StepOptions,
+) -> StepFunction:
     """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
     Args:
-      model: what is trained.
-      tx: the optimizer; clipping is part of it.
-      schedule: learning rate by step, for the metrics.
-      mesh: the devices.
-      rules: how logical axes lie on them.
-      state_shardings: NamedSharding for every leaf of the state.
-      n_sources: sources of the mixture; metrics carry sums for each.
-      microbatches: the batch is processed in so many parts.
-      z_loss: weight of mean log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
-      noise_seed: of the noise that the model's config may ask for while training.
-      embed_gradient: by step, the share of the gradient that reaches the embedding table by way of
-        the input (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
-      trained: tree of bool, which parameters ``tx`` updates; None for all.
-      compiler_options: of ``jax.jit``.
-      guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
+      task: what is learned.
+      tx: the optimizer of the trained part; clipping is part of it.
+      placement: where state and batches lie.
+      options: see ``StepOptions``.
 
     Returns:
-      Metrics are float32 on the device: loss (mean nats per predicted token), z_loss, grad_norm
-      (before clipping), learning_rate, tokens, source_nll [sources], source_tokens [sources];
-      of a guarded step also skipped (1 if the update was left out) and those of ``SIGNALS``.
+      The step. Metrics are float32 on the device: the task's sums, those that its unit weighs
+      divided (``Measures.is_mean``), grad_norm (before clipping) and learning_rate; of a guarded
+      step also skipped (1 if the update was left out) and those of ``SIGNALS``.
     """
-    noisy = getattr(model.config, "neftune", None) is not None
-    axes, shapes = model.logical_axes(), model.abstract_params()
-    added, kept = (
-        param_shardings(axes, shapes, mesh, rules, table) for table in ("grads", "optimizer")
+    mesh, rules = placement.devices, placement.rules
+    axes, shapes = task.logical_axes(), task.abstract_params()
+    grad_shardings, opt_shardings = (
+        task.trained_part(param_shardings(axes, shapes, mesh, rules, table))
+        for table in ("grads", "optimizer")
     )
-    if trained is not None:
-        added = only(trained, added)
-    lay = jax.lax.with_sharding_constraint
+    constrain = jax.lax.with_sharding_constraint
 
     def train_step(
-        state: TrainState, batch: Batch, control: Control | None = None
+        state: TrainState, batch: Any, control: Control | None = None
     ) -> tuple[TrainState, Metrics]:
-        training = None
-        if noisy or embed_gradient is not None:
-            share = None if embed_gradient is None else embed_gradient(state.step)
-            training = Training(named_key(noise_seed, "noise", state.step), share)
+        old = task.trained_part(state.params)
         with use(mesh, rules):
             grads, metrics = accumulate(
-                *(model, state.params, batch, microbatches, z_loss, n_sources, training),
-                place=lambda grads: lay(grads, added),
-                trained=trained,
+                mean_loss(task, state.params, batch, task.training(state.step)),
+                *(old, batch, options.microbatches),
+                lambda grads: constrain(grads, grad_shardings),
             )
-            if trained is not None:
-                grads = _filled(grads, jax.tree.map(jnp.zeros_like, state.params))
             # A device updates what it has the optimizer's state of.
-            grads = lay(grads, kept)
-            before = on_device(state.opt_state, rules)
-            updates, opt_state = tx.update(grads, before, lay(state.params, kept))
-            updates = lay(updates, kept)
+            grads = constrain(grads, opt_shardings)
+            old_opt_state = on_device(state.opt_state, rules)
+            updates, opt_state = tx.update(grads, old_opt_state, constrain(old, opt_shardings))
+            updates = constrain(updates, opt_shardings)
             if control is not None:
                 updates = jax.tree.map(lambda u: u * control.update_scale, updates)
-            params = optax.apply_updates(state.params, updates)
-            if trained is not None:
-                params = _filled(only(trained, params), state.params)
+            trained = optax.apply_updates(old, updates)
         norm = metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        metrics["learning_rate"] = jnp.asarray(options.schedule(state.step), jnp.float32)
         if control is not None:
             sound = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
             sound &= norm <= control.norm_limit
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(sound, new, old),
-                (params, opt_state),
-                (state.params, before),
+            trained, opt_state = jax.tree.map(
+                lambda new, before: jnp.where(sound, new, before),
+                (trained, opt_state),
+                (old, old_opt_state),
             )
             metrics["learning_rate"] *= control.update_scale
             metrics["skipped"] = 1.0 - sound
-            told = jnp.sum(control.signals, axis=0).astype(jnp.float32)
-            metrics |= {name: told[i] for i, name in enumerate(SIGNALS)}
+            signal_counts = jnp.sum(control.signals, axis=0).astype(jnp.float32)
+            metrics |= {name: signal_counts[i] for i, name in enumerate(SIGNALS)}
+        params = task.merged(trained, state.params)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    rows = batch_sharding(mesh, rules, 2)
-    batches = Batch(rows, rows, rows, rows, rows, batch_sharding(mesh, rules, 1), extra=rows)
+    controls = (control_sharding(mesh),) if options.guarded else ()
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batches) + ((control_sharding(mesh),) if guarded else ()),
-        out_shardings=(state_shardings, replicated(mesh)),
+        in_shardings=(placement.state, placement.batch, *controls),
+        out_shardings=(placement.state, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options,
+        compiler_options=options.compiler_options,
     )

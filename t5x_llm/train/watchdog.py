@@ -16,7 +16,7 @@ import jax
 
 from t5x_llm.core.errors import Stuck, check_number
 from t5x_llm.core.paths import as_path, write_atomic
-from t5x_llm.train.signals import LAST_WORDS, say, within
+from t5x_llm.train.signals import FINAL_WRITE_SECONDS, say, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LifeConfig:
 
 
 class Watchdog:
-    """Ends the process with status 77 when ``beat`` was not called for ``minutes``.
+    """Ends the process with status 77 when ``heartbeat`` was not called for ``minutes``.
 
     It writes the stacks of all threads to standard error and to ``stacks-<process>.txt``, calls
     ``on_stuck``, and leaves without waiting for anything. A context manager.
@@ -49,7 +49,7 @@ class Watchdog:
       minutes: of patience; 0 switches it off.
       directory: of the run; local or ``gs://``.
       on_stuck: called with the reason, in a thread that is not waited for longer than
-        ``LAST_WORDS`` seconds.
+        ``FINAL_WRITE_SECONDS`` seconds.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Watchdog:
         if minutes > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self, phase: str = "step") -> None:
+    def heartbeat(self, phase: str = "step") -> None:
         """Says that the run goes on; cheap, from any thread.
 
         Args:
@@ -79,7 +79,7 @@ class Watchdog:
         self._closed.set()
 
     def __enter__(self) -> Watchdog:
-        self.beat("start")
+        self.heartbeat("start")
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -104,7 +104,7 @@ class Watchdog:
             if self._on_stuck is not None:
                 self._on_stuck(reason)
 
-        within(LAST_WORDS, write)
+        within(FINAL_WRITE_SECONDS, write)
         os._exit(Stuck.exit_code)
 
 

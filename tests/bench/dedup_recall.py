@@ -35,7 +35,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from t5x_llm.data.clean.dedup import keys, minhash
 from t5x_llm.data.clean.dedup.clusters import clusters
-from t5x_llm.data.clean.dedup.config import MinHash
+from t5x_llm.data.clean.dedup.dedup_config import MinHash
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+")

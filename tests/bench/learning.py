@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_llm.data.jobs import Record, split_of
+from t5x_llm.data.record import Record, split_of
 from t5x_llm.text import Tokenizer, TokenizerTraining, load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).parents[2] / "data"
@@ -248,24 +248,23 @@ class Ours:
     def _steps(self, steps: int, expected: float) -> dict[str, Any]:
         import jax
 
-        from t5x_llm import parallel
         from t5x_llm.core.rng import named_key
         from t5x_llm.data.positions import DataState
         from t5x_llm.evaluate.perplexity import Evaluator
-        from t5x_llm.run import data as assemble
-        from t5x_llm.run.step import make_step
-        from t5x_llm.train.feed import feed
+        from t5x_llm.run.assembled import assemble
+        from t5x_llm.run.data import held_out, open_data
+        from t5x_llm.train.feed import StreamFeed
         from t5x_llm.train.state import init_state
 
-        run, data = self.run, assemble.open_data(self.run)
-        mesh, rules, model = parallel.make_mesh(run.mesh), run.mesh.rules(), run.build_model()
+        run, data = self.run, open_data(self.run)
         run = dataclasses.replace(run, loop=dataclasses.replace(run.loop, steps=steps))
-        sources = len(data.stream.sources)
-        tx, step = make_step(run, model, mesh, rules, sources, guarded=False)
-        state = init_state(model, tx, named_key(run.loop.seed, "params"), mesh, rules)
+        made = assemble(run, data=data)
+        step = made.make_step(guarded=False)
+        state = init_state(made.task, made.tx, named_key(run.loop.seed, "params"), made.placement)
         jax.block_until_ready(state)
         start = first = time.monotonic()
-        with feed(data.stream, DataState(), run.loop.size_at, mesh, rules) as batches:
+        feed = StreamFeed(data.stream, run.loop.size_at, made.placement)
+        with feed(DataState()) as batches:
             for i in range(steps):
                 state, metrics = step(state, next(batches).batch)
                 if i == 0:
@@ -280,9 +279,8 @@ class Ours:
         }  # fmt: skip
         if expected:
             length, rows = run.loop.sequence_length, run.evaluation.batch_size
-            results = Evaluator(model, mesh, rules, length, rows)(
-                state.params, assemble.held_out(data.opened)
-            )
+            evaluator = Evaluator(made.model, made.mesh, made.rules, length, rows)
+            results = evaluator(state.params, held_out(data.opened))
             scores = {k: results[k]["bits_per_byte"] for k in ("en_sotu", "zh")}
             found["bits_per_byte"] = {k[:2]: round(v, 4) for k, v in scores.items()}
             found["tokens_per_second"] = round(found["tokens"] / (end - start))

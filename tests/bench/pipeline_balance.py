@@ -17,7 +17,7 @@ import argparse
 import dataclasses
 import itertools
 
-from t5x_llm.parallel.pipeline import Pipeline, Schedule, simulate
+from t5x_llm.parallel.pipeline import Pipeline, PipelineSchedule, simulate
 
 PEAK = 459e12  # FLOP/s of a TPU v5p chip, bfloat16 (vendor)
 ADAM = 16  # bytes of a parameter: float32 master, gradient, two moments
@@ -52,7 +52,7 @@ class Model:
 
 
 def timeline(
-    model: Model, schedule: Schedule, layers: tuple[int, ...], head: str, tokens: int
+    model: Model, schedule: PipelineSchedule, layers: tuple[int, ...], head: str, tokens: int
 ) -> tuple[float, float, list[float]]:
     """(seconds of a step, share idle or in vain, seconds of each stage for a microbatch both ways).
 
@@ -82,7 +82,9 @@ def memory(model: Model, layers: tuple[int, ...], head: str) -> list[float]:
     return [ADAM * h / 1e9 for h in held]
 
 
-def best_unequal(model: Model, schedule: Schedule, tokens: int, spread: int = 6) -> tuple[int, ...]:
+def best_unequal(
+    model: Model, schedule: PipelineSchedule, tokens: int, spread: int = 6
+) -> tuple[int, ...]:
     """Layers of the stages with the shortest simulated step, tables on the ends; then by memory."""
     p, even = schedule.stages, model.layers // schedule.stages
     least = max(1, even - spread)

@@ -52,7 +52,7 @@ def main() -> None:
     from t5x_llm.parallel import make_mesh
     from t5x_llm.plan.hlo import parse
     from t5x_llm.plan.host import Rates, host_time, measured_rates
-    from t5x_llm.plan.of_run import step_of
+    from t5x_llm.run.assembled import assemble
     from t5x_llm.run.config import load_run
     from t5x_llm.train.state import init_state
     from t5x_llm.train.step import quiet_control
@@ -65,12 +65,12 @@ def main() -> None:
         run = load_run(parse_flags(flags))[0]
         run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, fsdp=1))
         mesh = make_mesh(run.mesh, jax.devices()[:1])
-        model, tx, step, arguments = step_of(run, mesh)
-        compiled = step.lower(*arguments).compile()
+        made = assemble(run, mesh)
+        compiled = made.step.lower(*made.arguments).compile()
         module = parse(compiled.as_text())
-        state = init_state(model, tx, jax.random.key(0), mesh, run.mesh.rules())
-        batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), arguments[1])
-        batch = jax.device_put(batch, jax.tree.map(lambda x: x.sharding, arguments[1]))
+        state = init_state(made.task, made.tx, jax.random.key(0), made.placement)
+        batch = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), made.batch)
+        batch = jax.device_put(batch, made.placement.batch)
         control = jax.device_put(quiet_control(mesh))
         taken, rates = [], []
         for i in range(args.repeat + 1):

@@ -89,7 +89,7 @@ def measure(point: Point, generation: str | None) -> dict[str, Any]:
     from t5x_llm.plan.chips import described_devices
     from t5x_llm.plan.compile import held
     from t5x_llm.plan.estimate import estimate
-    from t5x_llm.plan.of_run import step_of
+    from t5x_llm.run.assembled import assemble
 
     width = WIDTH["tpu" if generation else "cpu"]
     lines = [
@@ -107,10 +107,10 @@ def measure(point: Point, generation: str | None) -> dict[str, Any]:
         mesh = make_mesh(run.mesh, described_devices(slice_))
     else:
         mesh = make_mesh(run.mesh, jax.devices()[: point.devices])
-    model, tx, step, arguments = step_of(run, mesh)
-    stats = step.lower(*arguments).compile().memory_analysis()
-    told = estimate(run, model, tx, mesh, run.mesh.rules())
-    inputs = held(arguments[1]) + held(arguments[2]) + 4  # and the count of steps
+    made = assemble(run, mesh)
+    stats = made.step.lower(*made.arguments).compile().memory_analysis()
+    told = estimate(made)
+    inputs = held(made.batch) + held(made.control) + 4  # and the count of steps
     return {
         **dataclasses.asdict(point),
         "state": stats.argument_size_in_bytes - inputs,

@@ -26,8 +26,9 @@ def main() -> None:
     from t5x_llm.optim import Optimizer, Schedule
     from t5x_llm.parallel import MeshConfig, global_batch, make_mesh, strategy_rules
     from t5x_llm.train.ahead import Ahead
-    from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
-    from t5x_llm.train.step import make_train_step
+    from t5x_llm.train.state import abstract_state, init_state, place, with_shardings
+    from t5x_llm.train.step import StepOptions, make_train_step
+    from t5x_llm.train.task import LmTask
 
     dtype, remat, shape, rows, length, cache = sys.argv[1:]
     if cache:
@@ -38,17 +39,9 @@ def main() -> None:
     model = Model(family.decoder(), Policy(compute=dtype), remat)
     mesh, rules = make_mesh(MeshConfig()), strategy_rules("fsdp")
     optimizer = Optimizer(schedule=Schedule(name="constant", peak=1e-3))
-    tx = optimizer.build(1000, model.logical_axes())
-    shardings = state_shardings(model, tx, mesh, rules)
-    train_step = make_train_step(
-        model,
-        tx,
-        optimizer.schedule.build(1000),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=shardings,
-        n_sources=1,
-    )
+    task, tx = LmTask(model, t, ("text",)), optimizer.build(1000, model.logical_axes())
+    placement = place(task, tx, mesh, rules)
+    train_step = make_train_step(task, tx, placement, StepOptions(optimizer.schedule.build(1000)))
     tokens = np.random.default_rng(0).integers(0, family.vocab_size, (b, t + 1), dtype=np.int32)
     rows = Batch(
         tokens=tokens[:, :-1].copy(),
@@ -59,8 +52,8 @@ def main() -> None:
         source=np.zeros(b, np.int32),
     )
     batch = global_batch(lambda part: jax.tree.map(lambda x: x[part], rows), b, mesh, rules)
-    step = Ahead(train_step, with_shardings(abstract_state(model, tx), shardings), batch)
-    state = init_state(model, tx, jax.random.key(0), mesh, rules)
+    step = Ahead(train_step, with_shardings(abstract_state(task, tx), placement.state), batch)
+    state = init_state(task, tx, jax.random.key(0), placement)
     for _ in sys.stdin:
         start = time.perf_counter()
         state, metrics = step(state, batch)

@@ -10,7 +10,7 @@ import pytest
 from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.parallel import make_mesh
-from t5x_llm.plan.of_run import step_of
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.compiler import options_named
 from t5x_llm.run.config import load_run
 
@@ -35,8 +35,8 @@ def test_other_platforms_are_not_told(here):
     flags = ["--gin_file=tiny.gin", f"--gin.Run.compiler_options={{'{OPTION}': 32768}}"]
     run, _ = load_run(parse_flags(flags))
     assert run.compiler_options == {OPTION: 32768}
-    _, _, step, arguments = step_of(run, make_mesh(run.mesh))
-    step.lower(*arguments).compile()  # the CPU's compiler would refuse it
+    made = assemble(run, make_mesh(run.mesh))
+    made.step.lower(*made.arguments).compile()  # the CPU's compiler would refuse it
 
 
 def test_the_compiler_s_word_names_the_option():

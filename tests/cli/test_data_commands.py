@@ -1,4 +1,4 @@
-"""``t5x-llm data diet`` and ``data trace``; a run that follows its plan."""
+"""``t5x-llm data plan`` and ``data trace``; a run that follows its plan."""
 
 import json
 
@@ -34,24 +34,25 @@ BLEND = (
 )
 
 
-def test_diet_before_and_after_a_run(prepared, capfd):
-    text = data(capfd, "diet", "--gin_file=tiny.gin")
+def test_plan_before_and_after_a_run(prepared, capfd):
+    text = data(capfd, "plan", "--gin_file=tiny.gin")
     assert "2 sources, 64 rows, 2.05k places, rows of 32 tokens, concat" in text
-    assert "├─ en " in text and "course" not in text
-    assert data(capfd, "diet", "run") == text
-    told = json.loads(data(capfd, "diet", "run", "--json"))
+    assert "├─ en " in text and "schedule" not in text
+    assert data(capfd, "plan", "run") == text
+    assert data(capfd, "diet", "run") == text, "the earlier name of the command"
+    told = json.loads(data(capfd, "plan", "run", "--json"))
     assert sum(s["rows"] for s in told["sources"].values()) == 64 and not told["warnings"]
 
 
-def test_diet_of_a_blend_and_what_it_refuses(prepared, capfd):
-    text = data(capfd, "diet", "--gin_file=tiny.gin", *BLEND)
+def test_plan_of_a_blend_and_what_it_refuses(prepared, capfd):
+    text = data(capfd, "plan", "--gin_file=tiny.gin", *BLEND)
     assert "similar, 4 bins" in text and "from step 2, row 16" in text and "zh used up" in text
     for flag, said in (
         ("--gin.Mixture.max_epochs=0.01", "Mixture.max_epochs = 0.01: expected at least"),
         ("--gin.en/Source.tokens=100", "zh would be read beyond"),
     ):
         with pytest.raises(SystemExit):
-            data(capfd, "diet", "--gin_file=tiny.gin", *BLEND, flag)
+            data(capfd, "plan", "--gin_file=tiny.gin", *BLEND, flag)
         assert said in capfd.readouterr().err
     command.main(["train", "--dry_run", "--gin_file=tiny.gin", "--gin.Run.directory='new'", *BLEND])
     assert text.splitlines()[1] in capfd.readouterr().out
@@ -89,7 +90,7 @@ def test_trace_follows_changes_and_skips_of_a_run(prepared, capfd, tmp_path):
     assert [json.loads(row)["stream_position"] for row in rows] == list(range(24, 32))
     rows = data(capfd, "trace", str(tmp_path), "--step=4", "--json").splitlines()
     assert {json.loads(row)["source"] for row in rows} == {"zh"}
-    assert "from step 3, row 24" in data(capfd, "diet", str(tmp_path))
+    assert "from step 3, row 24" in data(capfd, "plan", str(tmp_path))
 
 
 def test_what_cannot_be_traced(prepared, capfd):

@@ -1,7 +1,6 @@
 """``--dry_run``: every part of the plan, for this machine's devices and for others'."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -9,12 +8,11 @@ import tiny
 from t5x_llm.cli import main as command
 from t5x_llm.config import parse_flags
 from t5x_llm.core.units import size
-from t5x_llm.data.batch import Batch
-from t5x_llm.parallel import batch_sharding, make_mesh
+from t5x_llm.parallel import make_mesh
 from t5x_llm.plan.estimate import estimate
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.config import load_run
-from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
-from t5x_llm.train.step import make_train_step
+from t5x_llm.train.state import init_state
 
 QUICKSTART = tiny.ROOT / "configs" / "recipes" / "quickstart.gin"
 
@@ -83,10 +81,9 @@ def test_a_slice_that_is_not_here(capfd, monkeypatch, tmp_path):
 def test_state_bytes_are_those_of_a_real_state(here):
     flags = ["--gin_file=tiny.gin", "--gin.MeshConfig.tensor=2", "--gin.MeshConfig.fsdp=4"]
     run, _ = load_run(parse_flags(flags))
-    mesh, rules, model = make_mesh(run.mesh), run.mesh.rules(), run.build_model()
-    tx = run.optimizer.build(8, model.logical_axes())
-    state = init_state(model, tx, jax.random.key(0), mesh, rules)
-    found = estimate(run, model, tx, mesh, rules)
+    made = assemble(run)
+    state = init_state(made.task, made.tx, jax.random.key(0), made.placement)
+    found = estimate(made)
 
     def held(tree):
         return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -101,23 +98,10 @@ def test_activations_are_of_the_size_that_the_compiler_finds(here, remat):
     flags = ["--gin_file=tiny.gin", "--gin.Loop.batch_size=64", f"--gin.Run.remat='{remat}'"]
     flags += ["--gin.MeshConfig.fsdp=1", "--gin.Llama.n_layers=8", "--gin.Llama.d_ff=512"]
     run, _ = load_run(parse_flags(flags))
-    mesh, rules, model = make_mesh(run.mesh, jax.devices()[:1]), run.mesh.rules(), run.build_model()
-    tx = run.optimizer.build(8, model.logical_axes())
-    shardings = state_shardings(model, tx, mesh, rules)
-    step = make_train_step(
-        model, tx, run.optimizer.schedule.build(8), mesh=mesh, rules=rules,
-        state_shardings=shardings, n_sources=1,
-    )  # fmt: skip
-
-    def array(dtype, *shape):
-        sharding = batch_sharding(mesh, rules, len(shape))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    ids = array(jnp.int32, 64, 32)
-    batch = Batch(ids, ids, ids, ids, array(jnp.float32, 64, 32), array(jnp.int32, 64))
-    compiled = step.lower(with_shardings(abstract_state(model, tx), shardings), batch).compile()
+    made = assemble(run, make_mesh(run.mesh, jax.devices()[:1]))
+    compiled = made.make_step(guarded=False).lower(made.state, made.batch).compile()
     used = compiled.memory_analysis().temp_size_in_bytes
-    found = estimate(run, model, tx, mesh, rules)
+    found = estimate(made)
     guess = found.activations + found.scores + found.casts + found.logits + found.gradients
     assert 0.3 < guess / used < 3, (guess, used)
     assert np.isfinite(guess)

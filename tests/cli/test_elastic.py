@@ -10,8 +10,8 @@ import tiny
 WATCH = """
 import hashlib, json, os, sys
 import numpy as np
-from t5x_llm.train.loop import Run
-before = Run.advance
+from t5x_llm.train.loop import Trainer
+before = Trainer.advance
 def advance(self, step, fed, waited):
     import jax
     with open(f"rows-{os.getpid()}.jsonl", "a") as file:
@@ -21,7 +21,7 @@ def advance(self, step, fed, waited):
                 digest = hashlib.sha256(row.tobytes()).hexdigest()
                 file.write(json.dumps([self.step + 1, start + i, digest]) + "\\n")
     before(self, step, fed, waited)
-Run.advance = advance
+Trainer.advance = advance
 from t5x_llm.cli.train import main
 main(sys.argv[1:])
 """

@@ -11,9 +11,9 @@ from t5x_llm.config import parse_flags
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.batch import Batch
 from t5x_llm.parallel import make_mesh
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.checks import check_start_from
 from t5x_llm.run.config import load_run
-from t5x_llm.run.step import make_step
 from t5x_llm.train.state import init_state
 
 OPTIONS = """
@@ -38,15 +38,14 @@ def flags(directory, *bindings):
 
 def test_every_option_is_set_from_gin_and_reaches_the_step(tmp_path):
     run, _ = load_run(flags(tmp_path, "MeshConfig.data=1"))
-    model, mesh = run.build_model(), make_mesh(run.mesh, jax.devices()[:1])
-    config = model.config
+    assembled = assemble(run, make_mesh(run.mesh, jax.devices()[:1]))
+    config = assembled.model.config
     (block,) = config.groups[0].blocks
     assert block.mixer.qk_norm.scope == "head" and block.mixer.softcap == 20.0
     assert block.residual.out is not None and config.embed_norm is not None
     assert config.logit_softcap == 10.0 and config.neftune == 5.0
     assert run.shared()["stability"] == run.stability
-    rules = run.mesh.rules()
-    tx, step = make_step(run, model, mesh, rules, n_sources=1, guarded=False)
+    step, parts = assembled.make_step(guarded=False), (assembled.task, assembled.tx)
     rows = np.random.default_rng(0).integers(0, 400, (8, 33)).astype(np.int32)
     shape = (8, 32)
     batch = Batch(
@@ -58,7 +57,7 @@ def test_every_option_is_set_from_gin_and_reaches_the_step(tmp_path):
     )
     losses = []
     for _ in range(2):  # the noise of a step is its own, and the same again
-        state, metrics = step(init_state(model, tx, jax.random.key(0), mesh, rules), batch)
+        state, metrics = step(init_state(*parts, jax.random.key(0), assembled.placement), batch)
         losses += [float(metrics["loss"]), float(step(state, batch)[1]["loss"])]
     assert losses[:2] == losses[2:] and losses[0] != losses[1] and metrics["z_loss"] > 0
 

@@ -5,6 +5,7 @@ import pytest
 from t5x_llm.config import parse_flags
 from t5x_llm.plan.describe import planned_mesh
 from t5x_llm.plan.estimate import estimate
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.config import load_run
 
 
@@ -12,9 +13,7 @@ def activations(n_layers, tensor, cut):
     flags = ["--gin_file=configs/recipes/palm_540b.gin", f"--gin.PaLM.n_layers={n_layers}"]
     flags += [f"--gin.MeshConfig.tensor={tensor}", f"--gin.MeshConfig.sequence_sharded={cut}"]
     run = load_run(parse_flags(flags))[0]
-    model, mesh = run.build_model(), planned_mesh(run)[0]
-    tx = run.optimizer.build(run.loop.steps, model.logical_axes())
-    return estimate(run, model, tx, mesh, run.mesh.rules()).activations
+    return estimate(assemble(run, planned_mesh(run)[0])).activations
 
 
 @pytest.mark.parametrize("tensor", [8, 12])  # which divide the sequence, and the features alone

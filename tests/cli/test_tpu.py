@@ -16,7 +16,7 @@ RECIPE = (
 )
 PROGRAM = """
 import sys
-from t5x_llm.plan.of_run import step_of
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.checks import check_fits
 from t5x_llm.run.config import load_run
 from t5x_llm.config import parse_flags
@@ -27,8 +27,8 @@ from t5x_llm.plan.chips import described_devices
 run, _ = load_run(parse_flags(sys.argv[2:]))
 mesh = make_mesh(run.mesh, described_devices(parse_slice("slice", "v5e-256")))
 check_fits(run, mesh)
-_, _, step, arguments = step_of(run, mesh)
-compiled = step.lower(*arguments).compile()
+made = assemble(run, mesh)
+compiled = made.step.lower(*made.arguments).compile()
 memory = compiled.memory_analysis()
 with open(sys.argv[1], "w") as file:
     file.write(compiled.as_text())

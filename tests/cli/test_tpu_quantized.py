@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 import tempfile
-from t5x_llm.plan.of_run import step_of
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.config import load_run
 from t5x_llm.config import parse_flags
 from t5x_llm.core.slices import parse_slice
@@ -25,9 +25,9 @@ from t5x_llm.plan.hlo import parse
 
 run, _ = load_run(parse_flags(sys.argv[2:]))
 mesh = make_mesh(run.mesh, described_devices(parse_slice("slice", sys.argv[1])))
-_, _, step, arguments = step_of(run, mesh)
+made = assemble(run, mesh)
 with tempfile.TemporaryDirectory() as folder:
-    step.lower(*arguments).compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    made.step.lower(*made.arguments).compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
     module = parse(sorted(pathlib.Path(folder).glob("*.after_codegen.txt"))[-1].read_text())
 found = collections.Counter()
 for instruction in module.named.values():

@@ -6,9 +6,9 @@ import seqio
 import tensorflow as tf
 from stores import make_store, write_jsonl
 
-from t5x_llm.data import denoise, seqio_spans
+from t5x_llm.data import corruption, seqio_spans
 from t5x_llm.data.denoising import Denoising
-from t5x_llm.data.objective import objective
+from t5x_llm.data.row_objective import make_row_objective
 from t5x_llm.data.sources import Source
 from t5x_llm.data.stream import Stream
 from t5x_llm.data.tasks import DocumentSource
@@ -32,7 +32,7 @@ def tokenizer(tmp_path_factory):
 )
 def test_masks_have_the_same_structure_and_distribution(length, density, mean):
     draws = 200 if length < 100 else 20
-    ours = [denoise.random_spans_mask(length, density, mean, denoise.Draw(0, i))
+    ours = [corruption.random_spans_mask(length, density, mean, corruption.Draw(0, i))
             for i in range(draws)]  # fmt: skip
     theirs = [
         seqio_spans.random_spans_noise_mask(
@@ -42,13 +42,13 @@ def test_masks_have_the_same_structure_and_distribution(length, density, mean):
     ]
     for masks in (ours, theirs):
         assert all(not m[0] and m[-1] and len(m) == length for m in masks)
-    noise, spans = denoise.noise_counts(length, density, mean)
+    noise, spans = corruption.noise_counts(length, density, mean)
     for m in theirs:
-        assert m.sum() == noise and len(denoise.span_bounds(m)[0]) == spans
+        assert m.sum() == noise and len(corruption.span_bounds(m)[0]) == spans
     # How often each place is noise; 5 standard deviations of two such means.
     apart = np.abs(np.mean(ours, axis=0) - np.mean(theirs, axis=0)).max()
     assert apart < 5 * 0.5 * np.sqrt(2 / draws)
-    sizes = [np.concatenate([np.subtract(*denoise.span_bounds(m)[::-1]) for m in masks])
+    sizes = [np.concatenate([np.subtract(*corruption.span_bounds(m)[::-1]) for m in masks])
              for masks in (ours, theirs)]  # fmt: skip
     assert sizes[0].mean() == pytest.approx(sizes[1].mean())
     assert sizes[0].var() == pytest.approx(sizes[1].var(), rel=0.4, abs=0.2)
@@ -61,7 +61,7 @@ def test_the_same_mask_gives_the_same_tokens(seed):
     mask = rng.random(200) < rng.choice([0.1, 0.5, 0.9])
     for part in (mask, ~mask):
         theirs = seqio_spans.spans_to_unique_sentinels(tf.constant(tokens), tf.constant(part), 999)
-        ours = denoise.spans_to_sentinels(tokens, part, np.arange(999, 700, -1))
+        ours = corruption.spans_to_sentinels(tokens, part, np.arange(999, 700, -1))
         assert ours.tolist() == theirs.numpy().tolist()
 
 
@@ -82,7 +82,7 @@ def test_the_pipelines_give_the_same_examples(tmp_path, tokenizer):
     # What T5 joins has no begin or end tokens.
     documents = [vocabulary.encode(text) for text in TEXTS]
     store = make_store(tmp_path / "store", documents)
-    made = objective(Denoising("span_corruption"), own, LENGTH)
+    made = make_row_objective(Denoising("span_corruption"), own, LENGTH)
     assert (made.length, made.encoder_length) == (targets, LENGTH)
     stream = Stream({"a": store}, {"a": 1.0}, LENGTH, objective=made)
     assert stream.rows["a"] == len(theirs)
@@ -96,8 +96,8 @@ def test_the_pipelines_give_the_same_examples(tmp_path, tokenizer):
         assert len(mask) == len(block)
         s = made.denoisers["spans"]
         ends = [own.eos_id]
-        inputs = [*denoise.spans_to_sentinels(block, mask, s.sentinels), *ends]
-        answer = [*denoise.spans_to_sentinels(block, ~mask, s.sentinels), *ends]
+        inputs = [*corruption.spans_to_sentinels(block, mask, s.sentinels), *ends]
+        answer = [*corruption.spans_to_sentinels(block, ~mask, s.sentinels), *ends]
         assert example["inputs"].tolist() == inputs and example["targets"].tolist() == answer
         assert len(inputs) <= LENGTH and len(answer) <= targets
         assert i == len(theirs) - 1 or (len(inputs), len(answer)) == (LENGTH, targets)

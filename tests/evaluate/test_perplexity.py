@@ -10,8 +10,8 @@ import pytest
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.denoising import Denoising
-from t5x_llm.data.objective import objective
-from t5x_llm.evaluate.hooks import Evaluation, Every, read_baseline
+from t5x_llm.data.row_objective import make_row_objective
+from t5x_llm.evaluate.hooks import EvaluationHook, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut, evaluate, pack, pieces, to_batch
 from t5x_llm.models.families.gpt2 import GPT2
 from t5x_llm.models.families.llama import Llama
@@ -140,7 +140,7 @@ def test_nothing_held_out(model, params):
 
 
 def test_refusals(model):
-    with pytest.raises(ConfigError, match="Evaluation.batch_size = 6.*multiple of 8"):
+    with pytest.raises(ConfigError, match="EvaluationHook.batch_size = 6.*multiple of 8"):
         Evaluator(model, *mesh_of(8), T, batch_size=6)
     gpt = Model(GPT2(vocab_size=64, d_model=32, n_layers=1, n_heads=4, max_length=8).decoder())
     with pytest.raises(ConfigError, match="at most 8"):
@@ -179,8 +179,9 @@ def test_batch_separates_segments():
 
 def test_hooks_call_when_due(tmp_path):
     from t5x_llm.train.hooks import Hook
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import RunRecord, Start, Trainer
     from t5x_llm.train.state import TrainState
+    from t5x_llm.train.task import Measures
 
     heard, calls = [], []
 
@@ -192,8 +193,9 @@ def test_hooks_call_when_due(tmp_path):
         return {"limit": limit}
 
     config = Loop(steps=10, batch_size=8, sequence_length=16, eval_every=4)
-    hooks = [Evaluation(evaluator, [], limit=7), Every("s", 5, lambda r: calls.append(r.step))]
-    run = Run(config, tmp_path, TrainState(0, {}, ()), None, ("a",), [Hear(), *hooks])
+    hooks = [EvaluationHook(evaluator, [], limit=7), Every("s", 5, lambda r: calls.append(r.step))]
+    start = Start(TrainState(0, {}, ()), None)
+    run = Trainer(config, start, Measures("tokens"), [Hear(), *hooks], RunRecord(tmp_path))
     for step in range(1, 11):
         run.step = step
         for hook in run.hooks:
@@ -206,8 +208,9 @@ def test_hooks_call_when_due(tmp_path):
 def test_what_was_forgotten_since_the_start(tmp_path):
     """Against the same documents as at the start; a later stage takes the first one's baseline."""
     from t5x_llm.train.hooks import Hook
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import RunRecord, Start, Trainer
     from t5x_llm.train.state import TrainState
+    from t5x_llm.train.task import Measures
 
     heard = []
 
@@ -225,8 +228,10 @@ def test_what_was_forgotten_since_the_start(tmp_path):
     state = TrainState(0, {}, ())
 
     def start(directory, **more):
-        hook = Evaluation(evaluator, [], 7, compare=True, **more)
-        run = Run(config, directory, state, None, ("en", "zh"), [hook, Hear()])
+        hook = EvaluationHook(evaluator, [], 7, compare=True, **more)
+        run = Trainer(
+            config, Start(state, None), Measures("tokens"), [hook, Hear()], RunRecord(directory)
+        )
         return run, hook
 
     (tmp_path / "one").mkdir()
@@ -270,7 +275,7 @@ class Ids:
 def test_other_objectives(model, params, goal):
     """Every piece alone, unpacked, gives the same sums; the same on every call and mesh."""
     config = Denoising(goal, gmask=4) if goal == "blank_filling" else Denoising(goal)
-    made = objective(config, Ids(), T)
+    made = make_row_objective(config, Ids(), T)
 
     @jax.jit
     def nats(batch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from t5x_llm.hf.safetensors_io import DTYPES, SafetensorsReader
-from t5x_llm.hf.safetensors_write import Layout, write_safetensors
+from t5x_llm.hf.safetensors_write import TensorSpec, write_safetensors
 
 BIG = models.CONFIG | dict(
     vocab_size=4096,
@@ -70,7 +70,7 @@ def make(path, config):
         return (noise + ("norm" in name)).astype(ml_dtypes.bfloat16)
 
     shapes = models.shapes(config)
-    layouts = {name: Layout(DTYPES["BF16"], shape) for name, shape in shapes.items()}
+    layouts = {name: TensorSpec(DTYPES["BF16"], shape) for name, shape in shapes.items()}
     write_safetensors(path / "hf", layouts, draw, SHARD)
 
 

@@ -21,7 +21,7 @@ from t5x_llm.hf.safetensors_io import (
     SafetensorsReader,
     read_header,
 )
-from t5x_llm.hf.safetensors_write import Layout, new_directory, plan_shards, write_safetensors
+from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, plan_shards, write_safetensors
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def single(tmp_path, tensors):
 
 
 def write(directory, tensors, limit):
-    layouts = {name: Layout(a.dtype, a.shape) for name, a in tensors.items()}
+    layouts = {name: TensorSpec(a.dtype, a.shape) for name, a in tensors.items()}
     return write_safetensors(directory, layouts, tensors.__getitem__, limit)
 
 

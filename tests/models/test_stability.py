@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from close import assert_close
+from steps import prepare
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError
@@ -20,15 +22,15 @@ from t5x_llm.models.families.mixtral import Mixtral
 from t5x_llm.models.families.phi import Phi
 from t5x_llm.models.model import Model, Training
 from t5x_llm.models.stability import Stability
-from t5x_llm.optim import Piecewise
+from t5x_llm.optim import Optimizer, Piecewise
 from t5x_llm.parallel import MeshConfig, make_mesh
-from t5x_llm.train.state import init_state, state_shardings
-from t5x_llm.train.step import make_train_step
 
 F32 = Policy(compute="float32")
 SIZES = dict(vocab_size=32, d_model=16, n_layers=2, n_heads=4, d_ff=24)
 LLAMA = Llama(**SIZES, n_kv_heads=2, norm_eps=1e-3)
 T = 12
+# The sums of two layers (norm, query, logits, values, out; norm, up, down), and of the head.
+TERMS = 2 * (16 + 16 + 4 + T + 16 + 16 + 16 + 24) + 2 * 16
 
 
 def tokens(seed=1, length=T):
@@ -118,7 +120,7 @@ def test_logits_are_those_of_the_papers_arithmetic(options):
     with jax.default_matmul_precision("highest"):
         hidden = model.apply(params, tokens()[None])[0]
         found = model.logits(params, hidden)[0]
-    np.testing.assert_allclose(found, by_hand(params, tokens(), stability), atol=2e-5)
+    assert_close(found, by_hand(params, tokens(), stability), TERMS)
     for option in {"attention_softcap", "logit_softcap"} & set(options):
         uncapped = dataclasses.replace(stability, **{option: None})
         assert np.abs(by_hand(params, tokens(), uncapped) - found).max() > 1e-2
@@ -188,23 +190,20 @@ def test_the_share_follows_its_schedule_in_the_train_step():
     model, _ = made(Stability())
     mesh_config = MeshConfig(data=1, fsdp=1, tensor=1)
     mesh, rules = make_mesh(mesh_config, jax.devices()[:1]), mesh_config.rules()
-    tx = optax.sgd(1.0)
-    step = make_train_step(
-        *(model, tx, optax.constant_schedule(1.0)),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=state_shardings(model, tx, mesh, rules),
-        n_sources=1,
+    parts = prepare(
+        *(model, Optimizer(), mesh, rules),
+        tx=optax.sgd(1.0),
+        sources=("a",),
         microbatches=2,
-        embed_gradient=Piecewise(((2, 0.0), (6, 1.0))).build(),
+        embed_gradient=Piecewise(((2, 0.0), (6, 1.0))),
     )
     batch = batch_of(np.stack([tokens(s, T + 1) for s in (3, 4)]))
 
     def moved(at):
-        state = init_state(model, tx, jax.random.key(0), mesh, rules)
+        state = parts.init()
         before = jax.device_get(state.params)
         state = dataclasses.replace(state, step=jnp.int32(at))
-        after = jax.device_get(step(state, batch)[0].params)
+        after = jax.device_get(parts.step(state, batch)[0].params)
         return jax.tree.map(np.subtract, after, before)
 
     early, middle, late = (moved(at) for at in (1, 5, 9))

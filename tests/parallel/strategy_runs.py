@@ -6,6 +6,7 @@ import functools
 
 import jax
 import numpy as np
+from steps import prepare
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.data.batch import Batch
@@ -17,8 +18,6 @@ from t5x_llm.optim import Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.plan.collectives import collectives
 from t5x_llm.plan.hlo import parse
-from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
-from t5x_llm.train.step import make_train_step
 
 VOCAB, ROWS, LENGTH = 64, 8, 64
 SIZES = dict(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
@@ -78,36 +77,22 @@ def prepared(
     optimizer=OPTIMIZER,
     policy=FLOAT32,
 ):
-    """(model, mesh, rules, tx, step)."""
+    """The step, with its parts."""
     mesh, rules = make_mesh(config, devices), config.rules()
     config = family.decoder() if hasattr(family, "decoder") else family
     model = Model(config, policy, remat)
-    tx = optimizer.build(10, model.logical_axes())
-    step = make_train_step(
-        model,
-        tx,
-        optimizer.schedule.build(10),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=state_shardings(model, tx, mesh, rules),
-        n_sources=2,
-        microbatches=microbatches,
-        z_loss=1e-3,
-    )
-    return model, mesh, rules, tx, step
+    return prepare(model, optimizer, mesh, rules, microbatches=microbatches, z_loss=1e-3)
 
 
 def train(config, family, devices=None, batch=None, whole=None, **options):
     """One step, compiled once for running and reading; ``whole`` brings a tree to the host."""
-    model, mesh, rules, tx, step = prepared(config, family, devices, **options)
+    parts = prepared(config, family, devices, **options)
     batch = make_batch() if batch is None else batch
-    state = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
-    compiled = step.lower(state, batch).compile()
-    state = init_state(model, tx, jax.random.key(0), mesh, rules)
-    after, metrics = compiled(state, jax.device_put(batch, compiled.input_shardings[0][1]))
+    compiled = parts.step.lower(parts.abstract(), batch).compile()
+    after, metrics = compiled(parts.init(), jax.device_put(batch, compiled.input_shardings[0][1]))
     tree = after.params, after.opt_state[1][0].mu, metrics
     tree = jax.tree.map(np.asarray, tree if whole is None else whole(tree))
-    return Trained(*tree, compiled.as_text(), dict(mesh.shape))
+    return Trained(*tree, compiled.as_text(), dict(parts.mesh.shape))
 
 
 @functools.cache

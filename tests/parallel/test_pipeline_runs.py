@@ -17,7 +17,7 @@ from t5x_llm.models.families.mamba import Mamba
 from t5x_llm.models.families.mixtral import Mixtral
 from t5x_llm.models.families.yuan import Yuan
 from t5x_llm.parallel import MeshConfig, Pipeline
-from t5x_llm.train.state import TrainState, abstract_state, state_shardings, with_shardings
+from t5x_llm.train.state import TrainState
 
 SIZES = dict(vocab_size=64, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64)
 
@@ -60,24 +60,21 @@ def family(name, layers):
 @functools.cache
 def fresh(name, layers):
     """Parameters, as one device draws them: the mesh does not change them."""
-    model = prepared(MeshConfig(fsdp=1), family(name, layers), jax.devices()[:1])[0]
+    model = prepared(MeshConfig(fsdp=1), family(name, layers), jax.devices()[:1]).model
     return jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0)))
 
 
 def train(config, name, layers, rows, devices=None, microbatches=1):
     """One step; what is compiled is the step alone."""
-    model, mesh, rules, tx, step = prepared(
-        config, family(name, layers), devices, microbatches, "full"
-    )
+    parts = prepared(config, family(name, layers), devices, microbatches, "full")
     batch = make_batch(rows, 32)
-    state = with_shardings(abstract_state(model, tx), state_shardings(model, tx, mesh, rules))
-    compiled = step.lower(state, batch).compile()
+    compiled = parts.step.lower(parts.abstract(), batch).compile()
     params = fresh(name, layers)
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, parts.tx.init(params))
     places, rows_at = compiled.input_shardings[0]
     after, metrics = compiled(jax.device_put(state, places), jax.device_put(batch, rows_at))
     whole = jax.tree.map(np.asarray, (after.params, after.opt_state[1][0].mu, metrics))
-    return Trained(*whole, compiled.as_text(), dict(mesh.shape))
+    return Trained(*whole, compiled.as_text(), dict(parts.mesh.shape))
 
 
 @functools.cache
@@ -157,11 +154,10 @@ def test_a_checkpoint_is_restored_with_other_stages_and_with_none(tmp_path):
     ]
     states = []
     for config in meshes:
-        model, mesh, rules, tx, _ = prepared(config, family("dense", 8))
-        places = state_shardings(model, tx, mesh, rules)
-        states.append(with_shardings(abstract_state(model, tx), places))
+        parts = prepared(config, family("dense", 8))
+        states.append(parts.abstract())
     params = fresh("dense", 8)
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, parts.tx.init(params))
     first = jax.device_put(state, jax.tree.map(lambda x: x.sharding, states[0]))
     kernel = first.params["group_0"]["block_0"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 16, 64)  # 8 layers over 4 stages
@@ -183,15 +179,15 @@ assert initialize()
 import jax, numpy as np
 import test_pipeline_runs as runs
 from t5x_llm.parallel import MeshConfig, Pipeline, global_batch
-from t5x_llm.train.state import init_state
 
 config = MeshConfig(fsdp=1, stage=2, tensor=2, pipeline=Pipeline(2, 2))
-model, mesh, rules, tx, step = runs.prepared(config, runs.family("dense", 4))
+parts = runs.prepared(config, runs.family("dense", 4))
+mesh, rules = parts.mesh, parts.rules
 stages = [{d.process_index for d in mesh.devices[0, 0, 0, s].flat} for s in range(2)]
 assert stages == [{0}, {1}], stages
 batch = runs.make_batch(8, 32)
 batch = global_batch(lambda r: jax.tree.map(lambda x: x[r], batch), 8, mesh, rules)
-state, metrics = step(init_state(model, tx, jax.random.key(0), mesh, rules), batch)
+state, metrics = parts.step(parts.init(), batch)
 print("STEP", float(metrics["loss"]), float(metrics["grad_norm"]))
 """
 

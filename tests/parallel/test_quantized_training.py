@@ -16,7 +16,6 @@ from t5x_llm.models.model import Model
 from t5x_llm.nn.quantized import quantized_product
 from t5x_llm.optim import Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, constrain, make_mesh, use
-from t5x_llm.train.state import init_state
 
 AXES = ("embed", "heads", "head")
 STEPS = 160
@@ -134,12 +133,12 @@ def copying(step):
 
 
 def losses(given):
-    model, mesh, rules, tx, step = prepared(
+    parts = prepared(
         MeshConfig(), FAMILIES["dense"], jax.devices()[:1], optimizer=ADAMW, policy=given
     )
-    state, found = init_state(model, tx, jax.random.key(0), mesh, rules), []
+    state, found = parts.init(), []
     for i in range(STEPS):
-        state, metrics = step(state, copying(i % 8))
+        state, metrics = parts.step(state, copying(i % 8))
         found.append(float(metrics["loss"]))
     return found
 

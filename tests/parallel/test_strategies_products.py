@@ -19,7 +19,8 @@ from strategy_runs import (
 from t5x_llm.models.families.palm import PaLM
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import MeshConfig, make_mesh
-from t5x_llm.train.state import state_shardings
+from t5x_llm.train.state import place
+from t5x_llm.train.task import LmTask
 
 
 def mesh(strategy="fsdp", **fields):
@@ -143,7 +144,7 @@ def test_what_lies_in_pieces():
     found = {}
     for name in ("data", "zero1", "zero2", "fsdp", "host"):
         config = CASES[name]
-        state = state_shardings(model, tx, make_mesh(config), config.rules())
+        state = place(LmTask(model, 16, ("a",)), tx, make_mesh(config), config.rules()).state
         kernel = [x["head"]["kernel"] for x in (state.params, state.opt_state[1][0].mu)]
         found[name] = *(32 // x.shard_shape((32, VOCAB))[0] for x in kernel), kernel[1].memory_kind
     device = "device"

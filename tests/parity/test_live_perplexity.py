@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 from cases import batch_of  # noqa: E402
 
 from t5x_llm.core.dtypes import Policy  # noqa: E402
-from t5x_llm.data.jobs import Record, split_of  # noqa: E402
+from t5x_llm.data.record import Record, split_of  # noqa: E402
 from t5x_llm.hf.import_ import import_model  # noqa: E402
 from t5x_llm.models.model import Model  # noqa: E402
 

@@ -21,7 +21,8 @@ from t5x_llm.plan.gpus import parse_machine
 from t5x_llm.plan.of_run import reckon_run
 from t5x_llm.plan.report import text
 from t5x_llm.run.config import load_run
-from t5x_llm.train.state import abstract_state, state_shardings
+from t5x_llm.train.state import abstract_state, place
+from t5x_llm.train.task import LmTask
 
 
 def run_of(recipe, **bindings):
@@ -95,6 +96,7 @@ def test_names_that_are_none(name):
 
 
 MODEL = run_of("quickstart").build_model()
+TASK = LmTask(MODEL, 16, ("a",))
 TX = run_of("quickstart").optimizer.build(2000, MODEL.logical_axes())
 WAYS = st.sampled_from([1, 2, 4, 8])
 
@@ -120,7 +122,7 @@ def test_state_is_what_the_tables_say(fsdp, tensor, context, strategy):
     config = MeshConfig(fsdp=fsdp, tensor=tensor, context=context, strategy=strategy)
     sizes, rules = config.shape(fsdp * tensor * context), config.rules()
     mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    state, shardings = abstract_state(MODEL, TX), state_shardings(MODEL, TX, mesh, rules)
+    state, shardings = abstract_state(TASK, TX), place(TASK, TX, mesh, rules).state
     held = [
         sum(
             math.prod(s.shard_shape(x.shape)) * 4
@@ -160,8 +162,8 @@ def test_a_search_compiles_no_hopeless_candidate(monkeypatch):
 
     done = search.search(found, 5, plan_of)
     assert len(asked) == 5 and asked[0] is run
-    hopeless = [c for c in found[1:] if c.hopeless]
-    assert hopeless and not any(c.run in asked for c in hopeless)
+    excluded = [c for c in found[1:] if c.exceeds_memory]
+    assert excluded and not any(c.run in asked for c in excluded)
     fits = [c.plan.fits for c in done if c.plan]
     assert fits == sorted(fits, reverse=True)
     rows = "\n".join(search.table(done))

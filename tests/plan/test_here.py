@@ -12,8 +12,8 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.parallel import make_mesh
 from t5x_llm.plan.hlo import parse
 from t5x_llm.plan.host import Rates, dot_flops, host_time, measured_rates, moved_bytes
-from t5x_llm.plan.of_run import step_of
-from t5x_llm.run import step as assemble
+from t5x_llm.run import session
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.config import load_run
 from t5x_llm.run.data import OpenData
 
@@ -23,7 +23,7 @@ LOOPS, ROWS, WIDTH = 5, 32, 64
 class Stream:
     """As much of a stream as the compilation of the step asks for."""
 
-    sources = ("a", "b")
+    sources, objective = ("a", "b", "c"), None
 
     def batch(self, position, size):
         ids = np.zeros((size, 256), np.int32)
@@ -34,15 +34,12 @@ def test_it_compiles_what_training_compiles(monkeypatch):
     """The same program to the letter, so that the compilation cache has one key for both."""
     run = load_run(parse_flags(["--gin_file=configs/recipes/quickstart.gin"]))[0]
     mesh = make_mesh(run.mesh, jax.devices()[:4])
-    _, _, step, arguments = step_of(run, mesh)
-    planned = step.lower(*arguments).as_text()
+    planned = assemble(run, mesh)
+    wanted = planned.step.lower(*planned.arguments).as_text()
     asked = []
-    monkeypatch.setattr(assemble, "Ahead", lambda step, *a: asked.append(step.lower(*a).as_text()))
-    model, rules = run.build_model(), run.mesh.rules()
-    tx, step = assemble.make_step(run, model, mesh, rules, len(run.data.mixture.sources))
-    opened = OpenData(None, Stream())
-    assemble.compile_ahead(run, step, model, tx, mesh, opened, None)
-    assert asked == [planned]
+    monkeypatch.setattr(session, "Ahead", lambda step, *a: asked.append(step.lower(*a).as_text()))
+    session.compile_ahead(assemble(run, mesh, OpenData(None, Stream())), None)
+    assert asked == [wanted]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import sentencepiece
 import tokenizers
 
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.text import load_tokenizer, tokenizer
+from t5x_llm.text import load, load_tokenizer
 
 SAMPLES = ["hello  world\n", " 床前明月光 ", "x</s> 12345", "", "\t😀▁\0"]
 
@@ -159,7 +159,7 @@ def test_missing_and_empty(tmp_path):
 
 
 def test_absurdly_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(load, "MAX_FILE_BYTES", 10)
     (tmp_path / "tokenizer.json").write_bytes(b"{" + b" " * 20)
     with pytest.raises(DataError, match="bytes"):
         load_tokenizer(tmp_path)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from steps import prepare
 
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.core.rng import named_key
@@ -15,16 +16,16 @@ from t5x_llm.models.model import Model
 from t5x_llm.optim import Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import feed
+from t5x_llm.train.feed import StreamFeed
 from t5x_llm.train.hooks import Checkpoint, JsonLines, Metrics, resume
 from t5x_llm.train.hooks.guard import Guard
 from t5x_llm.train.hooks.journal import Journaling
-from t5x_llm.train.journal import Journal, decisions, read_journal
-from t5x_llm.train.loop import Run, train
-from t5x_llm.train.recovery import Recovery
+from t5x_llm.train.journal import Journal, read_journal
+from t5x_llm.train.loop import RunRecord, Trainer, train
+from t5x_llm.train.recovery import Origin, Recovery
 from t5x_llm.train.spike import SpikeConfig
-from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
-from t5x_llm.train.step import make_train_step, signal_rows
+from t5x_llm.train.state import init_state
+from t5x_llm.train.step import signal_rows
 
 FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, d_ff=64)
 T, B = 16, 8
@@ -68,7 +69,7 @@ class Rows:
 class Course:
     """What a run left."""
 
-    run: Run
+    run: Trainer
     losses: dict
     told: list
     held_out: float
@@ -99,16 +100,10 @@ def go(
     mesh, rules = make_mesh(mesh_config, jax.devices()[:1]), mesh_config.rules()
     model = Model(FAMILY.decoder())
     optimizer = Optimizer(schedule=Schedule(name="constant", peak=3e-3, warmup_steps=10))
-    tx = optimizer.build(steps, model.logical_axes())
-    shardings = state_shardings(model, tx, mesh, rules)
-    step = make_train_step(
-        model, tx, optimizer.schedule.build(steps), mesh=mesh, rules=rules,
-        state_shardings=shardings, n_sources=2, guarded=True,
-    )  # fmt: skip
+    parts = prepare(model, optimizer, mesh, rules, steps=steps, sources=("en", "zh"), guarded=True)
     journal = Journal(directory / "journal.jsonl")
-    known = decisions(journal.earlier)
     keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=every, keep=keep))
-    guard = Guard(spike, known, lambda signals: signal_rows(mesh, signals))
+    guard = Guard(spike, journal.decisions, lambda signals: signal_rows(mesh, signals))
     hooks = [
         *(Journaling(journal), Metrics([JsonLines(directory / "metrics.jsonl")]), guard, *extra),
         Checkpoint(keeper, {"model": FAMILY}),
@@ -116,23 +111,20 @@ def go(
 
     def load(at):
         if at is None:
-            fresh = init_state(model, tx, named_key(0, "params"), mesh, rules)
+            key = named_key(0, "params")
+            fresh = init_state(parts.task, parts.tx, key, parts.placement)
             return fresh, DataState(skips=tuple(skips)), {}
-        wanted = with_shardings(abstract_state(model, tx), shardings)
-        state, meta = resume(keeper, wanted, {"model": FAMILY}, step=at)
+        state, meta = resume(keeper, parts.abstract(), {"model": FAMILY}, step=at)
         return state, DataState.from_json(meta["data"]), meta
 
     def describe(data, first, count):
         return {"documents": [first, count]}
 
     blend = Blend(("en", "zh"), ((0, {"en": 1, "zh": 1}),))
-    recovery = Recovery(spike, keeper, known, hooks, load, describe, journal, blend)
+    recovery = Recovery(spike, keeper, hooks, journal, Origin(load, describe, blend))
     try:
-        state, data, _ = recovery.begin()
-        run = Run(
-            *(config, directory, state, data, ("en", "zh"), hooks, {}),
-            control=guard.control, journal=journal, rewinds=len(known),
-        )  # fmt: skip
+        record = RunRecord(directory, journal=journal)
+        run = Trainer(config, recovery.begin(), parts.task.measures, hooks, record)
         losses = {}
         before = guard.on_step
 
@@ -141,10 +133,8 @@ def go(
             before(run, record)
 
         guard.on_step = on_step
-        train(
-            run, wrap(step), lambda at: feed(stream, at, config.size_at, mesh, rules),
-            recovery.rewind,
-        )  # fmt: skip
+        feed = StreamFeed(stream, config.size_at, parts.placement)
+        train(run, wrap(parts.step), feed, recovery.rewind)
     finally:
         keeper.close()
         journal.close()

@@ -11,16 +11,6 @@ from toy import ToyStream, init, one_mesh, step
 from t5x_llm.parallel import global_batch
 from t5x_llm.train import ahead
 from t5x_llm.train.ahead import Ahead, cut_down, keep_compiled
-from t5x_llm.train.feed import abstract_batch
-
-
-def test_abstract_batch_is_what_feed_gives():
-    mesh, rules = one_mesh()
-    stream = ToyStream()
-    batch = global_batch(lambda rows: stream.batch(0, 4, rows), 4, mesh, rules)
-    abstract = abstract_batch(stream, 4, mesh, rules)
-    for given, told in zip(jax.tree.leaves(batch), jax.tree.leaves(abstract), strict=True):
-        assert (given.shape, given.dtype, given.sharding) == (told.shape, told.dtype, told.sharding)
 
 
 def test_the_same_step():

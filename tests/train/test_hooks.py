@@ -33,7 +33,7 @@ from t5x_llm.train.hooks import (
 from t5x_llm.train.hooks.journal import process_age
 from t5x_llm.train.hooks.lines import flatten
 from t5x_llm.train.journal import Journal, accounts, read_journal
-from t5x_llm.train.loop import Run
+from t5x_llm.train.loop import RunRecord, Start, Trainer
 
 
 def record(step, loss=2.0, tokens=100.0, seconds=0.5, compiled=False):
@@ -43,8 +43,10 @@ def record(step, loss=2.0, tokens=100.0, seconds=0.5, compiled=False):
         position=8 * step,
         size=8,
         values=values | {"tokens": tokens},
-        source_nll=np.float32([loss * tokens, 0.0]),
-        source_tokens=np.float32([tokens, 0.0]),
+        sums={
+            "loss_by_source": np.float32([loss * tokens, 0.0]),
+            "tokens_by_source": np.float32([tokens, 0.0]),
+        },
         seconds=seconds,
         waited=0.05,
         compiled=compiled,
@@ -53,7 +55,8 @@ def record(step, loss=2.0, tokens=100.0, seconds=0.5, compiled=False):
 
 def live(tmp_path, hooks=(), steps=20, log_every=2):
     config = Loop(steps=steps, batch_size=8, sequence_length=16, log_every=log_every)
-    return Run(config, tmp_path, toy.init(), DataState(), toy.SOURCES, hooks)
+    start = Start(toy.init(), DataState())
+    return Trainer(config, start, toy.MEASURES, hooks, RunRecord(tmp_path))
 
 
 def test_metrics_lines_are_means_over_tokens(tmp_path):

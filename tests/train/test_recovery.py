@@ -15,7 +15,7 @@ from t5x_llm.core.errors import SpikeError
 from t5x_llm.data.positions import DataState
 from t5x_llm.train.hooks.guard import easing
 from t5x_llm.train.journal import Decision, decisions
-from t5x_llm.train.recovery import living, mixture_history, news
+from t5x_llm.train.recovery import added_entries, mixture_history, not_rewound_past
 from t5x_llm.train.state import TrainState
 
 STEPS, ONSET, LENGTH = 120, 71, 20
@@ -219,11 +219,11 @@ def decision(to_step, **more):
 
 def test_a_checkpoint_lives_unless_a_later_rewind_went_back_further():
     made = [decision(60), decision(80)]
-    assert living(made, {"step": 60, "rewinds": 0})
-    assert not living(made, {"step": 70, "rewinds": 0})
-    assert living(made, {"step": 70, "rewinds": 1})
-    assert not living(made, {"step": 90, "rewinds": 1})
-    assert living(made, {"step": 90, "rewinds": 2})
+    assert not_rewound_past(made, {"step": 60, "rewinds": 0})
+    assert not not_rewound_past(made, {"step": 70, "rewinds": 0})
+    assert not_rewound_past(made, {"step": 70, "rewinds": 1})
+    assert not not_rewound_past(made, {"step": 90, "rewinds": 1})
+    assert not_rewound_past(made, {"step": 90, "rewinds": 2})
 
 
 def test_easing_returns_to_the_schedule():
@@ -271,7 +271,7 @@ def test_what_is_written_of_a_plan_is_read_back_as_the_plan(plans):
         if planned == history:
             continue
         lines += [{"event": "mixture", "stream_position": s, "weights": w}
-                  for s, w in news(history, planned)]  # fmt: skip
+                  for s, w in added_entries(history, planned)]  # fmt: skip
         history = planned
         assert mixture_history(lines) == history
 

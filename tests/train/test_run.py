@@ -5,23 +5,22 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from steps import prepare
 
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.positions import DataState
-from t5x_llm.evaluate.hooks import Evaluation
+from t5x_llm.evaluate.hooks import EvaluationHook
 from t5x_llm.evaluate.perplexity import Evaluator, HeldOut
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
 from t5x_llm.optim import Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import feed
+from t5x_llm.train.feed import StreamFeed
 from t5x_llm.train.hooks import Checkpoint, JsonLines, Metrics, read_lines, resume
-from t5x_llm.train.loop import Run, train
+from t5x_llm.train.loop import RunRecord, Start, Trainer, train
 from t5x_llm.train.report import write_report
-from t5x_llm.train.state import abstract_state, init_state, state_shardings, with_shardings
-from t5x_llm.train.step import make_train_step
 
 FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, d_ff=64)
 T = 16
@@ -64,35 +63,29 @@ def go(directory, steps, **axes):
     rules = mesh_config.rules()
     model = Model(FAMILY.decoder())
     schedule = Schedule(peak=1e-2, warmup_steps=2, total_steps=12)
-    tx = Optimizer(schedule=schedule).build(12, model.logical_axes())
-    shardings = state_shardings(model, tx, mesh, rules)
-    step = make_train_step(
-        model,
-        tx,
-        schedule.build(12),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=shardings,
-        n_sources=2,
+    parts = prepare(
+        *(model, Optimizer(schedule=schedule), mesh, rules),
+        steps=12,
+        sources=("odd", "even"),
         microbatches=2,
     )
     keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=4))
     evaluator = Evaluator(model, mesh, rules, T, 8)
     hooks = [
         Metrics([JsonLines(directory / "metrics.jsonl")]),
-        Evaluation(evaluator, [HeldOut("count", Texts(), "en")]),
+        EvaluationHook(evaluator, [HeldOut("count", Texts(), "en")]),
         Checkpoint(keeper, {"model": FAMILY}),
     ]
     data = DataState()
     if keeper.latest_step() is None:
-        state = init_state(model, tx, jax.random.key(0), mesh, rules)
+        state = parts.init()
     else:
-        abstract = with_shardings(abstract_state(model, tx), shardings)
-        state, meta = resume(keeper, abstract, {"model": FAMILY}, hooks)
+        state, meta = resume(keeper, parts.abstract(), {"model": FAMILY}, hooks)
         data = DataState.from_json(meta["data"])
-    run = Run(config, directory, state, data, ("odd", "even"), hooks)
+    start, record = Start(state, data), RunRecord(directory)
+    run = Trainer(config, start, parts.task.measures, hooks, record)
     try:
-        train(run, step, lambda d: feed(Rows(), d, config.size_at, mesh, rules))
+        train(run, parts.step, StreamFeed(Rows(), config.size_at, parts.placement))
     finally:
         keeper.close()
     return run
@@ -147,11 +140,10 @@ def test_restored_from_a_chosen_step(whole, tmp_path):
     reader = Checkpointer(directory / "checkpoints", read_only=True)
     assert reader.steps() == [4, 8, 12]
     model = Model(FAMILY.decoder())
-    tx = Optimizer(schedule=Schedule(warmup_steps=2)).build(12, model.logical_axes())
     mesh_config = MeshConfig()
     mesh = make_mesh(mesh_config, jax.devices()[:1])
-    shardings = state_shardings(model, tx, mesh, mesh_config.rules())
-    abstract = with_shardings(abstract_state(model, tx), shardings)
-    state, meta = reader.restore(abstract, 8)
+    optimizer = Optimizer(schedule=Schedule(warmup_steps=2))
+    parts = prepare(model, optimizer, mesh, mesh_config.rules(), steps=12)
+    state, meta = reader.restore(parts.abstract(), 8)
     assert int(state.step) == meta["step"] == 8 and meta["data"]["position"] == 64
     assert dataclasses.asdict(DataState.from_json(meta["data"]))["position"] == 64

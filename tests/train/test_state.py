@@ -16,13 +16,15 @@ from t5x_llm.train.state import (
     TrainState,
     abstract_state,
     init_state,
+    place,
     state_from_params,
-    state_shardings,
     with_shardings,
 )
+from t5x_llm.train.task import LmTask
 
 FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
 MODEL = Model(FAMILY.decoder())
+TASK = LmTask(MODEL, 16, ("a",))
 
 
 def transformation(name="adamw"):
@@ -35,6 +37,10 @@ def mesh_of(count, **axes):
     return make_mesh(config, jax.devices()[:count]), config.rules()
 
 
+def placement(tx, count, **axes):
+    return place(TASK, tx, *mesh_of(count, **axes))
+
+
 def same(a, b):
     return all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -43,8 +49,8 @@ def same(a, b):
 
 def test_abstract_state_is_that_of_init():
     tx = transformation()
-    state = init_state(MODEL, tx, jax.random.key(0), *mesh_of(1))
-    abstract = abstract_state(MODEL, tx)
+    state = init_state(TASK, tx, jax.random.key(0), placement(tx, 1))
+    abstract = abstract_state(TASK, tx)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for x, a in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (x.shape, x.dtype) == (a.shape, a.dtype)
@@ -53,8 +59,8 @@ def test_abstract_state_is_that_of_init():
 
 def test_init_does_not_depend_on_the_mesh():
     tx = transformation()
-    one = init_state(MODEL, tx, jax.random.key(3), *mesh_of(1))
-    many = init_state(MODEL, tx, jax.random.key(3), *mesh_of(8, fsdp=4, tensor=2))
+    one = init_state(TASK, tx, jax.random.key(3), placement(tx, 1))
+    many = init_state(TASK, tx, jax.random.key(3), placement(tx, 8, fsdp=4, tensor=2))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     kernel = many.params["group_0"]["block_0"]["mlp"]["up"]["kernel"]
@@ -72,35 +78,33 @@ def params():
 @pytest.mark.parametrize("name", ["adamw", "palm_adafactor", "lamb"])
 def test_saved_on_one_mesh_restored_on_another(tmp_path, params, name):
     tx = transformation(name)
-    state = state_from_params(params, MODEL, tx, *mesh_of(8, fsdp=4, tensor=2))
+    state = state_from_params(params, TASK, tx, placement(tx, 8, fsdp=4, tensor=2))
     marks = iter(range(1000))
     filled = jax.tree.map(lambda x: x + jnp.asarray(next(marks), x.dtype), state.opt_state)
     state = TrainState(jnp.int32(7), state.params, filled)
     keeper = Checkpointer(tmp_path, CheckpointConfig())
     keeper.save(7, state, {})
     keeper.wait()
-    abstract = abstract_state(MODEL, tx)
+    abstract = abstract_state(TASK, tx)
     for mesh, rules in (mesh_of(1), mesh_of(2), mesh_of(8, data=2, fsdp=4)):
-        shardings = state_shardings(MODEL, tx, mesh, rules)
+        shardings = place(TASK, tx, mesh, rules).state
         got, _ = keeper.restore(with_shardings(abstract, shardings))
         assert same(got, state)
         assert jax.tree.structure(got) == jax.tree.structure(abstract)
         placed = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), got, shardings)
         assert all(jax.tree.leaves(placed))
-    alone = keeper.restore_params(
-        with_shardings(abstract.params, state_shardings(MODEL, tx, *mesh_of(1)).params)
-    )
+    alone = keeper.restore_params(with_shardings(abstract.params, placement(tx, 1).state.params))
     assert same(alone, state.params)
     keeper.close()
 
 
 def test_another_optimizer_is_named(tmp_path, params):
-    state = state_from_params(params, MODEL, transformation("adamw"), *mesh_of(1))
+    state = state_from_params(params, TASK, adamw := transformation("adamw"), placement(adamw, 1))
     keeper = Checkpointer(tmp_path)
     keeper.save(1, state, {})
     keeper.wait()
     tx = transformation("lion")
-    target = with_shardings(abstract_state(MODEL, tx), state_shardings(MODEL, tx, *mesh_of(1)))
+    target = with_shardings(abstract_state(TASK, tx), placement(tx, 1).state)
     with pytest.raises(CheckpointError, match=r"opt_state\..*nu.*not in this run"):
         keeper.restore(target)
     keeper.close()
@@ -110,7 +114,7 @@ def test_state_around_given_parameters():
     tx = transformation()
     mesh, rules = mesh_of(8, fsdp=8)
     params = jax.tree.map(np.asarray, MODEL.init(jax.random.key(1)))
-    state = state_from_params(params, MODEL, tx, mesh, rules)
+    state = state_from_params(params, TASK, tx, place(TASK, tx, mesh, rules))
     assert same(state.params, params) and int(state.step) == 0
-    shardings = state_shardings(MODEL, tx, mesh, rules)
+    shardings = place(TASK, tx, mesh, rules).state
     assert jax.tree.map(lambda x: x.sharding, state.params) == shardings.params

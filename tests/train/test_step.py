@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import prepare
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.data.batch import Batch
@@ -14,8 +15,8 @@ from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
 from t5x_llm.optim import Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, dump_shardings, make_mesh
-from t5x_llm.train.state import init_state, state_shardings
-from t5x_llm.train.step import accumulate, make_train_step
+from t5x_llm.train.step import accumulate, mean_loss
+from t5x_llm.train.task import LmTask
 
 FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
 MODEL = Model(FAMILY.decoder(), Policy(compute="float32"))
@@ -45,22 +46,10 @@ def make_batch(seed=0, rows=8, length=16):
 
 def run_steps(config, devices, batches, microbatches=1, model=MODEL):
     mesh, rules = make_mesh(config, devices), config.rules()
-    tx = OPTIMIZER.build(10, model.logical_axes())
-    state = init_state(model, tx, jax.random.key(0), mesh, rules)
-    step = make_train_step(
-        model,
-        tx,
-        OPTIMIZER.schedule.build(10),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=state_shardings(model, tx, mesh, rules),
-        n_sources=2,
-        microbatches=microbatches,
-        z_loss=1e-3,
-    )
-    metrics = []
+    parts = prepare(model, OPTIMIZER, mesh, rules, microbatches=microbatches, z_loss=1e-3)
+    state, metrics = parts.init(), []
     for batch in batches:
-        state, m = step(state, batch)
+        state, m = parts.step(state, batch)
         metrics.append(jax.tree.map(np.asarray, m))
     return jax.tree.map(np.asarray, state.params), metrics
 
@@ -106,9 +95,14 @@ def test_every_strategy_equals_one_device(name, reference):
 def test_accumulated_gradients_are_those_of_the_large_batch(microbatches):
     params = MODEL.init(jax.random.key(0))
     batch = make_batch()
-    run = jax.jit(accumulate, static_argnums=(0, 3, 4, 5))
-    whole, expected = run(MODEL, params, batch, 1, 1e-3, 2)
-    parts, got = run(MODEL, params, batch, microbatches, 1e-3, 2)
+    task = LmTask(MODEL, 16, ("a", "b"), z_loss=1e-3)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(params, batch, count):
+        return accumulate(mean_loss(task, params, batch, None), params, batch, count)
+
+    whole, expected = run(params, batch, 1)
+    parts, got = run(params, batch, microbatches)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
     for key in expected:
         np.testing.assert_allclose(got[key], expected[key], rtol=1e-5)
@@ -145,8 +139,8 @@ def test_metrics_are_what_optax_computes(reference):
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     for source in (0, 1):
         rows = batch.source == source
-        np.testing.assert_allclose(metrics["source_nll"][source], nll[rows].sum(), rtol=1e-5)
-        assert metrics["source_tokens"][source] == batch.loss_mask[rows].sum()
+        np.testing.assert_allclose(metrics["loss_by_source"][source], nll[rows].sum(), rtol=1e-5)
+        assert metrics["tokens_by_source"][source] == batch.loss_mask[rows].sum()
     np.testing.assert_allclose(metrics["learning_rate"], 1e-2)
 
 
@@ -161,20 +155,11 @@ def test_two_runs_are_equal_to_the_bit():
 def test_state_is_donated_and_stays_in_pieces():
     config = MeshConfig(fsdp=4, tensor=2)
     mesh, rules = make_mesh(config), config.rules()
-    tx = Optimizer("adamw", SCHEDULE).build(10, MODEL.logical_axes())
-    state = init_state(MODEL, tx, jax.random.key(0), mesh, rules)
+    parts = prepare(MODEL, Optimizer("adamw", SCHEDULE), mesh, rules)
+    state = parts.init()
     before = state.params["group_0"]["block_0"]["mlp"]["up"]["kernel"]
     assert before.sharding.shard_shape(before.shape) == (2, 32 // 4, 48 // 2)
-    step = make_train_step(
-        MODEL,
-        tx,
-        SCHEDULE.build(10),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=state_shardings(MODEL, tx, mesh, rules),
-        n_sources=2,
-    )
-    after, _ = step(state, make_batch())
+    after, _ = parts.step(state, make_batch())
     assert before.is_deleted()
     moments = [x for x in jax.tree.leaves(after.opt_state) if x.shape == before.shape]
     assert len(moments) == 4  # two moments of gate and up
@@ -217,19 +202,8 @@ def test_frozen_parameters_keep_every_bit_and_cost_no_gradient(microbatches):
     moved, products = {}, {}
     for trained in ((), ("embed", "head")):
         optimizer = Optimizer("sgd", SCHEDULE, b1=0.0, clip_norm=None, trained=trained)
-        tx = optimizer.build(10, MODEL.logical_axes())
-        step = make_train_step(
-            MODEL,
-            tx,
-            SCHEDULE.build(10),
-            mesh=mesh,
-            rules=rules,
-            state_shardings=state_shardings(MODEL, tx, mesh, rules),
-            n_sources=2,
-            microbatches=microbatches,
-            trained=optimizer.trained_mask(MODEL.abstract_params()),
-        )
-        state = init_state(MODEL, tx, jax.random.key(0), mesh, rules)
+        parts = prepare(MODEL, optimizer, mesh, rules, microbatches=microbatches)
+        state, step = parts.init(), parts.step
         before = jax.device_get(state.params)
         products[trained] = step.lower(state, batch).as_text().count("dot_general")
         after = jax.device_get(step(state, batch)[0].params)

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from t5x_llm.parallel import MeshConfig, make_mesh
-from t5x_llm.train.state import TrainState
+from t5x_llm.parallel import MeshConfig, batch_sharding, make_mesh
+from t5x_llm.train.feed import StreamFeed
+from t5x_llm.train.state import Placement, TrainState
+from t5x_llm.train.task import Measures
 
 VOCAB, SOURCES = 32, ("en", "zh")
+BY_SOURCE = ("loss_by_source", "tokens_by_source")
+MEASURES = Measures("tokens", {BY_SOURCE[0]: BY_SOURCE[1]}, dict.fromkeys(BY_SOURCE, SOURCES))
 
 
 @jax.tree_util.register_dataclass
@@ -74,8 +78,8 @@ def step(state, batch):
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.float32(1e-2),
         "tokens": tokens,
-        "source_nll": jax.ops.segment_sum(nll, batch.source, len(SOURCES)),
-        "source_tokens": jax.ops.segment_sum(rows, batch.source, len(SOURCES)),
+        "loss_by_source": jax.ops.segment_sum(nll, batch.source, len(SOURCES)),
+        "tokens_by_source": jax.ops.segment_sum(rows, batch.source, len(SOURCES)),
     }
     return TrainState(
         state.step + 1, optax.apply_updates(state.params, updates), opt_state
@@ -85,3 +89,10 @@ def step(state, batch):
 def one_mesh():
     config = MeshConfig()
     return make_mesh(config, jax.devices()[:1]), config.rules()
+
+
+def feed(stream, size_at, depth=2):
+    """Batches of a ``ToyStream`` on one device."""
+    mesh, rules = one_mesh()
+    batch = ToyBatch(*(batch_sharding(mesh, rules, n) for n in (2, 2, 1)))
+    return StreamFeed(stream, size_at, Placement(mesh, rules, None, batch), depth)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 
 import jax
 import numpy as np
@@ -11,11 +10,13 @@ import pytest
 import zoo
 from zoo import CASES, CUT
 
+from t5x_llm.hf.references import MODULES
+
 
 def reference(name):
     """(config, read, tokens) -> logits, or None."""
-    kind = CASES[name]["model_type"].replace("-", "_")
-    if importlib.util.find_spec(f"t5x_llm.hf.references.{kind}") is None:
+    kind = MODULES.get(CASES[name]["model_type"])
+    if kind is None:
         return None
     return getattr(importlib.import_module(f"t5x_llm.hf.references.{kind}"), kind)
 

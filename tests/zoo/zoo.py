@@ -161,30 +161,20 @@ def train(name: str, devices: int, steps: int = 30) -> np.ndarray:
 def losses(family: Any, batches: Iterable[Any], devices: int) -> np.ndarray:
     """Losses of AdamW steps on batches (``Model.loss``) of bytes, data x fsdp x tensor."""
     import optax
+    from steps import prepare
 
     from t5x_llm.data.batch import Batch
+    from t5x_llm.optim import Optimizer
     from t5x_llm.parallel import MeshConfig, make_mesh
-    from t5x_llm.train.state import init_state, state_shardings
-    from t5x_llm.train.step import make_train_step
 
     made = Model(dataclasses.replace(family, vocab_size=256).decoder(), Policy(compute="float32"))
     sizes = dict(data=2, fsdp=2, tensor=2) if devices == 8 else dict(data=1, fsdp=1, tensor=1)
     mesh_config = MeshConfig(**sizes)
     mesh, rules = make_mesh(mesh_config, jax.devices()[:devices]), mesh_config.rules()
-    tx = optax.adamw(RATE)
-    state = init_state(made, tx, jax.random.key(0), mesh, rules)
-    step = make_train_step(
-        made,
-        tx,
-        optax.constant_schedule(RATE),
-        mesh=mesh,
-        rules=rules,
-        state_shardings=state_shardings(made, tx, mesh, rules),
-        n_sources=1,
-    )
-    found = []
+    parts = prepare(made, Optimizer(), mesh, rules, tx=optax.adamw(RATE), sources=("a",))
+    state, found = parts.init(), []
     for batch in batches:
-        state, metrics = step(state, Batch(**vars(batch), source=np.zeros(8, np.int32)))
+        state, metrics = parts.step(state, Batch(**vars(batch), source=np.zeros(8, np.int32)))
         found.append(float(metrics["loss"]))
     return np.asarray(found)
 

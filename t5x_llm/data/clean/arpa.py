@@ -71,7 +71,7 @@ def train_arpa(
 
 
 def _counts(read: Sequence[Gram], known: set[str], order: int) -> list[Counter[Gram]]:
-    """What the formula calls c, for n-grams of each order."""
+    """Returns the counts c of the formula, for n-grams of each order."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for sentence in read:
         words = (_START, *(w if w in known else _UNKNOWN for w in sentence), _END)
@@ -98,7 +98,7 @@ def _discount(counts: Counter[Gram]) -> float:
 
 
 def _weights(counts: Counter[Gram]) -> dict[Gram, float]:
-    """What each history leaves to shorter ones: D N(h) / c(h)."""
+    """Returns the weight that each history leaves to shorter ones: D N(h) / c(h)."""
     discount = _discount(counts)
     total: Counter[Gram] = Counter()
     kinds: Counter[Gram] = Counter()

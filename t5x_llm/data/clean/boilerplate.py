@@ -192,7 +192,7 @@ def _any(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def find_template_lines(texts: Iterable[str], min_share: float = 0.2, least: int = 5) -> list[str]:
-    """Lines on at least ``min_share`` of the pages of one source, and on ``least``; most first.
+    """Finds lines on at least ``min_share``, and ``least``, of one source's pages; frequent first.
 
     Digits count as equal, so that dates and page numbers do not hide a template.
     """
@@ -210,14 +210,14 @@ def _key(line: str) -> str:
 
 
 def _single(line: str) -> str:
-    """The line with single blanks, none at its ends."""
+    """Returns the line with single blanks and none at its ends."""
     return " ".join(line.split())
 
 
 def _without(
     document: Document, unwanted: Callable[[str], bool], most: float, longest: int = _LONGEST
 ) -> Answer:
-    """The document without the lines that are unwanted; counts them."""
+    """Returns the document without the unwanted lines, which are counted in ``meta``."""
     lines = document.text.split("\n")
     kept, cut = [], 0
     for line in lines:

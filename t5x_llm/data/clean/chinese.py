@@ -39,7 +39,7 @@ _POLICY = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ChineseQuality:
-    """What Gopher's rules of quality ask of English, asked of Chinese.
+    """Gopher's rules of quality, adapted to Chinese.
 
     Attributes:
       min_characters, max_characters: of Han. Classical poems have 20 to 60.

@@ -31,7 +31,7 @@ _MOST_BYTES = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierTraining:
-    """How a classifier is trained.
+    """Options of training a classifier.
 
     Its features are words and pairs of words, of Chinese characters and pairs of them, hashed; its
     model is logistic regression with an L2 penalty.
@@ -58,17 +58,19 @@ class ClassifierTraining:
 
 
 class Classifier:
-    """A trained model: texts in, a probability for each label out."""
+    """Trained classifier, which gives a text a probability for each label."""
 
     def __init__(self, labels: Sequence[str], weights: np.ndarray, bias: np.ndarray, read: int):
-        """Takes weights of [features, labels] and bias of [labels], float32; ``read`` characters
-        of a text are looked at."""
+        """Takes weights [features, labels] and bias [labels], float32.
+
+        The first ``read`` characters of a text are looked at.
+        """
         self.labels = tuple(labels)
         self.weights, self.bias, self.read = weights, bias, read
         self._vectorizer = _vectorizer(weights.shape[0])
 
     def scores(self, text: str) -> dict[str, float]:
-        """The probability of each label; they sum to 1."""
+        """Returns the probability of each label; they sum to 1."""
         row = self._vectorizer.transform([text[: self.read]])
         logits = (row.data @ self.weights[row.indices] + self.bias).astype(np.float64)
         odds = np.exp(logits - logits.max())
@@ -92,10 +94,10 @@ class Classifier:
 
 
 def load_classifier(field: str, directory: str | os.PathLike[str]) -> Classifier:
-    """Reads a model.
+    """Loads a classifier from its directory.
 
     Raises:
-      ConfigError: naming ``field``, if there is none, or it is not whole.
+      ConfigError: naming ``field``, if there is no model or it is incomplete.
     """
     path = as_path(directory)
     try:

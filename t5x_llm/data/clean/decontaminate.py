@@ -1,11 +1,11 @@
-"""Documents that hold an item of an evaluation set, by n-grams, are kept out and listed."""
+"""Search for evaluation sets: documents that share n-grams with an item are kept out and listed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,21 +75,21 @@ class Decontaminate:
     def name(self) -> str:
         return "decontaminate"
 
-    def open(self) -> Callable[[Document], Answer]:
-        """Reads the sets.
+    def open(self) -> EvalSearch:
+        """Reads the sets and returns the step that searches documents for them.
 
         Raises:
           DataError: a file that is not there, or is not what it should be; a set of which no item
             is long enough to be looked for.
         """
-        return _Search(self)
+        return EvalSearch(self)
 
 
-class _Search:
-    """The n-grams of all items, sorted, and which item each is of.
+class EvalSearch:
+    """Sorted n-grams of all items, with the item of each.
 
     Attributes:
-      notes: what it will not find, for the user.
+      notes: lines for the user about items that are too short to be found.
     """
 
     def __init__(self, config: Decontaminate):
@@ -148,14 +148,14 @@ class _Search:
 
 
 def _sorted(grams: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct n-grams in order, and the first item that has each."""
+    """Returns the distinct n-grams in order, and the first item that has each."""
     every, of = np.concatenate(grams), np.concatenate(owners)
     table, first = np.unique(every, return_index=True)
     return table, of[first]
 
 
 def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
-    """``set#line`` and text of each field of each item."""
+    """Yields ``set#line`` and text of each field of each item."""
     for path in each.files:
         try:
             raw = as_path(path).read_bytes()
@@ -175,7 +175,7 @@ def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
 
 
 def _lines(raw: bytes) -> list[str]:
-    """Those of jsonl, which line separators of Unicode do not end."""
+    """Splits jsonl at line feeds; Unicode's other line separators end no line of it."""
     return raw.decode().split("\n")
 
 

@@ -1,4 +1,4 @@
-"""What a step of cleaning receives and answers."""
+"""Interface of the steps of cleaning: a document in, a document or a drop out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """A document on its way.
+    """Document on its way through a cleaning.
 
     Attributes:
-      id: where it came from: ``source/file#number``, unique in a run.
+      id: its origin, ``source/file#number``, unique in a run.
       text: its text.
       meta: what is known of it: fields of its record, and what steps found (``language``, scores).
     """
@@ -23,25 +23,25 @@ class Document:
 
     @property
     def language(self) -> str:
-        """Its language as far as known: ``en``, ``zh``; otherwise empty."""
+        """The document's language, such as ``en`` or ``zh``; empty if it is not known."""
         return str(self.meta.get("language") or "")
 
     def concerns(self, language: str) -> bool:
-        """Whether a step for ``language`` is meant: empty is any; what is unknown is judged."""
+        """Returns whether a step for ``language`` applies: empty is any, unknown is judged."""
         return not language or self.language in ("", language)
 
     def with_text(self, text: str) -> Document:
-        """The same document with another text."""
+        """Returns the same document with another text."""
         return dataclasses.replace(self, text=text)
 
     def with_meta(self, **found: Any) -> Document:
-        """The same document, more known of it."""
+        """Returns the same document with further entries of ``meta``."""
         return dataclasses.replace(self, meta={**self.meta, **found})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drop:
-    """The answer of a step that keeps a document out.
+    """Answer of a step that keeps a document out.
 
     Attributes:
       reason: one of a few words a step, counted in the report: ``too short``.
@@ -58,7 +58,7 @@ Answer = Document | Drop
 
 
 class Step(Protocol):
-    """A frozen dataclass that gin can fill; pure: the same document gives the same answer.
+    """Step of cleaning: a frozen dataclass, pure, so that equal documents get equal answers.
 
     Mappings of counts that it puts into ``meta`` are summed in the report, floats drawn.
     ``open`` is called once in each worker and loads what the step needs (models, lists).

@@ -84,7 +84,7 @@ def _lost(text: str) -> float:
 
 
 def _from_gbk(match: re.Match[str]) -> str:
-    """UTF-8 read as GBK becomes what it was; other runs stay.
+    """Restores UTF-8 that was read as GBK; other runs stay.
 
     True GBK is hardly ever valid UTF-8 of Chinese: that takes rare characters in every third place.
     """
@@ -103,11 +103,11 @@ def _from_gbk(match: re.Match[str]) -> str:
 
 
 def _from_latin(text: str) -> str:
-    """GBK read as Latin-1 or Windows-1252 becomes Chinese; other texts stay.
+    """Restores Chinese from GBK that was read as Latin-1 or Windows-1252; other texts stay.
 
-    Of a line, half of the letters must be foreign and their bytes no UTF-8; of what such lines
-    become, most must be signs and frequent characters, GB 2312's first level, which ends at D7.
-    A text that is read wrongly is so in all its lines.
+    Half of a line's letters must be foreign and their bytes no UTF-8; most of the signs that such
+    lines become must be punctuation and frequent characters, GB 2312's first level, which ends at
+    D7. A text that was read wrongly was so in all its lines.
     """
     lines = text.split("\n")
     found: dict[int, str] = {}
@@ -146,7 +146,7 @@ def _is_utf8(raw: bytes) -> bool:
 
 
 def _is_chinese(text: str) -> bool:
-    """Whether all is of Chinese text; the last one may be ASCII, taken for part of a sign."""
+    """Returns whether all signs are of Chinese text; the last may be ASCII, cut off a sign."""
     if text[-1:].isascii():
         text = text[:-1]
     return bool(text) and all(

@@ -1,4 +1,4 @@
-"""Dirty text to clean text: phases of independent tasks, killed without harm.
+"""Engine of cleaning, from dirty to clean text: phases of independent tasks, safe to kill.
 
     <output>/data/*.jsonl.zst   what is kept: text, id, source, meta; named in the inputs' order
     <output>/quarantine.jsonl   what could not be read, with the reason
@@ -28,22 +28,22 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
-from t5x_llm.data.clean.config import Clean, Input
+from t5x_llm.data.clean.clean_config import Clean, Input
 from t5x_llm.data.clean.jobs import (
     QUARANTINE,
     REMOVED,
-    Context,
+    CleanContext,
     Shard,
     clean_shard,
     open_steps,
     scan_files,
 )
-from t5x_llm.data.clean.parts import LineWriter, Part
-from t5x_llm.data.clean.phases import BeamRunner, Phases, PoolRunner, Task, fingerprint
+from t5x_llm.data.clean.parts import CorpusPart, LineWriter
+from t5x_llm.data.clean.phases import BeamRunner, CleanTask, Phases, PoolRunner, fingerprint
 from t5x_llm.data.clean.read.files import File, find_files
 from t5x_llm.data.clean.read.formats import Format
 from t5x_llm.data.clean.read.records import Bad
-from t5x_llm.data.clean.report import write_report
+from t5x_llm.data.clean.report_page import write_report
 from t5x_llm.data.clean.tally import Tally
 from t5x_llm.data.reading import Scan, plan_jobs
 
@@ -53,18 +53,18 @@ _SCAN_FILES, _SCAN_BYTES = 1000, 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run made: its manifest, and whether it was there already."""
+    """Outcome of a run: its manifest, and whether the manifest was there already."""
 
     manifest: dict[str, Any]
     unchanged: bool
 
 
-def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
+def run(clean: Clean, say: Callable[[str], object] = tqdm.write) -> Outcome:
     """Cleans what has not been cleaned yet.
 
     Args:
       clean: the configuration.
-      say: takes the lines that tell what is done.
+      say: receives lines of progress.
 
     Raises:
       ConfigError: an output that cannot be written, a step that lacks what it needs.
@@ -86,24 +86,24 @@ def run(clean: Clean, say: Callable[[str], Any] = tqdm.write) -> Outcome:
             return Outcome(manifest, True)
         as_path(f"{out}/manifest.json").unlink(missing_ok=True)
         manifest = _run(clean, out, plan, phases)
-        say(_told(manifest, out, time.monotonic() - begin))
+        say(_summary(manifest, out, time.monotonic() - begin))
     return Outcome(manifest, False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be done: files by input, those set aside, and the tasks of the clean phase."""
+class CleanPlan:
+    """Plan of a run: files by input, those set aside, and the tasks of the clean phase."""
 
     fingerprint: str
     files: dict[str, list[dict[str, Any]]]
     bad: list[Bad]
-    tasks: list[Task]
+    tasks: list[CleanTask]
 
 
-def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
+def _plan(clean: Clean, out: str, phases: Phases) -> CleanPlan:
     """Looks at the inputs, each file once."""
     bad: list[Bad] = []
-    tasks: list[Task] = []
+    tasks: list[CleanTask] = []
     owners: list[tuple[Input, tuple[File, ...]]] = []
     for number, source in enumerate(clean.inputs):
         files, wrong = find_files(source)
@@ -119,9 +119,9 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
         for batch in _batches(files):
             mark = fingerprint(FORMAT, about, batch)
             size = sum(file.size for file in batch)
-            tasks.append(Task(f"{source.name}-{len(tasks):05d}", mark, size, (number, batch)))
+            tasks.append(CleanTask(f"{source.name}-{len(tasks):05d}", mark, size, (number, batch)))
             owners.append((source, batch))
-    phases.run("scan", scan_files, Context(clean, ""), tasks)
+    phases.run("scan", scan_files, CleanContext(clean, ""), tasks)
     scans: dict[str, list[tuple[File, Format, Scan]]] = {s.name: [] for s in clean.inputs}
     for (source, batch), found in zip(owners, phases.results("scan", tasks), strict=True):
         for file, seen in zip(batch, found, strict=True):
@@ -136,7 +136,7 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
         raise DataError(f"No input can be read ({reasons}). Check Input.files and Input.format.")
     how = [clean.described()[name] for name in ("steps", "decontaminate", "limits", "compression")]
     how = [FORMAT, how, _content_of(how), clean.shard_bytes, clean.dedup is None]
-    shards: list[Task] = []
+    shards: list[CleanTask] = []
     for number, source in enumerate(clean.inputs):
         shards += _shards(clean, number, scans[source.name], how)
     described = {
@@ -150,7 +150,7 @@ def _plan(clean: Clean, out: str, phases: Phases) -> Plan:
         clean.described()["dedup"], [task.fingerprint for task in shards],
         [dataclasses.astuple(each) for each in bad],
     )  # fmt: skip
-    return Plan(mark, described, bad, shards)
+    return CleanPlan(mark, described, bad, shards)
 
 
 def _batches(files: Sequence[File]) -> Iterator[tuple[File, ...]]:
@@ -168,8 +168,8 @@ def _batches(files: Sequence[File]) -> Iterator[tuple[File, ...]]:
 
 def _shards(
     clean: Clean, number: int, scans: list[tuple[File, Format, Scan]], how: list[Any]
-) -> Iterator[Task]:
-    """The tasks that clean one input."""
+) -> Iterator[CleanTask]:
+    """Yields the tasks that clean one input."""
     source = clean.inputs[number]
     for index, stretches in enumerate(plan_jobs([s for *_, s in scans], clean.shard_bytes)):
         of = [scans[stretch.file] for stretch in stretches]
@@ -183,11 +183,11 @@ def _shards(
         ]
         about = {**dataclasses.asdict(source), "files": ()}
         size = sum(stretch.stop - stretch.start for stretch in stretches)
-        yield Task(f"{source.name}-{index:05d}", fingerprint(how, about, seen), size, shard)
+        yield CleanTask(f"{source.name}-{index:05d}", fingerprint(how, about, seen), size, shard)
 
 
-def _content_of(described: Any) -> list[str]:
-    """Hashes of the files that a configuration names: lists of words, models."""
+def _content_of(described: object) -> list[str]:
+    """Hashes the files that a configuration names: lists of words, models."""
     if isinstance(described, dict):
         values = list(described.values())
         folder = described.get("model")
@@ -204,18 +204,20 @@ def _content_of(described: Any) -> list[str]:
     return []
 
 
-def _run(clean: Clean, out: str, plan: Plan, phases: Phases) -> dict[str, Any]:
-    """All phases but scan; the manifest, written."""
+def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, Any]:
+    """Runs all phases but scan; writes and returns the manifest."""
     data, work = f"{out}/data", f"{out}/.work"
     last = clean.dedup is None
-    phases.run("clean", clean_shard, Context(clean, data if last else f"{work}/parts"), plan.tasks)
+    phases.run(
+        "clean", clean_shard, CleanContext(clean, data if last else f"{work}/parts"), plan.tasks
+    )
     tally = Tally()
     for bad in plan.bad:
         tally.quarantined(bad.reason, bad.id, bad.detail)
-    parts: list[Part] = []
+    parts: list[CorpusPart] = []
     quarantined = len(plan.bad)
     for result in phases.results("clean", plan.tasks):
-        parts += [Part(*each) for each in result["parts"]]
+        parts += [CorpusPart(*each) for each in result["parts"]]
         tally.merge(Tally.from_json(result["tally"]))
         quarantined += result["quarantined"]
     listed = [phases.path("clean", task) + REMOVED for task in plan.tasks]
@@ -257,7 +259,7 @@ def _run(clean: Clean, out: str, plan: Plan, phases: Phases) -> dict[str, Any]:
 
 
 def _finished(out: str, mark: str) -> dict[str, Any] | None:
-    """The manifest, if all that it names is there and of this plan."""
+    """Returns the manifest if all that it names is there and of this plan, else None."""
     try:
         manifest = json.loads(as_path(f"{out}/manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -269,7 +271,7 @@ def _finished(out: str, mark: str) -> dict[str, Any] | None:
 
 
 def _tidy(data: str, wanted: set[str]) -> None:
-    """Removes parts of an earlier run, and what a killed one left half-written."""
+    """Removes parts of an earlier run, and half-written files of a killed one."""
     folder = as_path(data)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
@@ -278,7 +280,7 @@ def _tidy(data: str, wanted: set[str]) -> None:
             path.unlink()
 
 
-def _told(manifest: dict[str, Any], out: str, seconds: float) -> str:
+def _summary(manifest: dict[str, Any], out: str, seconds: float) -> str:
     lines = []
     for name, counts in manifest["sources"].items():
         read, kept = (
@@ -297,7 +299,7 @@ def _told(manifest: dict[str, Any], out: str, seconds: float) -> str:
 
 @contextlib.contextmanager
 def _lock(out: str) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when a process dies."""
+    """Lets one process in at a time; the system frees the lock when a process dies."""
     if "://" in out:
         yield
         return

@@ -27,7 +27,7 @@ _ALONE_RANGES = (
 
 @functools.cache
 def _classes() -> np.ndarray:
-    """[code points] uint8: separator, part of a word, or a word of its own."""
+    """Returns [code points] uint8: separator, part of a word, or a word of its own."""
     classes = np.zeros(_LAST, np.uint8)
     for point in range(0x30000):
         # Letters, digits and the marks that belong to letters.
@@ -41,7 +41,7 @@ def _classes() -> np.ndarray:
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """[...] uint64: a bijection whose every output bit depends on all input bits (splitmix64)."""
+    """Maps [...] uint64 one to one; each output bit depends on all input bits (splitmix64)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -50,7 +50,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _powers() -> tuple[np.ndarray, np.ndarray]:
-    """Powers of the base modulo 2**64, and of its inverse, as many as a block has characters."""
+    """Returns powers of the base and of its inverse modulo 2**64, one a character of a block."""
     up = np.full(_BLOCK + _LONGEST, _BASE, np.uint64)
     down = np.full(_BLOCK + _LONGEST, pow(_BASE, -1, 1 << 64), np.uint64)
     up[0] = down[0] = 1
@@ -59,12 +59,12 @@ def _powers() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _mixed() -> np.ndarray:
-    """[code points] uint64: a hash of each."""
+    """Returns [code points] uint64, a hash of each."""
     return mix(np.arange(_LAST, dtype=np.uint64))
 
 
 def words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The words of a text in lower case, punctuation and white space aside.
+    """Hashes the words of a text in lower case, without punctuation and white space.
 
     A word is a run of letters and digits; a character of Chinese, Japanese or another script
     without spaces is a word of its own.
@@ -99,7 +99,7 @@ def words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
-    """[words - n + 1] uint64 hashes of the n-grams of [words] uint64; one of all if they are fewer.
+    """Hashes the n-grams of words [words] uint64 to [words - n + 1]; fewer words are one n-gram.
 
     Returns none for no words.
     """
@@ -113,12 +113,12 @@ def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def text_key(text: str) -> bytes:
-    """16 bytes: hash of a text, letter case, width and white space aside (NFKC)."""
+    """Returns a hash of 16 bytes that ignores letter case, width and white space (NFKC)."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def random_words(count: int, seed: int) -> np.ndarray:
-    """[count] uint64 that depend on ``seed`` alone, on no version of a library."""
+    """Returns [count] uint64 that depend on ``seed`` alone, on no version of a library."""
     numbers: Any = np.arange(count, dtype=np.uint64)
     return mix(mix(numbers + np.uint64(1)) + np.uint64(seed % (1 << 64)))

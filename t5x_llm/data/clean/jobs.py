@@ -1,4 +1,4 @@
-"""The tasks of reading and cleaning: pure functions of their files."""
+"""Tasks of reading and cleaning, which are pure functions of their files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Clean
+from t5x_llm.data.clean.clean_config import Clean
+from t5x_llm.data.clean.decontaminate import EvalSearch
 from t5x_llm.data.clean.document import Drop
 from t5x_llm.data.clean.parts import LineWriter, PartWriter
 from t5x_llm.data.clean.read.bounded import QuarantineError
@@ -31,12 +32,12 @@ _SHARDS_A_PART = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """What all tasks of a run know.
+class CleanContext:
+    """Context that the tasks of scanning and cleaning receive.
 
     Attributes:
       clean: the configuration.
-      folder: where parts go that this phase writes.
+      folder: directory of the parts that this phase writes.
     """
 
     clean: Clean
@@ -44,13 +45,13 @@ class Context:
 
     @property
     def part_bytes(self) -> int:
-        """Of text in a part, about."""
+        """Bytes of text in a part, approximately."""
         return _SHARDS_A_PART * self.clean.shard_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What one task cleans: of files of one input, by its number, stretches."""
+    """Shard that one task cleans: stretches of files of one input, which has a number."""
 
     source: int
     stretches: tuple[Stretch, ...]
@@ -58,11 +59,13 @@ class Shard:
     kinds: tuple[Format, ...]
 
 
-def scan_files(context: Context, argument: tuple[int, tuple[File, ...]], base: str) -> Any:
-    """Looks at files: what they are, their hash, and where they can be cut.
+def scan_files(
+    context: CleanContext, argument: tuple[int, tuple[File, ...]], base: str
+) -> list[dict[str, Any]]:
+    """Scans files for their format, their hash, and the places where they can be cut.
 
     Returns:
-      For each file its format, sha256 and cuts; or why it is quarantined.
+      For each file its format, sha256 and cuts; or the reason why it is quarantined.
     """
     source = context.clean.inputs[argument[0]]
     found: list[dict[str, Any]] = []
@@ -88,7 +91,7 @@ def scan_files(context: Context, argument: tuple[int, tuple[File, ...]], base: s
 
 
 def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
-    """As those of ``scan``, between row groups."""
+    """Returns cuts like those of ``scan``, between row groups."""
     with as_path(path).open("rb") as raw:
         cuts = [(0, 1)]
         for group in row_groups(open_parquet(raw)):
@@ -98,11 +101,11 @@ def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
 
 
 # The chain of the last run whose tasks this process performed; models load once in a worker.
-_OPENED: dict[str, tuple[Chain, Any]] = {}
+_OPENED: dict[str, tuple[Chain, EvalSearch | None]] = {}
 
 
-def open_steps(clean: Clean) -> tuple[Chain, Any]:
-    """The steps and the search for evaluation sets, opened once in a process."""
+def open_steps(clean: Clean) -> tuple[Chain, EvalSearch | None]:
+    """Returns the steps and the search for evaluation sets, opened once in a process."""
     key = repr((clean.steps, clean.decontaminate))
     if key not in _OPENED:
         _OPENED.clear()
@@ -111,11 +114,11 @@ def open_steps(clean: Clean) -> tuple[Chain, Any]:
     return _OPENED[key]
 
 
-def clean_shard(context: Context, shard: Shard, base: str) -> Any:
+def clean_shard(context: CleanContext, shard: Shard, base: str) -> dict[str, Any]:
     """Reads and cleans a shard.
 
     Returns:
-      ``parts`` written, ``tally``, how many were ``quarantined``.
+      ``parts`` written, ``tally``, number of documents ``quarantined``.
     """
     clean = context.clean
     source = clean.inputs[shard.source]

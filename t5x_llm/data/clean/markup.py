@@ -1,4 +1,4 @@
-"""What is left of HTML in text that was taken for plain."""
+"""Removal of HTML's markup from text that was taken for plain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way of writing what can be written in several."""
+"""Normalisation of text that can be written in several ways."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NOT_CHINESE = re.compile(f"[{KANA}{HANGUL}]")
 
 @dataclasses.dataclass(frozen=True)
 class Normalise:
-    """Unicode form, invisible characters, blank space, and Chinese script.
+    """Normalises Unicode form, invisible characters, blank space, and Chinese script.
 
     Attributes:
       form: ``NFC`` composes letters and their marks and changes no letter that is seen; ``NFKC``
@@ -100,7 +100,7 @@ class Normalise:
 
 
 def _blanks(text: str, indent: bool) -> str:
-    """Runs of blanks become one space, those at the start of a line stay if wanted."""
+    """Makes runs of blanks one space; those at the start of a line stay if wanted."""
 
     def one(match: re.Match[str]) -> str:
         at = match.start()

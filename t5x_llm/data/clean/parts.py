@@ -1,4 +1,4 @@
-"""Parts: files of documents of bounded size, one JSON object a line, there whole or not at all."""
+"""Parts of a corpus: files of bounded size, one JSON object a line, there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.document import Document
@@ -18,14 +18,14 @@ DOCUMENTS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A file of documents.
+class CorpusPart:
+    """One file of documents.
 
     Attributes:
-      file: its name.
-      documents: how many.
-      bytes: of their texts.
-      sha256: of the file, hex.
+      file: name of the file.
+      documents: number of documents.
+      bytes: UTF-8 bytes of their texts.
+      sha256: SHA-256 of the file, hex.
     """
 
     file: str
@@ -34,15 +34,15 @@ class Part:
     sha256: str
 
 
-def dump_parts(parts: list[Part]) -> str:
-    """As JSON: lists of the fields."""
+def dump_parts(parts: list[CorpusPart]) -> str:
+    """Returns parts as JSON: lists of their fields."""
     return json.dumps([dataclasses.astuple(part) for part in parts])
 
 
 class _Hashed:
-    """A file that hashes what is written."""
+    """File that hashes the bytes written to it."""
 
-    def __init__(self, file: Any):
+    def __init__(self, file: IO[bytes]):
         self._file, self.hash = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
@@ -58,15 +58,15 @@ class PartWriter:
     """Writes documents into ``<name>-000.jsonl.zst``, ``<name>-001.jsonl.zst`` and so on.
 
     Args:
-      folder: where.
-      name: of the files.
+      folder: directory of the files.
+      name: name of the files.
       compression: ``zst`` or ``none``.
       most: bytes of text in a part, about; None makes one part, ``<name>.jsonl.zst``.
     """
 
     def __init__(self, folder: str, name: str, compression: str, most: int | None):
         self._folder, self._name, self._zst, self._most = folder, name, compression == "zst", most
-        self._parts: list[Part] = []
+        self._parts: list[CorpusPart] = []
         self._file: Any = None
 
     def write(self, document: Document) -> None:
@@ -86,8 +86,8 @@ class PartWriter:
         if most is not None and (self._bytes >= most or self._documents >= DOCUMENTS):
             self._end()
 
-    def close(self) -> list[Part]:
-        """The parts, in order."""
+    def close(self) -> list[CorpusPart]:
+        """Closes the last part and returns all parts, in order."""
         if self._file is not None:
             self._end()
         return self._parts
@@ -115,11 +115,11 @@ class PartWriter:
         self._file = None
         self._temporary.replace(self._target)
         digest = self._hashed.hash.hexdigest()
-        self._parts.append(Part(self._target.name, self._documents, self._bytes, digest))
+        self._parts.append(CorpusPart(self._target.name, self._documents, self._bytes, digest))
 
 
 def read_part(path: str) -> Iterator[Document]:
-    """The documents of a part, in order."""
+    """Yields the documents of a part, in order."""
     with as_path(path).open("rb") as raw:
         file: Any = raw
         if path.endswith(".zst"):
@@ -133,7 +133,7 @@ def read_part(path: str) -> Iterator[Document]:
 
 
 class LineWriter:
-    """JSON lines that appear at ``path`` when it is closed; a context manager."""
+    """Writer of JSON lines that appear at ``path`` when it is closed; a context manager."""
 
     def __init__(self, path: str):
         self._target = as_path(path)
@@ -144,12 +144,12 @@ class LineWriter:
     def __enter__(self) -> LineWriter:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._file.close()
         if kind is None:
             self._temporary.replace(self._target)
 
-    def write(self, **fields: Any) -> None:
+    def write(self, **fields: object) -> None:
         """Adds an object."""
         line = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
         self._file.write(line + b"\n")

@@ -1,4 +1,4 @@
-"""How surprising a text is to a language model of n-grams, by KenLM."""
+"""Perplexity of a text under a language model of n-grams, by KenLM."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Perplexity:
 
 
 def perplexity(model: Any, text: str, language: str) -> float:
-    """Of a word of the text, ends of sentences counted: 10^(-log10 p / words)."""
+    """Returns the perplexity of a word, 10^(-log10 p / words); ends of sentences are words."""
     total, count = 0.0, 0
     for sentence in _sentences(text, language):
         total += model.score(" ".join(sentence))
@@ -98,7 +98,7 @@ def train_language_model(
       order: of its longest n-grams; 0 is 3 for English, 5 for Chinese characters.
 
     Returns:
-      How many n-grams it has.
+      The number of n-grams of the model.
     """
     check_choice("language", language, LANGUAGES)
     sentences = (s for text in texts for s in _sentences(text, language))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -25,14 +26,14 @@ _BYTES_A_WORKER = 2 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """One call of a phase's function.
+class CleanTask:
+    """Task of a phase: one call of the phase's function.
 
     Attributes:
-      name: of its files.
+      name: name of its files.
       fingerprint: hash of all that decides what it writes.
       size: bytes of its input, for the progress bar.
-      argument: of the function.
+      argument: argument of the function.
     """
 
     name: str
@@ -45,13 +46,13 @@ class Task:
 Function = Callable[[Any, Any, str], Any]
 
 
-def fingerprint(*parts: Any) -> str:
-    """Hash of JSON-able parts, hex."""
+def fingerprint(*parts: object) -> str:
+    """Returns a hash of JSON-able parts, hex."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def perform(function: Function, context: Any, folder: str, task: Task) -> None:
+def perform(function: Function, context: Any, folder: str, task: CleanTask) -> None:
     """Runs a task and marks it as finished."""
     # A marker of other settings must not vouch for files half overwritten.
     as_path(f"{folder}/{task.name}.json").unlink(missing_ok=True)
@@ -61,18 +62,18 @@ def perform(function: Function, context: Any, folder: str, task: Task) -> None:
 
 
 class Runner(Protocol):
-    """Performs tasks, in any order and anywhere."""
+    """Performer of tasks, in any order and on any machine."""
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[Task], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: tqdm
     ) -> None: ...
 
 
 class PoolRunner:
-    """On processes of this machine.
+    """Runner on processes of this machine.
 
     Args:
-      workers: how many; 0 is one a core.
+      workers: number of processes; 0 is one a core.
     """
 
     def __init__(self, workers: int):
@@ -86,11 +87,16 @@ class PoolRunner:
     def __enter__(self) -> PoolRunner:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._pool.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[Task], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: tqdm
     ) -> None:
         total = sum(task.size for task in tasks)
         if len(tasks) < 2 or self._workers < 2 or (not self._wanted and total < _BYTES_A_WORKER):
@@ -103,10 +109,10 @@ class PoolRunner:
 
 
 class BeamRunner:
-    """As a pipeline a phase, on any runner that Apache Beam has; files must be where it can see.
+    """Runner by Apache Beam, one pipeline a phase; its workers must see all files.
 
     Args:
-      options: flags of the pipeline, such as ``--runner=DataflowRunner``.
+      options: flags of the pipelines, such as ``--runner=DataflowRunner``.
     """
 
     def __init__(self, options: Sequence[str]):
@@ -122,11 +128,11 @@ class BeamRunner:
     def __enter__(self) -> BeamRunner:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def run(
-        self, function: Function, context: Any, folder: str, tasks: Sequence[Task], bar: Any
+        self, function: Function, context: Any, folder: str, tasks: Sequence[CleanTask], bar: tqdm
     ) -> None:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -142,7 +148,7 @@ class BeamRunner:
         bar.update(sum(task.size for task in tasks))
 
 
-def _perform(task: Task, function: Function, context: Any, folder: str) -> None:
+def _perform(task: CleanTask, function: Function, context: Any, folder: str) -> None:
     perform(function, context, folder, task)
 
 
@@ -158,7 +164,7 @@ class Phases:
         self._work, self._runner = work, runner
         self.performed = 0
 
-    def run(self, phase: str, function: Function, context: Any, tasks: Sequence[Task]) -> None:
+    def run(self, phase: str, function: Function, context: Any, tasks: Sequence[CleanTask]) -> None:
         """Performs those tasks of a phase that are not finished yet."""
         folder = f"{self._work}/{phase}"
         as_path(folder).mkdir(parents=True, exist_ok=True)
@@ -171,19 +177,19 @@ class Phases:
             self._runner.run(function, context, folder, left, bar)
         self.performed += len(left)
 
-    def results(self, phase: str, tasks: Sequence[Task]) -> Iterator[Any]:
-        """The results of a phase that was run, in order, one at a time."""
+    def results(self, phase: str, tasks: Sequence[CleanTask]) -> Iterator[Any]:
+        """Yields the results of a phase that was run, in order."""
         for task in tasks:
             marker = _read(f"{self._work}/{phase}", task)
             assert marker is not None, f"{phase}/{task.name} was not performed"
             yield marker["result"]
 
-    def path(self, phase: str, task: Task) -> str:
-        """Path without suffix of a task's files."""
+    def path(self, phase: str, task: CleanTask) -> str:
+        """Returns the path of a task's files, without suffix."""
         return f"{self._work}/{phase}/{task.name}"
 
 
-def _read(folder: str, task: Task) -> dict[str, Any] | None:
+def _read(folder: str, task: CleanTask) -> dict[str, Any] | None:
     try:
         marker = json.loads(as_path(f"{folder}/{task.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

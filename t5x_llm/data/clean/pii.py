@@ -1,4 +1,4 @@
-"""Personal data: addresses, telephone numbers, numbers of identity and of cards, masked."""
+"""Masking of personal data: addresses, telephone numbers, numbers of identity and of cards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STYLES = ("placeholder", "constant")
 
 
 class Kind(NamedTuple):
-    """A kind of personal data.
+    """Kind of personal data.
 
     Attributes:
-      pattern: what it looks like; addresses of mail are found from their @ on.
+      pattern: its form; None for addresses of mail, which are found from their @ on.
       constant: a harmless value of that form: reserved domains, numbers and networks.
-      check: whether a match is one.
+      check: test of whether a match is of this kind.
     """
 
     pattern: re.Pattern[str] | None
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 
 def is_chinese_id(text: str) -> bool:
-    """Whether 18 characters end with the check digit of GB 11643-1999 (ISO 7064 MOD 11-2)."""
+    """Tests whether 18 characters end with the check digit of GB 11643-1999 (ISO 7064)."""
     if len(text) != 18 or not (text[:17].isascii() and text[:17].isdecimal()):
         return False
     total = sum(int(digit) * pow(2, 17 - at, 11) for at, digit in enumerate(text[:17]))
@@ -39,7 +39,7 @@ def is_chinese_id(text: str) -> bool:
 
 
 def is_card(text: str) -> bool:
-    """Whether digits are 13 to 19, begin as cards do, and pass Luhn's check (ISO/IEC 7812-1)."""
+    """Tests whether a text has 13 to 19 digits, not all equal, that pass Luhn's check."""
     digits = [int(c) for c in text if c.isdigit()]
     if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
         return False
@@ -48,7 +48,7 @@ def is_card(text: str) -> bool:
 
 
 def is_public_ip(text: str) -> bool:
-    """Whether an address of IPv4, or of IPv6's 2000::/3, is of the public Internet."""
+    """Tests whether an address of IPv4, or of IPv6's 2000::/3, is of the public Internet."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -194,7 +194,7 @@ def _emails(text: str) -> list[Found]:
 
 
 def _places(text: str, hexadecimal: bool) -> Iterator[tuple[int, int]]:
-    """Where numbers may be, with what must not follow them."""
+    """Yields the places where numbers may be, with what must not follow them."""
     for match in _NUMBER.finditer(text):
         yield match.start(), match.end() + 2
     if hexadecimal and ":" in text:
@@ -207,7 +207,7 @@ def _numbers(
     place: tuple[int, int],
     patterns: Sequence[tuple[str, re.Pattern[str], Callable[[str], bool]]],
 ) -> list[Found]:
-    """What is in a place; of two kinds that overlap, the one that comes first in ``KINDS``."""
+    """Finds numbers in a place; if two kinds overlap, the one that is first in ``KINDS``."""
     found: list[Found] = []
     for name, pattern, check in patterns:
         for match in pattern.finditer(text, *place):

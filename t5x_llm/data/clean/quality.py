@@ -51,7 +51,7 @@ _REASONS = {
 
 
 def through(theirs: Any, language: str) -> Callable[[Document], Answer]:
-    """A step that answers what a filter of datatrove decides on documents of a language."""
+    """Returns a step that follows a filter of datatrove on documents of a language."""
     from datatrove.data import Document as Theirs
 
     def step(document: Document) -> Answer:
@@ -70,7 +70,7 @@ def through(theirs: Any, language: str) -> Callable[[Document], Answer]:
     return step
 
 
-def check_ratios(config: Any, *names: str) -> None:
+def check_ratios(config: object, *names: str) -> None:
     """Raises ConfigError unless these fields are ratios."""
     for name in names:
         check_number(f"{type(config).__name__}.{name}", getattr(config, name), low=0)
@@ -231,7 +231,7 @@ class GopherRepetition:
         return step
 
     def _top(self, found: Sequence[str], n: int) -> int:
-        """Characters of the most frequent n-gram, times how often it occurs."""
+        """Returns the characters of the most frequent n-gram, times its number of occurrences."""
         counts = Counter(n_grams(found, n))
         if not counts:
             return 0

@@ -25,7 +25,7 @@ _NEXT = re.compile(r"\s*[\"'“‘「『（(\[]*(\w)?")
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence; together they cover the text, blank space at their ends.
+    """Returns (start, end) of each sentence; together they cover the text and its blanks.
 
     A full stop ends no sentence after an abbreviation or an initial, nor where a small letter
     follows. Chinese full stops, question and exclamation marks, ellipses and semicolons do, with
@@ -35,7 +35,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def has_sentences(lines: Iterable[str], least: int) -> bool:
-    """Whether lines have so many sentences in all; the rest of them is not looked at."""
+    """Returns whether lines have ``least`` sentences in all; the rest is not looked at."""
     found = (span for line in lines for span in _spans(line))
     return sum(1 for _ in itertools.islice(found, least)) == least
 
@@ -61,7 +61,7 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, stripped; see ``sentence_spans``."""
+    """Returns the sentences of a text, stripped; see ``sentence_spans``."""
     found = (text[start:end].strip() for start, end in sentence_spans(text))
     return [sentence for sentence in found if sentence]
 

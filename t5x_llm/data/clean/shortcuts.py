@@ -5,20 +5,40 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from t5x_llm.data.clean.quality import GopherQuality
+from typing import Protocol
 
 Fractions = tuple[tuple[int, float], ...]
 
 
-def passes_gopher(
-    rules: GopherQuality, stop_words: Iterable[str], signs: set[str], text: str, found: list[str]
-) -> bool:
-    """Whether a text with these words passes every rule of quality.
+class GopherRules(Protocol):
+    """Thresholds of ``quality.GopherQuality``, which has their meaning."""
 
-    Each different word is looked at once. ``signs``: a word of nothing else is none.
+    @property
+    def min_words(self) -> int: ...
+    @property
+    def max_words(self) -> int: ...
+    @property
+    def min_word_length(self) -> float: ...
+    @property
+    def max_word_length(self) -> float: ...
+    @property
+    def max_symbol_ratio(self) -> float: ...
+    @property
+    def max_bullet_lines(self) -> float: ...
+    @property
+    def max_ellipsis_lines(self) -> float: ...
+    @property
+    def min_letter_words(self) -> float: ...
+    @property
+    def min_stop_words(self) -> int: ...
+
+
+def passes_gopher(
+    rules: GopherRules, stop_words: Iterable[str], signs: set[str], text: str, found: list[str]
+) -> bool:
+    """Returns whether a text with these words passes every rule of quality.
+
+    Each different word is looked at once. A word that consists of ``signs`` alone does not count.
     """
     counts = Counter(found)
     plain = size = letters = 0
@@ -40,7 +60,7 @@ def passes_gopher(
     )
 
 
-def _passes_lines(rules: GopherQuality, text: str) -> bool:
+def _passes_lines(rules: GopherRules, text: str) -> bool:
     dots, bullets = "..." in text or "…" in text, "•" in text or "-" in text
     if not (dots or bullets):
         return True
@@ -56,7 +76,7 @@ def _passes_lines(rules: GopherQuality, text: str) -> bool:
 def top_suspects(
     found: Sequence[str], size: int, blank: int, least: int, top: Fractions
 ) -> Fractions:
-    """Rules on the most frequent n-gram that may drop the words of a text of ``size`` characters.
+    """Returns the rules on the most frequent n-gram that may drop a text of ``size`` characters.
 
     The words of an n-gram are those of n / 2 pairs, rounded up, none of which is rarer: their
     characters, times how often it occurs, are no more than those of the pairs that have most.
@@ -72,7 +92,7 @@ def top_suspects(
 
 
 def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool:
-    """Whether no rule on repeated n-grams drops the words of a text of ``size`` characters.
+    """Returns whether no rule on repeated n-grams drops a text of ``size`` characters.
 
     A repeated n-gram consists of repeated k-grams for every k <= n, so that the characters of all
     words in repeated k-grams bound those that any rule from k on counts.
@@ -88,7 +108,7 @@ def repeats_little(found: Sequence[str], size: int, repeated: Fractions) -> bool
 
 
 def _covered(found: Sequence[str], n: int) -> int:
-    """Characters of the words in n-grams that were there before."""
+    """Returns the characters of the words in n-grams that were there before."""
     before: dict[tuple[str, ...], int] = {}
     first = map(before.setdefault, n_grams(found, n), itertools.count())
     again = [at for at, where in enumerate(first) if at != where]
@@ -100,7 +120,7 @@ def _covered(found: Sequence[str], n: int) -> int:
 
 
 def _repeated(found: Sequence[str], n: int) -> int:
-    """Characters of n-grams that were there before, as datatrove counts them: one after another."""
+    """Returns the characters of n-grams that were there before, counted as datatrove does."""
     text, starts = "".join(found), list(itertools.accumulate(map(len, found), initial=0))
     seen: set[str] = set()
     characters, at, last = 0, 0, len(found) - n
@@ -116,5 +136,5 @@ def _repeated(found: Sequence[str], n: int) -> int:
 
 
 def n_grams(found: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    """Of n words that follow each other."""
+    """Yields each n words that follow each other."""
     return zip(*(found[i:] for i in range(n)), strict=False)

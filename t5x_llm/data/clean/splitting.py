@@ -20,7 +20,7 @@ _CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
 
 def words(text: str, language: str) -> list[str]:
-    """The words of a text: English words, or Chinese characters; signs are words too."""
+    """Returns the words of a text: English words, or Chinese characters; signs are words too."""
     if language == BLANKS:
         return text.split()
     return (_CHINESE if language == "zh" else _ENGLISH).findall(text)
@@ -28,8 +28,9 @@ def words(text: str, language: str) -> list[str]:
 
 @functools.cache
 def splitter(language: str) -> Any:
-    """What datatrove's filters take as their ``language``: the same object for every filter, since
-    datatrove then splits a document once for all of them.
+    """Returns the splitter that datatrove's filters take as their ``language``.
+
+    All filters of a language get the same object, so that datatrove splits a document once.
 
     Raises:
       ConfigError: for a language other than ``en`` and ``zh``.

@@ -1,4 +1,4 @@
-"""All steps of cleaning, for gin: ``Clean.steps = (@FixEncoding(), @Language(), ...)``."""
+"""List of all steps of cleaning, for gin: ``Clean.steps = (@FixEncoding(), ...)``."""
 
 from t5x_llm.data.clean.boilerplate import Boilerplate, TemplateLines
 from t5x_llm.data.clean.chinese import (

@@ -17,7 +17,7 @@ FAILED = "a step failed"
 
 
 class Tally:
-    """What became of documents.
+    """Tally of documents: read, kept, dropped, changed, quarantined.
 
     All it holds is ``data``, plain JSON: counts of documents and characters, read, kept and
     dropped, by source, step and reason; histograms of lengths and scores; samples, those with the
@@ -85,12 +85,12 @@ class Tally:
                 _sum(self.data.setdefault(key, {}), theirs)
 
     def to_json(self) -> dict[str, Any]:
-        """The counts with sorted keys: equal tallies give equal bytes."""
+        """Returns the counts with sorted keys: equal tallies give equal bytes."""
         return _sorted(self.data)
 
     @classmethod
-    def from_json(cls, data: Any) -> Tally:
-        """A tally that was written; DataError for anything else."""
+    def from_json(cls, data: object) -> Tally:
+        """Returns a tally that was written; raises DataError for anything else."""
         tally = cls()
         if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):
             raise DataError("These are not counts of cleaning; clean that shard again.")
@@ -183,19 +183,19 @@ def _sorted(value: Any) -> Any:
 
 
 def _octave(size: int) -> str:
-    """Lengths by powers of two: the lower end of the bucket."""
+    """Returns the lower end of a length's bucket, a power of two."""
     return str(1 << (size.bit_length() - 1)) if size else "0"
 
 
 def _bucket(value: float) -> str:
-    """Scores up to 1 by twentieths, larger ones by quarters of an octave: the lower end."""
+    """Returns the lower end of a score's bucket: twentieths up to 1, then quarter octaves."""
     if value <= 1:
         return f"{math.floor(round(value * 20, 6)) / 20:.2f}"
     return f"{2 ** (math.floor(4 * math.log2(value)) / 4):.4g}"
 
 
 def _difference(step: str, before: str, after: str) -> dict[str, str]:
-    """Both texts from shortly before the first place where they differ."""
+    """Returns both texts from shortly before the first place where they differ."""
     low, high = 0, min(len(before), len(after))
     while low < high:  # by halves: slices compare faster than characters
         middle = (low + high + 1) // 2

@@ -90,8 +90,10 @@ def _read(path: Path) -> set[str]:
 
 
 def _one_of(phrases: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern of any of the phrases, the longest first, whose common beginnings are shared, so
-    that the time hardly grows with their number."""
+    """Returns a pattern of any of the phrases, the longest first.
+
+    Common beginnings are shared, so that the time hardly grows with the number of phrases.
+    """
     root: dict[str, dict] = {}
     bounded = True
     for phrase in phrases:

@@ -1,6 +1,7 @@
 """ChatGLM 1 to 3 in NumPy, after modeling_chatglm.py of their released repositories."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -57,8 +58,8 @@ def glm_layers(
     config: nl.Config,
     read: nl.Read,
     x: np.ndarray,
-    rotate: nl.Any,
-    activate: nl.Any,
+    rotate: Callable[[np.ndarray], np.ndarray],
+    activate: Callable[[np.ndarray], np.ndarray],
     seen: np.ndarray,
 ) -> np.ndarray:
     """The DeepNorm layers that ChatGLM 1 and GLM-130B share: alpha LN(x) + f(LN(x))."""

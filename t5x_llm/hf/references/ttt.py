@@ -8,7 +8,7 @@ EPS = 1e-6
 
 
 def _gradient(z: np.ndarray, target: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """Of |gamma * (z - mean) / std + beta - target|^2 / 2 by z, by the whole Jacobian."""
+    """Gradient by z of |gamma * (z - mean) / std + beta - target|^2 / 2, by the whole Jacobian."""
     size = len(z)
     centre = np.eye(size) - 1 / size
     centred = centre @ z

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import Trainer
+    from t5x_llm.train.step import Control
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +21,9 @@ class StepRecord:
       step: its number; the first is 1.
       position: examples of the data stream consumed, this step included.
       size: rows of its batch.
-      values: loss (nats per predicted token), grad_norm, learning_rate, z_loss, tokens (predicted).
-      source_nll: [sources] float32, sums of nats.
-      source_tokens: [sources] float32, predicted tokens.
+      values: means of the task's sums over its unit, the unit itself, grad_norm, learning_rate; of
+        a guarded step also skipped.
+      sums: the task's other sums and their weights, float32, scalars or one entry a label.
       seconds: since the step before was done, without pauses for evaluation and saving.
       waited: seconds of those in which the loop waited for data.
       compiled: whether the step was compiled in this time, which makes ``seconds`` no measure.
@@ -33,8 +34,7 @@ class StepRecord:
     position: int
     size: int
     values: dict[str, float]
-    source_nll: np.ndarray
-    source_tokens: np.ndarray
+    sums: dict[str, np.ndarray]
     seconds: float
     waited: float
     compiled: bool
@@ -53,26 +53,30 @@ class Hook:
 
     name = "hook"
 
-    def on_start(self, run: Run) -> None:
+    def control(self, trainer: Trainer, step: int) -> Control | None:
+        """What step ``step`` is told besides its batch; the first hook that has it decides."""
+        return None
+
+    def on_start(self, trainer: Trainer) -> None:
         """Before the first step, after a restore."""
 
-    def on_dispatch(self, run: Run) -> None:
-        """After each step was handed to the device; ``run.state`` is that step's.
+    def on_dispatch(self, trainer: Trainer) -> None:
+        """After each step was handed to the device; ``trainer.state`` is that step's.
 
-        The device is still at work: whoever reads arrays here enters ``run.paused(name)``, which
-        first lets all metrics arrive.
+        The device is still at work: whoever reads arrays here enters ``trainer.paused(name)``,
+        which first lets all metrics arrive.
         """
 
-    def on_step(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """When the metrics of a step have arrived, in order, some steps behind the device."""
 
-    def on_eval(self, run: Run, results: Results) -> None:
-        """When an evaluation at ``run.step`` is done: {source: {measure: value}}."""
+    def on_eval(self, trainer: Trainer, results: Results) -> None:
+        """When an evaluation at ``trainer.step`` is done: {source: {measure: value}}."""
 
-    def on_rewind(self, run: Run) -> None:
+    def on_rewind(self, trainer: Trainer) -> None:
         """After a rewind: ``run`` stands at an earlier step, and ``restore`` was called."""
 
-    def on_end(self, run: Run, error: BaseException | None) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Once, at the end; ``error`` is what ended the run early."""
 
     def state(self) -> dict[str, Any]:

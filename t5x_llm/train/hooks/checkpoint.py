@@ -16,7 +16,7 @@ from t5x_llm.train.hooks.base import Hook, StepRecord, restore_hooks
 from t5x_llm.train.state import TrainState
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import Trainer
 
 
 class Checkpoint(Hook):
@@ -47,24 +47,24 @@ class Checkpoint(Hook):
         self._succeeded = time.monotonic()
         self._completed: int | None = None
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """The time without a save counts from here."""
         self._succeeded = time.monotonic()
 
-    def on_step(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Obeys what the processes told each other with this step.
 
         Raises:
           CheckpointError: if one of them gives up saving.
         """
         if "preempted" in record.signals:
-            run.stopping = True
+            trainer.stopping = True
         if "save_failed" in record.signals:
-            self._retry_at = run.step + self.checkpointer.config.retry_steps
+            self._retry_at = trainer.step + self.checkpointer.config.retry_steps
         if "give_up" in record.signals:
             raise self._error or CheckpointError("Another process of the run cannot save it.")
 
-    def on_dispatch(self, run: Run) -> None:
+    def on_dispatch(self, trainer: Trainer) -> None:
         """Saves when due, at the last step, and before leaving.
 
         Raises:
@@ -72,85 +72,86 @@ class Checkpoint(Hook):
           CheckpointError: if the last save fails.
         """
         if self.preempted():
-            run.signals.add("preempted")
-            run.stopping = run.stopping or jax.process_count() == 1
-        self._look(run)
+            trainer.signals.add("preempted")
+            trainer.stopping = trainer.stopping or jax.process_count() == 1
+        self._look(trainer)
         every = self.checkpointer.config.every_steps
-        if run.last or run.stopping:
-            self._leave(run)
-        elif (every and run.step % every == 0) or run.step == self._retry_at:
-            with run.paused("save"):
-                self._save(run)
+        if trainer.last or trainer.stopping:
+            self._leave(trainer)
+        elif (every and trainer.step % every == 0) or trainer.step == self._retry_at:
+            with trainer.paused("save"):
+                self._save(trainer)
 
-    def on_rewind(self, run: Run) -> None:
+    def on_rewind(self, trainer: Trainer) -> None:
         """What was saved on the course given up is no news."""
         self._completed, self._retry_at = self.checkpointer.completed, 0
 
-    def _look(self, run: Run) -> None:
+    def _look(self, trainer: Trainer) -> None:
         """Whether the save in the background has come to an end."""
         if (failure := self.checkpointer.failure()) is not None:
-            self._failed(run, failure)
+            self._failed(trainer, failure)
         if self.checkpointer.completed != self._completed:
             self._completed, self._succeeded = self.checkpointer.completed, time.monotonic()
-            run.tell("saved", self._completed)
+            trainer.report("saved", self._completed)
 
-    def _save(self, run: Run) -> None:
+    def _save(self, trainer: Trainer) -> None:
         start = time.perf_counter()
         try:
-            self.checkpointer.save(run.step, run.state, self.meta(run))
+            self.checkpointer.save(trainer.step, trainer.state, self.meta(trainer))
         except CheckpointError as e:
-            self._failed(run, e)
+            self._failed(trainer, e)
         else:
             spent = time.perf_counter() - start
-            run.tell("save", seconds=spent, position=run.data.position)
+            trainer.report("save", seconds=spent, position=trainer.data.position)
 
-    def _failed(self, run: Run, error: CheckpointError) -> None:
+    def _failed(self, trainer: Trainer, error: CheckpointError) -> None:
         minutes = (time.monotonic() - self._succeeded) / 60
         limit = self.checkpointer.config.give_up_minutes
         self._error = error
-        run.signals.add("save_failed")
+        trainer.signals.add("save_failed")
         if minutes >= limit:
-            run.signals.add("give_up")
-        run.tell("save_failed", reason=str(error))
-        if run.primary and minutes < limit:
+            trainer.signals.add("give_up")
+        trainer.report("save_failed", reason=str(error))
+        if trainer.primary and minutes < limit:
             print(
                 f"warning: {error} Training goes on and the save is tried again; it stops when "
                 f"none has succeeded for {limit:g} minutes.",
                 file=sys.stderr,
             )
 
-    def _leave(self, run: Run) -> None:
+    def _leave(self, trainer: Trainer) -> None:
         """Saves the state that the run ends with, waiting for it to be whole."""
-        with run.paused("save"):
+        with trainer.paused("save"):
             while True:
                 try:
-                    self.checkpointer.save(run.step, run.state, self.meta(run))
+                    self.checkpointer.save(trainer.step, trainer.state, self.meta(trainer))
                     self.checkpointer.wait()
                     break
                 except CheckpointError as e:
-                    self._failed(run, e)
-                    if "give_up" in run.signals or jax.process_count() > 1:
+                    self._failed(trainer, e)
+                    if "give_up" in trainer.signals or jax.process_count() > 1:
                         raise
                     time.sleep(10)
-        run.tell("save", position=run.data.position)
-        self._look(run)
-        if run.stopping and not run.last:
-            run.tell("preemption", position=run.data.position)
+        trainer.report("save", position=trainer.data.position)
+        self._look(trainer)
+        if trainer.stopping and not trainer.last:
+            trainer.report("preemption", position=trainer.data.position)
             raise Preempted(
-                f"Asked to leave: saved at step {run.step}. The same command continues from there."
+                f"Asked to leave: saved at step {trainer.step}. "
+                "The same command continues from there."
             )
 
-    def meta(self, run: Run) -> dict[str, Any]:
+    def meta(self, trainer: Trainer) -> dict[str, Any]:
         """All that is not arrays."""
         return {
-            "step": run.step,
-            "rewinds": run.rewinds,
-            "data": run.data.to_json(),
+            "step": trainer.step,
+            "rewinds": trainer.rewinds,
+            "data": trainer.data.to_json(),
             "config": self.config,
-            "hooks": {hook.name: hook.state() for hook in run.hooks},
+            "hooks": {hook.name: hook.state() for hook in trainer.hooks},
         }
 
-    def on_end(self, run: Run, error: BaseException | None) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Lets the last save finish, however the run ended."""
         try:
             self.checkpointer.wait()
@@ -158,7 +159,7 @@ class Checkpoint(Hook):
             if error is None:
                 raise
             print(f"warning: {e}", file=sys.stderr)
-        self._look(run)
+        self._look(trainer)
 
 
 def resume(

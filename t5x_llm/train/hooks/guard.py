@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from t5x_llm.data.positions import DataState, Skips
 from t5x_llm.train.hooks.base import Hook, StepRecord
 from t5x_llm.train.journal import Decision
-from t5x_llm.train.loop import LAG, Rewind, Run
+from t5x_llm.train.loop import LAG, Rewind, Trainer
 from t5x_llm.train.spike import SpikeConfig, SpikeMonitor
 from t5x_llm.train.step import Control
 
@@ -42,29 +41,30 @@ class Guard(Hook):
         self._signals = signals
         self._limits: collections.deque[tuple[int, float]] = collections.deque(maxlen=16)
         # (step, position behind it, batch size) wherever the batch size changes.
-        self._course: list[tuple[int, int, int]] = []
+        self._schedule: list[tuple[int, int, int]] = []
 
-    def control(self, run: Run, step: int) -> Control:
+    def control(self, trainer: Trainer, step: int) -> Control:
         """What step ``step`` is told."""
         limit = np.inf
         if self.config.enabled and self.config.skip_updates:
             known = [value for at, value in self._limits if at <= step - 1 - LAG]
             limit = known[-1] if known else np.inf
         scale = easing(self.config, self.decisions, step)
-        return Control(np.float32(limit), np.float32(scale), self._signals(run.signals))
+        return Control(np.float32(limit), np.float32(scale), self._signals(trainer.signals))
 
-    def on_step(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Judges a step.
 
         Raises:
-          Rewind: the verdict that ends this course of the run.
+          Rewind: the verdict that ends this stretch of the run.
         """
-        if not self._course or self._course[-1][2] != record.size:
-            self._course.append((record.step, record.position, record.size))
+        if not self._schedule or self._schedule[-1][2] != record.size:
+            self._schedule.append((record.step, record.position, record.size))
         values = record.values
         skipped = values.get("skipped", 0.0) > 0
         if skipped:
-            run.tell("skip", record.step, position=record.position, grad_norm=values["grad_norm"])
+            known = dict(position=record.position, grad_norm=values["grad_norm"])
+            trainer.report("skip", record.step, **known)
         if not self.config.enabled:
             return
         found = self.monitor.observe(
@@ -72,27 +72,26 @@ class Guard(Hook):
             values["loss"],
             values["grad_norm"],
             skipped,
-            _part(run.data, record.position - record.size),
+            trainer.data.part(record.position - record.size),
         )
         self._limits.append((record.step, self.monitor.limit()))
         if found.spike is not None:
             raise Rewind(found.spike)
         if found.bad:
-            run.tell("peak", record.step, kind=found.bad, reason=found.reason)
+            trainer.report("peak", record.step, kind=found.bad, reason=found.reason)
 
     def position_before(self, step: int) -> tuple[int, int]:
         """Data position at which ``step`` began, and its batch size."""
-        course = self._course
-        at = max(bisect.bisect_right([entry[0] for entry in course], step) - 1, 0)
-        first, behind, size = course[at]
+        starts = [entry[0] for entry in self._schedule]
+        first, behind, size = self._schedule[max(bisect.bisect_right(starts, step) - 1, 0)]
         return behind + (step - first - 1) * size, size
 
     def state(self) -> dict[str, Any]:
-        """The monitor's, the newest limits, and the course of batch sizes."""
+        """The monitor's, the newest limits, and the schedule of batch sizes."""
         return {
             "monitor": self.monitor.state(),
             "limits": [[s, v if np.isfinite(v) else None] for s, v in self._limits],
-            "course": [list(entry) for entry in self._course],
+            "course": [list(entry) for entry in self._schedule],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -100,13 +99,7 @@ class Guard(Hook):
         self.monitor.restore(state["monitor"])
         self._limits.clear()
         self._limits.extend((s, np.inf if v is None else v) for s, v in state["limits"])
-        self._course = [(a, b, c) for a, b, c in state["course"]]
-
-
-def _part(data: DataState, position: int) -> int:
-    """Which part of the mixture's history an example belongs to."""
-    at = Skips(data.skips).stream_position(position)
-    return bisect.bisect_right([start for start, _ in data.history], at)
+        self._schedule = [(a, b, c) for a, b, c in state["course"]]
 
 
 def easing(config: SpikeConfig, decisions: Sequence[Decision], step: int) -> float:

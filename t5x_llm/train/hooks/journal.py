@@ -11,7 +11,7 @@ from t5x_llm.train.hooks.base import Hook, StepRecord
 from t5x_llm.train.journal import Journal
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import Trainer
 
 _IMPORTED = time.perf_counter()
 
@@ -32,47 +32,49 @@ class Journaling(Hook):
         self.journal, self.every = journal, every
         self._written = time.monotonic()
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Notes what begins, on what, and where."""
-        environment = run.facts.get("environment", {})
-        self.journal.account = lambda: account(run)
+        environment = trainer.facts.get("environment", {})
+        self.journal.account = lambda: account(trainer)
         self._written = time.monotonic()
         self.journal.write(
             "start",
-            run.step,
-            position=run.data.position,
-            steps=run.config.steps,
-            resumed=run.step > 0,
-            rewinds=run.rewinds,
+            trainer.step,
+            position=trainer.data.position,
+            steps=trainer.config.steps,
+            resumed=trainer.step > 0,
+            rewinds=trainer.rewinds,
             processes=environment.get("processes", 1),
             devices=environment.get("devices"),
-            mesh=run.facts.get("mesh", {}),
+            mesh=trainer.facts.get("mesh", {}),
             versions={"python": environment.get("python")} | environment.get("packages", {}),
         )
 
-    def on_step(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """A sign of life, if the last one is old."""
         if time.monotonic() - self._written >= self.every:
             self._alive(record.step, position=record.position, loss=record.values["loss"])
 
-    def on_rewind(self, run: Run) -> None:
+    def on_rewind(self, trainer: Trainer) -> None:
         """Closes the account of what was given up."""
-        self._alive(run.step, position=run.data.position)
+        self._alive(trainer.step, position=trainer.data.position)
 
     def _alive(self, step: int, **fields: Any) -> None:
         self._written = time.monotonic()
         self.journal.write("alive", step, **fields)
 
-    def on_end(self, run: Run, error: BaseException | None) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Notes how it ended: finished, stopped, preempted, interrupted, or the error's name."""
-        status, reason = _status(run, error)
+        status, reason = _status(trainer, error)
         fields = {"reason": reason} if reason else {}
-        self.journal.write("end", run.step, status=status, position=run.data.position, **fields)
+        self.journal.write(
+            "end", trainer.step, status=status, position=trainer.data.position, **fields
+        )
 
 
-def _status(run: Run, error: BaseException | None) -> tuple[str, str]:
+def _status(trainer: Trainer, error: BaseException | None) -> tuple[str, str]:
     if error is None:
-        return ("finished" if run.last else "stopped"), ""
+        return ("finished" if trainer.last else "stopped"), ""
     if isinstance(error, Preempted):
         return "preempted", ""
     if isinstance(error, KeyboardInterrupt):
@@ -80,9 +82,9 @@ def _status(run: Run, error: BaseException | None) -> tuple[str, str]:
     return type(error).__name__, str(error)[:500]
 
 
-def account(run: Run) -> dict[str, float]:
+def account(trainer: Trainer) -> dict[str, float]:
     """Seconds since the process began, and those of them that went elsewhere than to training."""
-    spent = {name: round(value, 3) for name, value in list(run.seconds.items())}
+    spent = {name: round(value, 3) for name, value in list(trainer.seconds.items())}
     return {"total": round(process_age(), 3)} | spent
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from t5x_llm.train.flops import CONVENTION, Peak
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.lines import Writer
+from t5x_llm.train.step import OWN
+from t5x_llm.train.task import Measures
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import Trainer
 
 
 class Throughput:
@@ -34,7 +36,7 @@ class Throughput:
     def add(self, record: StepRecord) -> None:
         """Counts a step."""
         if not record.compiled:
-            self.tokens += record.values["tokens"]
+            self.tokens += record.values.get("tokens", 0.0)
             self.seconds += record.seconds
             self.waited += record.waited
 
@@ -42,24 +44,27 @@ class Throughput:
         """tokens_per_second, gflops_per_second, mfu (fraction of peak), data_wait (fraction)."""
         if self.seconds <= 0:
             return {}
-        figures = {"tokens_per_second": self.tokens / self.seconds}
+        figures = {"data_wait": self.waited / self.seconds}
+        if not self.tokens:  # of a task that counts none
+            return figures
+        figures = {"tokens_per_second": self.tokens / self.seconds} | figures
         if self.flops_per_token is not None:
             flops = figures["tokens_per_second"] * self.flops_per_token
             figures["gflops_per_second"] = flops / 1e9
             if self.peak is not None:
                 figures["mfu"] = flops / self.peak.flops
-        figures["data_wait"] = self.waited / self.seconds
         return figures
 
 
 class Metrics(Hook):
     """Writes the means of every ``log_every`` steps, and every evaluation.
 
-    A train line: step, examples (position in the data), tokens (predicted so far), loss (nats per
-    predicted token), learning_rate, grad_norm and its maximum, z_loss, loss_by_source,
-    tokens_by_source (predicted so far: the mixture actually eaten), tokens_per_second, mfu,
-    data_wait. Every line has ``rewinds``, how often the run had gone back by then. Means are over
-    tokens; what a kill leaves of an interval is in the checkpoint.
+    A train line: step, examples (position in the data), the task's counts (totals since the run
+    began; of language modelling tokens, and tokens_by_source: the mixture actually consumed), its
+    means over the interval (loss in nats per predicted token, z_loss, loss_by_source),
+    learning_rate, grad_norm and its maximum, tokens_per_second, mfu, data_wait. Every line has
+    ``rewinds``, how often the run had gone back by then. What a kill leaves of an interval is in
+    the checkpoint.
 
     Args:
       writers: where lines go.
@@ -72,110 +77,118 @@ class Metrics(Hook):
         self.writers = list(writers)
         self.throughput = throughput or Throughput()
         self._open = False
-        self._eaten: list[float] = []
+        # Counts since the run began, and sums of the interval: a list for a vector.
+        self._totals: dict[str, float | list[float]] = {}
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, float | list[float]] = {}
         self._norm_max = 0.0
         self._steps = 0
-        self._nll: list[float] = []
-        self._tokens: list[float] = []
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Opens the writers, and notes what the run is."""
-        if not self._eaten:
-            self._eaten = [0.0] * len(run.sources)
-        if not run.primary:
+        if not trainer.primary:
             self.writers = []
         for writer in self.writers:
-            writer.open(run.step, run.rewinds)
+            writer.open(trainer.step, trainer.rewinds)
         self._open = True
         peak = self.throughput.peak
         facts = {"flops_convention": CONVENTION, "peak": peak.source if peak else None}
-        self._write(run, {"kind": "start", "step": run.step} | run.facts | facts)
+        self._write(trainer, {"kind": "start", "step": trainer.step} | trainer.facts | facts)
 
-    def on_step(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Adds a step; writes when the interval is full or the run at its end."""
         self.throughput.add(record)
-        zeros = [0.0] * len(run.sources)
-        nll, tokens = ([float(x) for x in v] for v in (record.source_nll, record.source_tokens))
-        self._nll = _add(self._nll or zeros, nll)
-        self._tokens = _add(self._tokens or zeros, tokens)
-        self._eaten = _add(self._eaten, tokens)
-        values = record.values
-        weights = {"loss": values["tokens"], "z_loss": values["tokens"]}
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value * weights.get(name, 1.0)
+        measures, values = trainer.measures, record.values
+        for name, value in (values | record.sums).items():
+            if name in measures.counts:
+                self._totals[name] = _add(self._totals.get(name, 0.0), value)
+            factor = values[measures.unit] if name not in OWN and measures.is_mean(name) else 1.0
+            self._sums[name] = _add(self._sums.get(name, 0.0), value * factor)
         self._norm_max = max(self._norm_max, values["grad_norm"])
         self._steps += 1
-        if record.step % run.config.log_every == 0 or record.step == run.config.steps:
-            self._write(run, self._line(run, record))
+        if record.step % trainer.config.log_every == 0 or record.step == trainer.config.steps:
+            self._write(trainer, self._line(trainer.measures, record))
             self._clear()
             self.throughput.clear()
 
-    def _line(self, run: Run, record: StepRecord) -> dict[str, Any]:
-        tokens = max(self._sums["tokens"], 1.0)
-        by_source = zip(run.sources, self._nll, self._tokens, strict=True)
+    def _line(self, measures: Measures, record: StepRecord) -> dict[str, Any]:
+        labels, means = measures.labels, {}
+        counts = {name: _named(x, labels.get(name)) for name, x in self._totals.items()}
+        for name, value in self._sums.items():
+            if name not in OWN and (weight := measures.weight(name)) is not None:
+                means[name] = _mean(value, self._sums[weight], labels.get(name))
         return {
             "kind": "train",
             "step": record.step,
             "examples": record.position,
-            "tokens": sum(self._eaten),
-            "loss": self._sums["loss"] / tokens,
-            "z_loss": self._sums["z_loss"] / tokens,
+            **counts,
+            **means,
             "learning_rate": record.values["learning_rate"],
-            "grad_norm": self._sums["grad_norm"] / self._steps,
+            "grad_norm": _mean(self._sums["grad_norm"], self._steps, None),
             "grad_norm_max": self._norm_max,
             "batch_size": record.size,
-            "loss_by_source": {name: nll / n for name, nll, n in by_source if n > 0},
-            "tokens_by_source": dict(zip(run.sources, self._eaten, strict=True)),
             **self.throughput.figures(),
         }
 
-    def on_eval(self, run: Run, results: Results) -> None:
+    def on_eval(self, trainer: Trainer, results: Results) -> None:
         """Writes the results."""
-        self._write(run, {"kind": "eval", "step": run.step, "results": results})
+        self._write(trainer, {"kind": "eval", "step": trainer.step, "results": results})
         for writer in self.writers:
             writer.flush()
 
-    def on_rewind(self, run: Run) -> None:
+    def on_rewind(self, trainer: Trainer) -> None:
         """Marks the place; lines from here on carry the new count of rewinds."""
-        if not self._eaten:
-            self._eaten = [0.0] * len(run.sources)
         self.throughput.clear()
         for writer in self.writers:
-            writer.rewind(run.step, run.rewinds)
-        self._write(run, {"kind": "rewind", "step": run.step})
+            writer.rewind(trainer.step, trainer.rewinds)
+        self._write(trainer, {"kind": "rewind", "step": trainer.step})
 
-    def _write(self, run: Run, line: dict[str, Any]) -> None:
-        numbered = {"kind": line["kind"], "step": line["step"], "rewinds": run.rewinds} | line
+    def _write(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        numbered = {"kind": line["kind"], "step": line["step"], "rewinds": trainer.rewinds} | line
         for writer in self.writers:
             writer.write(numbered)
 
-    def on_end(self, run: Run, error: BaseException | None) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Closes the writers."""
         if self._open:
             for writer in self.writers:
                 writer.close()
 
     def state(self) -> dict[str, Any]:
-        """Tokens eaten, and the interval that is not full yet."""
+        """The totals, and the interval that is not full yet."""
         return {
-            "eaten": self._eaten,
-            "sums": self._sums,
+            "totals": dict(self._totals),
+            "sums": dict(self._sums),
             "norm_max": self._norm_max,
             "steps": self._steps,
-            "nll": self._nll,
-            "tokens": self._tokens,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues the interval."""
-        self._eaten, self._sums = list(state["eaten"]), dict(state["sums"])
-        self._norm_max, self._steps = state["norm_max"], state["steps"]
-        self._nll, self._tokens = list(state["nll"]), list(state["tokens"])
+        self._clear()
+        if "totals" in state:
+            self._totals, self._sums = dict(state["totals"]), dict(state["sums"])
+            self._norm_max, self._steps = state["norm_max"], state["steps"]
+        elif state["eaten"]:  # a checkpoint of 0.1.0: its totals go on, its interval begins again
+            consumed = list(state["eaten"])
+            self._totals = {"tokens": sum(consumed), "tokens_by_source": consumed}
 
 
-def _add(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    return np.add(a, b, dtype=np.float64).tolist()
+def _add(a: Any, b: Any) -> float | list[float]:
+    """Adds numbers or vectors in float64."""
+    return np.add(a, np.asarray(b, np.float64), dtype=np.float64).tolist()
+
+
+def _named(value: Any, labels: Sequence[str] | None) -> Any:
+    """A number, or a vector as {label: number}."""
+    return value if labels is None else dict(zip(labels, value, strict=True))
+
+
+def _mean(value: Any, weight: Any, labels: Sequence[str] | None) -> Any:
+    """A sum over its weight; of a vector {label: mean} where the weight is not 0."""
+    if labels is None:
+        return value / max(weight, 1.0)
+    weights = [weight] * len(labels) if np.ndim(weight) == 0 else weight
+    return {name: x / n for name, x, n in zip(labels, value, weights, strict=True) if n > 0}

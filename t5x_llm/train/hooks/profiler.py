@@ -10,7 +10,7 @@ import jax
 from t5x_llm.train.hooks.base import Hook
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import Trainer
 
 
 class Profiler(Hook):
@@ -28,29 +28,29 @@ class Profiler(Hook):
         self.first, self.last = steps
         self._tracing = False
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Begins where the first step of the run is to be traced."""
-        self._begin(run)
+        self._begin(trainer)
 
-    def on_dispatch(self, run: Run) -> None:
+    def on_dispatch(self, trainer: Trainer) -> None:
         """Begins before ``first``, ends after ``last``."""
-        self._begin(run)
-        if self._tracing and run.step >= self.last:
-            self._finish(run)
+        self._begin(trainer)
+        if self._tracing and trainer.step >= self.last:
+            self._finish(trainer)
 
-    def on_end(self, run: Run, error: BaseException | None) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Ends a trace that is open."""
         if self._tracing:
-            self._finish(run)
+            self._finish(trainer)
 
-    def _begin(self, run: Run) -> None:
-        if run.step == self.first - 1 and run.step < run.config.steps:
-            with run.paused("profile"):
-                jax.profiler.start_trace(os.fspath(run.directory / "profile"))
+    def _begin(self, trainer: Trainer) -> None:
+        if trainer.step == self.first - 1 and trainer.step < trainer.config.steps:
+            with trainer.paused("profile"):
+                jax.profiler.start_trace(os.fspath(trainer.directory / "profile"))
             self._tracing = True
 
-    def _finish(self, run: Run) -> None:
-        with run.paused("profile"):
-            jax.block_until_ready(run.state)
+    def _finish(self, trainer: Trainer) -> None:
+        with trainer.paused("profile"):
+            jax.block_until_ready(trainer.state)
             jax.profiler.stop_trace()
         self._tracing = False

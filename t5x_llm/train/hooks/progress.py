@@ -11,7 +11,7 @@ from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.metrics import Throughput
 
 if TYPE_CHECKING:
-    from t5x_llm.train.loop import Run
+    from t5x_llm.train.loop import Trainer
 
 
 class Progress(Hook):
@@ -41,57 +41,56 @@ class Progress(Hook):
         self.stream, self.interval = stream or sys.stderr, interval
         self._bar: Any = None
         self._printed = 0.0
-        self._loss = self._tokens = 0.0
+        self._loss = self._units = 0.0
         self._rate: float | None = None
         self._quiet = False
         self._judged_after, self._trained, self._waited = starvation, 0.0, 0.0
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, trainer: Trainer) -> None:
         """Says what will happen; the first step takes long because it is compiled."""
-        self._quiet = not run.primary
-        if self._quiet or run.last:
+        self._quiet = not trainer.primary
+        if self._quiet or trainer.last:
             return
-        first, last = run.step, run.config.steps
+        first, last = trainer.step, trainer.config.steps
         self._say(f"Training from step {first} to {last}; the first step compiles for a while.")
         if self.stream.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=run.config.steps,
-                initial=run.step,
+                total=trainer.config.steps,
+                initial=trainer.step,
                 file=self.stream,
                 dynamic_ncols=True,
                 mininterval=0.2,
                 bar_format="{desc}{n_fmt}/{total_fmt} |{bar}| {postfix}",
             )
 
-    def on_step(self, run: Run, record: StepRecord) -> None:
+    def on_step(self, trainer: Trainer, record: StepRecord) -> None:
         """Shows a step."""
         if self._quiet:
             return
         self.throughput.add(record)
-        tokens = record.values["tokens"]
-        self._loss += record.values["loss"] * tokens
-        self._tokens += tokens
+        units = record.values[trainer.measures.unit]
+        self._loss += record.values["loss"] * units
+        self._units += units
         if not record.compiled:
             per = record.seconds
             self._rate = per if self._rate is None else 0.9 * self._rate + 0.1 * per
             self._judge_waiting(record)
         now = time.monotonic()
-        last = record.step == run.config.steps
+        last = record.step == trainer.config.steps
         first = record.compiled and not self._printed
         if self._bar is not None:
-            self._bar.set_postfix_str(self._text(run, record), refresh=False)
+            self._bar.set_postfix_str(self._text(trainer, record), refresh=False)
             self._bar.update(record.step - self._bar.n)
         due = now - self._printed >= (1.0 if self._bar is not None else self.interval)
         if first or last or due:
             if self._bar is None:
-                width = len(str(run.config.steps))
-                self._say(
-                    f"step {record.step:>{width}}/{run.config.steps}  {self._text(run, record)}"
-                )
+                width = len(str(trainer.config.steps))
+                at = f"{record.step:>{width}}/{trainer.config.steps}"
+                self._say(f"step {at}  {self._text(trainer, record)}")
             self._printed = now
-            self._loss = self._tokens = 0.0
+            self._loss = self._units = 0.0
             self.throughput.clear()
 
     def _judge_waiting(self, record: StepRecord) -> None:
@@ -106,34 +105,36 @@ class Progress(Hook):
             self._say(f"warning: {starved(share)}")
             self._judged_after *= 2
 
-    def on_rewind(self, run: Run) -> None:
+    def on_rewind(self, trainer: Trainer) -> None:
         """The bar goes back, too."""
         self.throughput.clear()
-        self._loss = self._tokens = 0.0
+        self._loss = self._units = 0.0
         if self._bar is not None:
-            self._bar.n = self._bar.last_print_n = run.step
+            self._bar.n = self._bar.last_print_n = trainer.step
             self._bar.refresh()
 
-    def _text(self, run: Run, record: StepRecord) -> str:
+    def _text(self, trainer: Trainer, record: StepRecord) -> str:
         values, figures = record.values, self.throughput.figures()
-        loss = self._loss / self._tokens if self._tokens else values["loss"]
+        loss = self._loss / self._units if self._units else values["loss"]
         parts = [
             f"loss {loss:.3f}",
             f"lr {values['learning_rate']:.2e}",
             f"grad {values['grad_norm']:.2f}",
         ]
         if figures:
-            parts.append(f"{figures['tokens_per_second']:,.0f} tok/s")
+            if "tokens_per_second" in figures:
+                parts.append(f"{figures['tokens_per_second']:,.0f} tok/s")
             parts.append(utilisation(figures, self.throughput))
             if figures["data_wait"] > 0.01:
                 parts.append(f"waiting for data {figures['data_wait']:.0%}")
         if self._rate is not None:
-            parts.append(f"{_clock((run.config.steps - record.step) * self._rate)} left")
+            left = (trainer.config.steps - record.step) * self._rate
+            parts.append(f"{_clock(left)} left")
         elif record.compiled:
             parts.append(f"first step {record.seconds:.1f} s")
         return "  ".join(part for part in parts if part)
 
-    def on_eval(self, run: Run, results: Results) -> None:
+    def on_eval(self, trainer: Trainer, results: Results) -> None:
         """One line for an evaluation."""
         if self._quiet:
             return
@@ -144,12 +145,12 @@ class Progress(Hook):
             for name, r in results.items()
             if "loss" in r
         ]
-        self._say(f"held out at step {run.step}: {', '.join(parts)}")
+        self._say(f"held out at step {trainer.step}: {', '.join(parts)}")
         changes = [f"{n} {r['change']:+.2%}" for n, r in results.items() if "change" in r]
-        if changes and run.step:
+        if changes and trainer.step:
             self._say(f"  since the start (a rise is forgetting): {', '.join(changes)}")
 
-    def on_end(self, run: Run, error: BaseException | None) -> None:
+    def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()

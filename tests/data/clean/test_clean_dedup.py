@@ -14,7 +14,7 @@ import pytest
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.clean.dedup import exact, keys, minhash
 from t5x_llm.data.clean.dedup.clusters import clusters
-from t5x_llm.data.clean.dedup.config import MinHash, Repeats
+from t5x_llm.data.clean.dedup.dedup_config import MinHash, Repeats
 from t5x_llm.data.clean.dedup.suffix import without_repeats
 from t5x_llm.data.clean.hashing import ngrams, text_key, words
 

@@ -7,15 +7,15 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import zstandard
+from clocks import until
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.data.clean.config import Clean, Input
+from t5x_llm.data.clean.clean_config import Clean, Input
 from t5x_llm.data.clean.decontaminate import Decontaminate, EvalSet
-from t5x_llm.data.clean.dedup.config import Dedup, MinHash, Repeats, Suffix
+from t5x_llm.data.clean.dedup.dedup_config import Dedup, MinHash, Repeats, Suffix
 from t5x_llm.data.clean.document import Document, Drop
 from t5x_llm.data.clean.engine import _content_of, run
 from t5x_llm.data.clean.parts import read_part
@@ -203,11 +203,9 @@ def killed(folder, expected, kills, workers, begin):
     for _ in range(kills):
         child = subprocess.Popen([sys.executable, str(program)], start_new_session=True)
         seen = _markers(out)
-        end = time.monotonic() + 120
-        # Some tasks further than it was, somewhere within the next one.
-        while _markers(out) < seen + begin and child.poll() is None and time.monotonic() < end:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.02)
+        # Some tasks further than it was.
+        further = seen + begin + rng.randrange(3)
+        until(lambda: _markers(out) >= further or child.poll() is not None)  # noqa: B023
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         progress.append(_markers(out))

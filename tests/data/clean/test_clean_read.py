@@ -15,7 +15,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.data.clean.config import Clean, Input, Limits
+from t5x_llm.data.clean.clean_config import Clean, Input, Limits
 from t5x_llm.data.clean.engine import run
 from t5x_llm.data.clean.parts import read_part
 

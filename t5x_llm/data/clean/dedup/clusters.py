@@ -1,4 +1,4 @@
-"""Which documents belong together, by the pairs that do."""
+"""Clusters of documents, by the pairs that belong together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def clusters(documents: int, pairs: Iterable[np.ndarray]) -> np.ndarray:
-    """The first document of each document's cluster.
+    """Returns the first document of each document's cluster.
 
     Union-find on arrays: a root is hung below the smaller one that a pair leads to, until both ends
     of every pair have one root. Memory: eight bytes a document.
 
     Args:
-      documents: how many.
+      documents: number of documents.
       pairs: blocks [n, 2] of document numbers.
 
     Returns:
@@ -34,7 +34,7 @@ def clusters(documents: int, pairs: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _roots(parent: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """The roots of nodes [n]; the way to them is shortened for the next time."""
+    """Returns the roots of nodes [n], and shortens the paths to them."""
     found = parent[nodes]
     while True:
         above = parent[found]

@@ -1,4 +1,4 @@
-"""What all tasks of deduplication know, and where their files are."""
+"""Context of the tasks of deduplication: configuration, directories, names of files."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Mapping
 import numpy as np
 
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Clean
-from t5x_llm.data.clean.dedup.config import Dedup, MinHash
-from t5x_llm.data.clean.parts import Part
+from t5x_llm.data.clean.clean_config import Clean
+from t5x_llm.data.clean.dedup.dedup_config import Dedup, MinHash
+from t5x_llm.data.clean.parts import CorpusPart
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """Handed to every task.
+class DedupContext:
+    """Context that every task of deduplication receives.
 
     Attributes:
       clean: the configuration, its ``dedup`` not None.
       work: directory of the phases.
-      folder: where a phase that writes parts puts them.
+      folder: directory of the parts that a phase writes.
       source: directory of the parts that are read.
       listing: file that lists them.
-      partitions: how many a phase has.
+      partitions: number of partitions of each phase.
     """
 
     clean: Clean
@@ -37,19 +37,19 @@ class Context:
 
     @property
     def dedup(self) -> Dedup:
-        """What is looked for."""
+        """The configuration of deduplication."""
         assert self.clean.dedup is not None
         return self.clean.dedup
 
     @property
     def minhash(self) -> MinHash:
-        """How near copies are found."""
+        """The configuration of near copies."""
         assert self.dedup.minhash is not None
         return self.dedup.minhash
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """In the order of the inputs."""
+    def parts(self) -> tuple[CorpusPart, ...]:
+        """The parts that are read, in the order of the inputs."""
         return _listed(self.listing)
 
     @property
@@ -58,24 +58,24 @@ class Context:
         return np.cumsum([0, *(part.documents for part in self.parts)], dtype=np.int64)
 
     def path(self, number: int) -> str:
-        """A part."""
+        """Returns the path of a part."""
         return f"{self.source}/{self.parts[number].file}"
 
     def by_part(self, phase: str, suffix: str) -> list[str]:
-        """Files that a phase wrote, one a part."""
+        """Returns the paths of a phase's files, one a part."""
         return [f"{self.work}/{phase}/{stem(part)}{suffix}" for part in self.parts]
 
     def by_partition(self, phase: str, suffix: str) -> list[str]:
-        """Files that a phase wrote, one a partition."""
+        """Returns the paths of a phase's files, one a partition."""
         return [f"{self.work}/{phase}/{i:04d}{suffix}" for i in range(self.partitions[phase])]
 
 
-def stem(part: Part) -> str:
-    """Name of a part's files."""
+def stem(part: CorpusPart) -> str:
+    """Returns the name of a part's files, without suffix."""
     return part.file.split(".")[0]
 
 
 @functools.lru_cache(maxsize=4)
-def _listed(listing: str) -> tuple[Part, ...]:
+def _listed(listing: str) -> tuple[CorpusPart, ...]:
     found = json.loads(as_path(listing).read_text(encoding="utf-8"))
-    return tuple(Part(*each) for each in found)
+    return tuple(CorpusPart(*each) for each in found)

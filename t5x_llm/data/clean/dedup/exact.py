@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import keys
-from t5x_llm.data.clean.dedup.config import Repeats
-from t5x_llm.data.clean.dedup.context import Context
+from t5x_llm.data.clean.dedup.context import DedupContext
+from t5x_llm.data.clean.dedup.dedup_config import Repeats
 
 KEYS, LOCAL, UNITS = ".keys", ".local", ".units"
 _BREAK = {"line": re.compile(r"(\n)"), "paragraph": re.compile(r"(\n[^\S\n]*\n\s*)")}
@@ -21,13 +20,13 @@ def write_keys(digests: bytes | bytearray, units: np.ndarray, copies: int, base:
     """Writes a part's keys, and apart the units that repeat within the part.
 
     Args:
-      digests: 16 bytes a unit.
-      units: [n] their numbers.
-      copies: that stay.
+      digests: 16 bytes of each unit.
+      units: [n] numbers of the units.
+      copies: number of copies that stay.
       base: path without suffix.
 
     Returns:
-      How many keys are left to be looked at.
+      The number of keys that are left to be looked at.
     """
     found = keys.sort(keys.from_digests(digests, units))
     repeats = keys.beyond(found, copies)
@@ -37,12 +36,12 @@ def write_keys(digests: bytes | bytearray, units: np.ndarray, copies: int, base:
     return int((~repeats).sum())
 
 
-def find_repeats(context: Context, argument: tuple[str, int, int], base: str) -> Any:
+def find_repeats(context: DedupContext, argument: tuple[str, int, int], base: str) -> None:
     """Writes the units of all parts that have, in one partition, a key of earlier ones.
 
     Args:
-      context: of the run.
-      argument: phase that wrote the keys, partition, copies that stay.
+      context: context of the run.
+      argument: phase that wrote the keys, partition, number of copies that stay.
       base: path without suffix.
     """
     phase, partition, copies = argument
@@ -52,14 +51,14 @@ def find_repeats(context: Context, argument: tuple[str, int, int], base: str) ->
     keys.write_repeats(base + UNITS, found, copies, len(paths))
 
 
-def repeated(context: Context, number: int, keyed: str, phase: str) -> np.ndarray:
-    """[n] REPEAT: the units of a part that repeat, here or elsewhere, and what each repeats.
+def repeated(context: DedupContext, number: int, keyed: str, phase: str) -> np.ndarray:
+    """Returns [n] REPEAT: the units of a part that repeat others, and what each repeats.
 
     Args:
-      context: of the run.
-      number: of the part.
+      context: context of the run.
+      number: number of the part.
       keyed: phase that wrote the keys.
-      phase: that looked for repeats.
+      phase: phase that looked for repeats.
     """
     raw = np.frombuffer(as_path(context.by_part(keyed, LOCAL)[number]).read_bytes(), "<u4")
     count = len(context.parts)
@@ -77,7 +76,7 @@ def repeated(context: Context, number: int, keyed: str, phase: str) -> np.ndarra
 
 
 def pieces(text: str, repeats: Repeats) -> Iterator[tuple[str, bool]]:
-    """Lines or paragraphs with what follows them, and whether each is looked at."""
+    """Yields lines or paragraphs with the break after them, and whether each is looked at."""
     split = _BREAK[repeats.unit].split(text)
     for i in range(0, len(split), 2):
         end = split[i + 1] if i + 1 < len(split) else ""
@@ -85,11 +84,11 @@ def pieces(text: str, repeats: Repeats) -> Iterator[tuple[str, bool]]:
 
 
 def without(text: str, repeats: Repeats, first: int, drop: np.ndarray) -> tuple[str, int]:
-    """The text without the pieces to be dropped.
+    """Returns the text without the pieces to be dropped, and the next document's first number.
 
     Args:
-      text: of a document.
-      repeats: how it is cut.
+      text: text of a document.
+      repeats: unit of the pieces.
       first: number in the part of its first piece that is looked at.
       drop: [units] bool, of the part.
 

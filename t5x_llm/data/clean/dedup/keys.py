@@ -24,7 +24,7 @@ _INDEX = PREFIXES + 1
 
 
 def from_digests(digests: bytes | bytearray, units: np.ndarray) -> np.ndarray:
-    """[n] STORED of n digests of 16 bytes and their [n] units."""
+    """Returns [n] STORED of n digests of 16 bytes and their units [n]."""
     halves = np.frombuffer(bytes(digests), "<u8").reshape(-1, 2)
     keys = np.empty(len(units), STORED)
     keys["high"], keys["low"], keys["unit"] = halves[:, 0], halves[:, 1], units
@@ -32,13 +32,13 @@ def from_digests(digests: bytes | bytearray, units: np.ndarray) -> np.ndarray:
 
 
 def sort(keys: np.ndarray) -> np.ndarray:
-    """Keys [n] in the order of their bits, then of the documents."""
+    """Returns keys [n] in the order of their bits, then of the documents."""
     fields = ["unit", *(["part"] if "part" in (keys.dtype.names or ()) else []), "low", "high"]
     return keys[np.lexsort([keys[name] for name in fields])]
 
 
 def group_starts(keys: np.ndarray) -> np.ndarray:
-    """[n] int64: for each of sorted keys [n], where the run of its equals begins."""
+    """Returns [n] int64: the start of the run of equal keys of each of sorted keys [n]."""
     high, low = keys["high"], keys["low"]
     begins = np.ones(len(keys), bool)
     begins[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
@@ -47,7 +47,7 @@ def group_starts(keys: np.ndarray) -> np.ndarray:
 
 
 def beyond(keys: np.ndarray, copies: int) -> np.ndarray:
-    """[n] bool: which of sorted keys [n] come after ``copies`` equal ones."""
+    """Returns [n] bool: True for each of sorted keys [n] behind ``copies`` equal ones."""
     return np.arange(len(keys)) - group_starts(keys) >= copies
 
 
@@ -63,7 +63,7 @@ def write(path: str, keys: np.ndarray) -> None:
 
 
 def partitions(records: int, most_bytes: int) -> int:
-    """How many partitions, a power of two, keep each of ``records`` keys below ``most_bytes``."""
+    """Returns the number of partitions, a power of two, of at most ``most_bytes`` of keys."""
     count = 1
     while count < PREFIXES and records * LOADED.itemsize > count * most_bytes:
         count *= 2
@@ -71,7 +71,7 @@ def partitions(records: int, most_bytes: int) -> int:
 
 
 def load(paths: Sequence[str], partition: int, count: int) -> np.ndarray:
-    """[n] LOADED: the sorted keys of one of ``count`` partitions, of all parts."""
+    """Reads [n] LOADED: all parts' sorted keys of one of ``count`` partitions."""
     step = PREFIXES // count
     found = []
     for number, path in enumerate(paths):
@@ -92,7 +92,7 @@ def load(paths: Sequence[str], partition: int, count: int) -> np.ndarray:
 
 
 def write_repeats(path: str, keys: np.ndarray, copies: int, parts: int) -> None:
-    """Writes what comes after ``copies`` equal ones of sorted LOADED keys, by part."""
+    """Writes, by part, the sorted LOADED keys that come after ``copies`` equal ones."""
     firsts, late = keys[group_starts(keys)], beyond(keys, copies)
     firsts, keys = firsts[late], keys[late]
     order = np.lexsort((keys["unit"], keys["part"]))
@@ -105,7 +105,7 @@ def write_repeats(path: str, keys: np.ndarray, copies: int, parts: int) -> None:
 
 
 def read_repeats(path: str, part: int, parts: int) -> np.ndarray:
-    """[n] REPEAT: those of a part."""
+    """Reads a part's repeats, [n] REPEAT."""
     with as_path(path).open("rb") as file:
         file.seek(part * 8)
         first, last = (int(i) for i in np.frombuffer(file.read(16), "<u8"))
@@ -113,15 +113,15 @@ def read_repeats(path: str, part: int, parts: int) -> np.ndarray:
         return np.frombuffer(file.read((last - first) * REPEAT.itemsize), REPEAT)
 
 
-# Which of pairs [n, 2] of places among the keys are alike; bool [n].
+# Pairs [n, 2] of places among the keys -> bool [n], True for pairs that are alike.
 Alike = Callable[[np.ndarray], np.ndarray]
 _ROUNDS = 16
 
 
 def stars(keys: np.ndarray, alike: Alike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that join what has equal keys: the first with each of the others.
+    """Pairs the first of equal keys with each of the others.
 
-    With ``alike``, those that are not like the first are looked at again among themselves.
+    With ``alike``, keys that are not like the first are looked at again among themselves.
 
     Args:
       keys: [n], sorted.
@@ -152,7 +152,7 @@ def stars(keys: np.ndarray, alike: Alike | None) -> tuple[np.ndarray, np.ndarray
 
 
 def blocks(path: str, dtype: np.dtype, rows: int) -> Iterator[np.ndarray]:
-    """The records of a plain file, some at a time."""
+    """Yields the records of a plain file, ``rows`` at a time."""
     with as_path(path).open("rb") as file:
         while data := file.read(rows * dtype.itemsize):
             yield np.frombuffer(data, dtype)

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from t5x_llm.data.clean.dedup.config import MinHash
+from t5x_llm.data.clean.dedup.dedup_config import MinHash
 from t5x_llm.data.clean.hashing import mix, ngrams, random_words, words
 
 # Shingles hashed at once: rows of the product that fit the cache.
@@ -15,18 +15,18 @@ _BLOCK = 256
 
 @functools.lru_cache(maxsize=4)
 def _functions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Odd factors and summands [count] uint64: multiply-add-shift, 2-universal (Dietzfelbinger)."""
+    """Returns odd factors and summands [count] uint64 of multiply-add-shift (Dietzfelbinger)."""
     numbers = random_words(2 * count, seed)
     return numbers[:count] | np.uint64(1), numbers[count:]
 
 
 def shingles(text: str, config: MinHash) -> np.ndarray:
-    """[n] uint64: hashes of the text's n-grams of words (characters of Chinese)."""
+    """Returns [n] uint64 hashes of the text's n-grams of words (characters of Chinese)."""
     return ngrams(words(text)[0], config.ngram)
 
 
 def signature(grams: np.ndarray, config: MinHash) -> np.ndarray | None:
-    """[bands * rows] uint32: the least value of each hash function; None for no shingle."""
+    """Returns the least value of each hash function, [bands * rows] uint32; None without any."""
     if not len(grams):
         return None
     bands, rows = config.shape
@@ -41,7 +41,7 @@ def signature(grams: np.ndarray, config: MinHash) -> np.ndarray | None:
 
 
 def band_keys(signatures: np.ndarray, config: MinHash) -> tuple[np.ndarray, np.ndarray]:
-    """[documents, bands] uint64 twice: 128 bits of each band of signatures [documents, hashes]."""
+    """Returns 128 bits, two [documents, bands] uint64, of each band of signatures."""
     bands, rows = config.shape
     values = signatures.reshape(-1, bands, rows).astype(np.uint64)
     high = np.zeros(values.shape[:2], np.uint64) + np.arange(bands, dtype=np.uint64)
@@ -52,5 +52,5 @@ def band_keys(signatures: np.ndarray, config: MinHash) -> tuple[np.ndarray, np.n
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[n] share of equal values in signatures [n, hashes]: an estimate of Jaccard similarity."""
+    """Returns the share [n] of equal values in signatures [n, hashes]: a Jaccard estimate."""
     return (one == other).mean(1)

@@ -1,36 +1,36 @@
-"""Near copies: bands of signatures that meet, and the clusters that they make."""
+"""Search for near copies: bands of signatures that meet, and the clusters that they make."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import keys, minhash
 from t5x_llm.data.clean.dedup.clusters import clusters
-from t5x_llm.data.clean.dedup.context import Context
+from t5x_llm.data.clean.dedup.context import DedupContext
+from t5x_llm.data.clean.dedup.dedup_config import MinHash
 
 BANDS, PAIRS, SIGNATURES, CLUSTERS = ".bands", ".pairs", ".signatures", ".clusters"
 _PAIR = np.dtype(("<u8", (2,)))
 _ROWS = 1 << 16
 
 
-def write_bands(context: Context, number: int, signatures: np.ndarray, units: np.ndarray,
+def write_bands(context: DedupContext, number: int, signatures: np.ndarray, units: np.ndarray,
                 base: str) -> int:  # fmt: skip
     """Writes the bands of a part's documents, and the pairs that meet within the part.
 
     Args:
-      context: of the run.
-      number: of the part.
+      context: context of the run.
+      number: number of the part.
       signatures: [n, hashes] uint32.
-      units: [n] which documents have them, ascending.
+      units: [n] numbers of the documents that have them, ascending.
       base: path without suffix.
 
     Returns:
-      How many keys are left to be looked at.
+      The number of keys that are left to be looked at.
     """
     config = context.minhash
     high, low = minhash.band_keys(signatures, config)
@@ -53,7 +53,7 @@ def write_bands(context: Context, number: int, signatures: np.ndarray, units: np
     return len(firsts)
 
 
-def find_pairs(context: Context, partition: int, base: str) -> Any:
+def find_pairs(context: DedupContext, partition: int, base: str) -> None:
     """Writes the pairs of documents whose bands meet in one partition."""
     found = keys.load(context.by_part("sign", BANDS), partition, context.partitions["pairs"])
     offsets = context.offsets
@@ -69,7 +69,9 @@ def find_pairs(context: Context, partition: int, base: str) -> Any:
     _write_pairs(base, numbers[pairs])
 
 
-def _agree(signatures: Any, pairs: np.ndarray, context: Context) -> np.ndarray:
+def _agree(
+    signatures: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray, context: DedupContext
+) -> np.ndarray:
     least = context.minhash.least_agreement
     found = [
         minhash.agreement(signatures(some[:, 0]), signatures(some[:, 1])) >= least
@@ -81,12 +83,12 @@ def _agree(signatures: Any, pairs: np.ndarray, context: Context) -> np.ndarray:
 class _Signatures:
     """Looks up signatures in the files of parts, some of which stay open as memory maps."""
 
-    def __init__(self, paths: Sequence[str], config: Any):
+    def __init__(self, paths: Sequence[str], config: MinHash):
         self._paths, self._hashes = paths, int(np.prod(config.shape))
         self._maps: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
 
     def __call__(self, parts: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """[n, hashes] uint32."""
+        """Returns [n, hashes] uint32."""
         found = np.empty((len(parts), self._hashes), np.uint32)
         for part in np.unique(parts).tolist():
             here = parts == part
@@ -107,7 +109,7 @@ class _Signatures:
 
 
 def _write_pairs(base: str, pairs: np.ndarray) -> None:
-    """[n, 2] document numbers, each pair once."""
+    """Writes pairs of document numbers [n, 2], each pair once."""
     flat = np.ascontiguousarray(pairs, "<u8").reshape(-1, 2)
     flat = flat[np.lexsort((flat[:, 1], flat[:, 0]))]
     new = np.ones(len(flat), bool)
@@ -115,7 +117,7 @@ def _write_pairs(base: str, pairs: np.ndarray) -> None:
     as_path(base + PAIRS).write_bytes(flat[new].tobytes())
 
 
-def find_clusters(context: Context, _: Any, base: str) -> Any:
+def find_clusters(context: DedupContext, _: None, base: str) -> None:
     """Writes the first document of each document's cluster."""
     paths = context.by_part("sign", PAIRS) + context.by_partition("pairs", PAIRS)
 
@@ -129,8 +131,8 @@ def find_clusters(context: Context, _: Any, base: str) -> Any:
             file.write(found[i : i + (1 << 20)].astype("<u8").tobytes())
 
 
-def first_of_clusters(context: Context, number: int) -> np.ndarray:
-    """[documents] uint64: of a part's, the numbers of the first documents of their clusters."""
+def first_of_clusters(context: DedupContext, number: int) -> np.ndarray:
+    """Reads [documents] uint64: the first document of the cluster of each of a part's."""
     first, last = (int(i) for i in context.offsets[number : number + 2])
     with as_path(f"{context.work}/cluster/clusters{CLUSTERS}").open("rb") as file:
         file.seek(8 * first)

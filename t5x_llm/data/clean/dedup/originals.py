@@ -1,16 +1,15 @@
-"""Which document that stays each removed one repeats."""
+"""Originals: for each removed document, the one that stays."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.dedup import exact, near
-from t5x_llm.data.clean.dedup.context import Context
+from t5x_llm.data.clean.dedup.context import DedupContext
 from t5x_llm.data.clean.parts import read_part
 from t5x_llm.data.clean.tally import SHOWN, Tally
 
@@ -25,10 +24,11 @@ def write_ids(ids: Sequence[str], base: str) -> None:
     as_path(base + IDS).write_bytes(ends.tobytes() + b"".join(raw))
 
 
-def find_originals(context: Context, _: Any, base: str) -> Any:
-    """Writes, for each document, the number of the one that stays for it: of most its own.
+def find_originals(context: DedupContext, _: None, base: str) -> None:
+    """Writes, for each document, the number of the one that stays for it, mostly its own.
 
-    Of a copy's first one a cluster may have an earlier document: the way goes on to what stays.
+    A copy's first document may be in a cluster with an earlier one: both steps are followed until
+    a document that stays.
     """
     offsets = context.offsets
     first = np.arange(offsets[-1])
@@ -45,14 +45,14 @@ def find_originals(context: Context, _: Any, base: str) -> Any:
 
 
 class Originals:
-    """Of a part's documents the ones that stay for them.
+    """Documents that stay for the removed documents of one part.
 
     Args:
-      context: of the run.
-      number: of the part.
+      context: context of the run.
+      number: number of the part.
     """
 
-    def __init__(self, context: Context, number: int):
+    def __init__(self, context: DedupContext, number: int):
         if not (context.dedup.documents or context.dedup.minhash):
             return
         first, last = (int(i) for i in context.offsets[number : number + 2])
@@ -63,7 +63,7 @@ class Originals:
         self._ids = ids(context, self._numbers[removed], "sign")
 
     def __call__(self, unit: int) -> tuple[int, str]:
-        """Number and id of what stays for a document that is removed."""
+        """Returns number and id of the document that stays for a removed one."""
         number = int(self._numbers[unit])
         return number, self._ids[number]
 
@@ -73,13 +73,13 @@ def write_firsts(firsts: Sequence[int], base: str) -> None:
     as_path(base + FIRSTS).write_bytes(np.array(firsts, "<u4").tobytes())
 
 
-def of_units(context: Context, again: np.ndarray, begin: int, end: int) -> list[str]:
-    """The ids of some documents that have lines or paragraphs ``begin`` to ``end`` of a part.
+def of_units(context: DedupContext, again: np.ndarray, begin: int, end: int) -> list[str]:
+    """Returns ids of documents that have the lines or paragraphs ``begin`` to ``end`` of a part.
 
     Args:
-      context: of the run.
+      context: context of the run.
       again: [n] REPEAT, the part's units that repeat.
-      begin, end: of them, a document's.
+      begin, end: range of the units of one document.
     """
     found = again[np.searchsorted(again["unit"], begin) : np.searchsorted(again["unit"], end)]
     numbers: dict[int, None] = {}
@@ -96,8 +96,8 @@ def of_units(context: Context, again: np.ndarray, begin: int, end: int) -> list[
     return [names[number] for number in numbers]
 
 
-def ids(context: Context, numbers: Iterable[int], phase: str) -> dict[int, str]:
-    """The ids of documents by their numbers, as a phase wrote them."""
+def ids(context: DedupContext, numbers: Iterable[int], phase: str) -> dict[int, str]:
+    """Reads the ids of documents by their numbers, as a phase wrote them."""
     offsets, paths = context.offsets, context.by_part(phase, IDS)
     wanted = np.unique(np.fromiter(numbers, np.int64))
     parts = np.searchsorted(offsets, wanted, side="right") - 1
@@ -113,8 +113,8 @@ def ids(context: Context, numbers: Iterable[int], phase: str) -> dict[int, str]:
     return found
 
 
-def show(context: Context, tally: Tally, step: str) -> None:
-    """Puts the texts of what stays beside the samples of what was removed."""
+def show(context: DedupContext, tally: Tally, step: str) -> None:
+    """Puts the texts of documents that stay beside the samples of removed ones."""
     for name, samples in tally.data["samples"].items():
         for sample in samples if name.partition("\n")[0] == step else ():
             if (number := sample.pop("original", None)) is not None:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from t5x_llm.core.paths import write_atomic
-from t5x_llm.data.clean.config import Clean
+from t5x_llm.data.clean.clean_config import Clean
 from t5x_llm.data.clean.dedup import exact, keys, minhash, near, originals, suffix
-from t5x_llm.data.clean.dedup.context import Context, stem
+from t5x_llm.data.clean.dedup.context import DedupContext, stem
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import text_key
 from t5x_llm.data.clean.jobs import REMOVED
-from t5x_llm.data.clean.parts import LineWriter, Part, PartWriter, dump_parts, read_part
-from t5x_llm.data.clean.phases import Function, Phases, Task, fingerprint
+from t5x_llm.data.clean.parts import CorpusPart, LineWriter, PartWriter, dump_parts, read_part
+from t5x_llm.data.clean.phases import CleanTask, Function, Phases, fingerprint
 from t5x_llm.data.clean.tally import Tally
 
 STEP = "dedup"
@@ -28,17 +28,17 @@ EXACT, NEAR, EMPTIED = "a copy", "a near copy", "nothing but repeats"
 
 
 def deduplicate(
-    clean: Clean, out: str, mark: str, parts: list[Part], phases: Phases, tally: Tally
-) -> tuple[list[Part], list[str]]:
-    """Runs the phases.
+    clean: Clean, out: str, mark: str, parts: list[CorpusPart], phases: Phases, tally: Tally
+) -> tuple[list[CorpusPart], list[str]]:
+    """Runs the phases of deduplication.
 
     Args:
       clean: the configuration.
       out: directory of the run.
       mark: hash of all that decides the input.
-      parts: in ``.work/parts``.
-      phases: runs them.
-      tally: takes the counts.
+      parts: parts in ``.work/parts``.
+      phases: runner of the phases.
+      tally: tally that takes the counts.
 
     Returns:
       The parts of the output; files that list what was removed.
@@ -48,19 +48,19 @@ def deduplicate(
     listing = f"{work}/parts-{mark}.list"
     write_atomic(listing, dump_parts(parts))
     folder = f"{work}/written" if dedup.suffix else f"{out}/data"
-    context = Context(clean, work, folder, f"{work}/parts", listing)
+    context = DedupContext(clean, work, folder, f"{work}/parts", listing)
     tasks = [
-        Task(stem(part), fingerprint(mark, part.file), part.bytes, number)
+        CleanTask(stem(part), fingerprint(mark, part.file), part.bytes, number)
         for number, part in enumerate(parts)
     ]
 
     def partitioned(
-        context: Context, phase: str, records: int, function: Function, argument: Any
-    ) -> Context:
+        context: DedupContext, phase: str, records: int, function: Function, argument: Any
+    ) -> DedupContext:
         """Runs a phase that looks at all keys, one range of them a task."""
         count = keys.partitions(records, dedup.partition_bytes)
         ranges = [
-            Task(
+            CleanTask(
                 f"{i:04d}",
                 fingerprint(mark, count, i),
                 records * keys.STORED.itemsize // count,
@@ -83,9 +83,9 @@ def deduplicate(
         if dedup.minhash:
             records = sum(each["bands"] for each in signed)
             context = partitioned(context, "pairs", records, near.find_pairs, lambda i: i)
-            one = Task("clusters", mark, 8 * sum(part.documents for part in parts), None)
+            one = CleanTask("clusters", mark, 8 * sum(part.documents for part in parts), None)
             phases.run("cluster", near.find_clusters, context, [one])
-        one = Task("originals", mark, 8 * sum(part.documents for part in parts), None)
+        one = CleanTask("originals", mark, 8 * sum(part.documents for part in parts), None)
         phases.run("originals", originals.find_originals, context, [one])
     if dedup.repeats:
         copies = dedup.repeats.copies
@@ -101,7 +101,7 @@ def deduplicate(
     if dedup.suffix:
         listing = f"{work}/written-{mark}.list"
         write_atomic(listing, dump_parts(made))
-        context = Context(clean, work, f"{out}/data", folder, listing)
+        context = DedupContext(clean, work, f"{out}/data", folder, listing)
         tasks = suffix.tasks(context, mark)
         phases.run("suffix", suffix.cut, context, tasks)
         removed += [phases.path("suffix", task) + REMOVED for task in tasks]
@@ -109,15 +109,15 @@ def deduplicate(
     return made, removed
 
 
-def _collect(phases: Phases, phase: str, tasks: list[Task], tally: Tally) -> list[Part]:
-    parts: list[Part] = []
+def _collect(phases: Phases, phase: str, tasks: list[CleanTask], tally: Tally) -> list[CorpusPart]:
+    parts: list[CorpusPart] = []
     for result in phases.results(phase, tasks):
-        parts += [Part(*each) for each in result["parts"]]
+        parts += [CorpusPart(*each) for each in result["parts"]]
         tally.merge(Tally.from_json(result["tally"]))
     return parts
 
 
-def sign(context: Context, number: int, base: str) -> Any:
+def sign(context: DedupContext, number: int, base: str) -> dict[str, int]:
     """Writes the ids and keys of a part's documents: of whole texts, of bands of signatures."""
     dedup = context.dedup
     digests, signatures, signed, ids = bytearray(), [], [], []
@@ -144,8 +144,8 @@ def sign(context: Context, number: int, base: str) -> Any:
     return left
 
 
-def _verdicts(context: Context, number: int) -> Iterator[tuple[Document, str]]:
-    """A part's documents, and why each is left out; nothing if it stays."""
+def _verdicts(context: DedupContext, number: int) -> Iterator[tuple[Document, str]]:
+    """Yields a part's documents, each with the reason to leave it out, empty if it stays."""
     part = context.parts[number]
     copies = np.zeros(part.documents, bool)
     alike = np.zeros(part.documents, bool)
@@ -158,8 +158,8 @@ def _verdicts(context: Context, number: int) -> Iterator[tuple[Document, str]]:
         yield document, EXACT if copies[unit] else NEAR if alike[unit] else ""
 
 
-def key_units(context: Context, number: int, base: str) -> Any:
-    """Writes the keys of the lines or paragraphs of the documents that stay, and whose they are."""
+def key_units(context: DedupContext, number: int, base: str) -> int:
+    """Writes the keys of the lines or paragraphs of documents that stay, and their documents."""
     repeats = context.dedup.repeats
     assert repeats is not None
     digests, ids, firsts = bytearray(), [], []
@@ -175,7 +175,7 @@ def key_units(context: Context, number: int, base: str) -> Any:
     return exact.write_keys(digests, np.arange(len(digests) // 16), repeats.copies, base)
 
 
-def write(context: Context, number: int, base: str) -> Any:
+def write(context: DedupContext, number: int, base: str) -> dict[str, Any]:
     """Writes a part without repeats.
 
     Returns:

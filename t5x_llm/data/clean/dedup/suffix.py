@@ -1,4 +1,4 @@
-"""Long repeats, wherever in a text they begin, by a suffix array (Lee et al. 2022)."""
+"""Search for long repeats at any place of a text, by a suffix array (Lee et al. 2022)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from t5x_llm.data.clean.dedup.config import Suffix
-from t5x_llm.data.clean.dedup.context import Context, stem
+from t5x_llm.data.clean.dedup.context import DedupContext, stem
+from t5x_llm.data.clean.dedup.dedup_config import Suffix
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.jobs import REMOVED
-from t5x_llm.data.clean.parts import LineWriter, Part, PartWriter, read_part
-from t5x_llm.data.clean.phases import Task, fingerprint
+from t5x_llm.data.clean.parts import CorpusPart, LineWriter, PartWriter, read_part
+from t5x_llm.data.clean.phases import CleanTask, fingerprint
 from t5x_llm.data.clean.tally import Tally
 
 STEP, EMPTIED = "suffix", "nothing but repeats"
@@ -21,8 +21,8 @@ STEP, EMPTIED = "suffix", "nothing but repeats"
 _SEPARATOR = b"\xff"
 
 
-def tasks(context: Context, mark: str) -> list[Task]:
-    """Consecutive parts of a window together."""
+def tasks(context: DedupContext, mark: str) -> list[CleanTask]:
+    """Returns the tasks of the phase, one for the consecutive parts of a window."""
     suffix = context.dedup.suffix
     assert suffix is not None
     found: list[list[int]] = []
@@ -34,7 +34,7 @@ def tasks(context: Context, mark: str) -> list[Task]:
         found[-1].append(number)
         held += part.bytes
     return [
-        Task(
+        CleanTask(
             stem(context.parts[numbers[0]]),
             fingerprint(mark, numbers),
             sum(context.parts[number].bytes for number in numbers),
@@ -44,7 +44,7 @@ def tasks(context: Context, mark: str) -> list[Task]:
     ]
 
 
-def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
+def cut(context: DedupContext, numbers: tuple[int, ...], base: str) -> dict[str, Any]:
     """Writes parts without what repeats within a window of them.
 
     Returns:
@@ -53,7 +53,7 @@ def cut(context: Context, numbers: tuple[int, ...], base: str) -> Any:
     suffix = context.dedup.suffix
     assert suffix is not None
     tally = Tally()
-    parts: list[Part] = []
+    parts: list[CorpusPart] = []
     documents = ((n, d) for n in numbers for d in read_part(context.path(n)))
     writer, current = None, -1
     with LineWriter(base + REMOVED) as listed:
@@ -80,7 +80,7 @@ _Numbered = tuple[int, Document]
 
 
 def _cut(documents: Iterator[_Numbered], suffix: Suffix) -> Iterator[tuple[int, Document, str]]:
-    """Number of the part, document, and what is left of its text."""
+    """Yields the number of the part, the document, and the text that is left of it."""
     for window in _windows(documents, suffix.window_bytes):
         texts = without_repeats([d.text for _, d in window], suffix.length)
         for (number, document), text in zip(window, texts, strict=True):
@@ -102,23 +102,23 @@ def _windows(documents: Iterator[_Numbered], most: int) -> Iterator[list[_Number
 
 
 def without_repeats(texts: Sequence[str], length: int) -> list[str]:
-    """The texts without every stretch of at least ``length`` bytes that stands earlier in them.
+    """Returns the texts without stretches of at least ``length`` bytes that stand earlier in them.
 
-    Of a repeat that overlaps what it repeats only what lies beyond is cut.
+    If a repeat overlaps the stretch that it repeats, only the bytes beyond are cut.
     """
     raw = [text.encode() for text in texts]
     joined = _SEPARATOR.join(raw) + _SEPARATOR
     data = np.frombuffer(bytearray(joined), np.uint8)  # the library wants it writable
-    gone = _repeated(data, length)
-    if not gone.any():
+    repeated = _repeated(data, length)
+    if not repeated.any():
         return list(texts)
     found, begin = [], 0
     # A character goes if all its bytes do.
     starts = np.flatnonzero((data & 0xC0) != 0x80)
-    whole = np.logical_and.reduceat(gone, starts)
-    gone = np.repeat(whole, np.diff(np.append(starts, len(data))))
+    whole = np.logical_and.reduceat(repeated, starts)
+    repeated = np.repeat(whole, np.diff(np.append(starts, len(data))))
     for text, part in zip(texts, raw, strict=True):
-        mask = gone[begin : begin + len(part)]
+        mask = repeated[begin : begin + len(part)]
         kept = data[begin : begin + len(part)][~mask]
         found.append(kept.tobytes().decode() if mask.any() else text)
         begin += len(part) + 1
@@ -126,7 +126,7 @@ def without_repeats(texts: Sequence[str], length: int) -> list[str]:
 
 
 def _repeated(data: np.ndarray, length: int) -> np.ndarray:
-    """[n] bool: which bytes [n] uint8 lie in a repeat of at least ``length``."""
+    """Returns [n] bool: True for bytes [n] uint8 in a repeat of at least ``length`` bytes."""
     import pydivsufsort
 
     order = pydivsufsort.divsufsort(data)

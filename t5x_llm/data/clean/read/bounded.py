@@ -1,4 +1,4 @@
-"""Bytes of untrusted files, never more of them in memory than a limit."""
+"""Reader of untrusted files that holds no more bytes in memory than a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SKIP = 1 << 20
 
 
 class QuarantineError(Exception):
-    """An input, or the rest of it, that is set aside.
+    """Error that sets an input, or the rest of it, aside.
 
     Args:
       reason: a few words, counted.
@@ -32,7 +32,7 @@ class QuarantineError(Exception):
 
 
 class Counted(io.RawIOBase):
-    """A file that tells how much of it was read."""
+    """File that counts the bytes read of it."""
 
     def __init__(self, file: Any):
         self._file, self.count = file, 0
@@ -52,7 +52,7 @@ class Counted(io.RawIOBase):
 
 
 class Expanded(io.RawIOBase):
-    """What a compressed file holds, as far as the limits go.
+    """Content of a compressed file, within the limits.
 
     Raises:
       QuarantineError: from ``read``: an archive that is damaged, or that expands beyond the limits.
@@ -90,7 +90,7 @@ class Expanded(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_bounded(path: str, compression: str, most: int, ratio: float) -> Iterator[BinaryIO]:
-    """A buffered file of the content of ``path``.
+    """Opens a buffered file of the content of ``path``.
 
     Args:
       path: local or remote.
@@ -114,7 +114,7 @@ def open_bounded(path: str, compression: str, most: int, ratio: float) -> Iterat
 
 
 def lines(file: BinaryIO, most: int) -> Iterator[tuple[bytes, int]]:
-    """Each line and its length; of a line longer than ``most`` only its first bytes.
+    """Yields each line and its length; a line longer than ``most`` gives its first bytes only.
 
     Yields:
       (line with its end, bytes of the line).

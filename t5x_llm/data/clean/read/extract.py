@@ -1,4 +1,4 @@
-"""The main text of an HTML page."""
+"""Extraction of the main text of an HTML page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from t5x_llm.data.clean.read.bounded import QuarantineError
 
 
 def extract(page: str | bytes) -> str | QuarantineError:
-    """What a reader of the page reads: no menus, no comments, no scripts (trafilatura)."""
+    """Extracts the main text of a page by trafilatura: no menus, no comments, no scripts."""
     import trafilatura
 
     if b"\x00" in page[:4096] if isinstance(page, bytes) else "\x00" in page[:4096]:

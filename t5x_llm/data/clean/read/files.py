@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Input
+from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.records import Bad
 from t5x_llm.data.reading import neighbours, split_glob
 
 
 class File(NamedTuple):
-    """``path``; ``name`` of it in ids; ``size`` in bytes; ``changed``, its modification time."""
+    """File of an input: path, name in ids, size in bytes, and modification time ``changed``."""
 
     path: str
     name: str
@@ -23,12 +23,12 @@ class File(NamedTuple):
 
 
 def find_files(source: Input) -> tuple[list[File], list[Bad]]:
-    """The input's files by path, each once, and those that are no files.
+    """Returns the input's files by path, each once, and the paths that are no files.
 
     Raises:
       DataError: a path that is not there, a glob or a directory without files.
     """
-    found: dict[str, str] = {}  # path to what is wrong with it
+    found: dict[str, str] = {}  # path to its fault
     for pattern in source.files:
         matches = dict(_match(source, pattern))
         if not matches:
@@ -56,7 +56,7 @@ def find_files(source: Input) -> tuple[list[File], list[Bad]]:
 
 
 def _match(source: Input, pattern: str) -> Iterator[tuple[str, str]]:
-    """Paths, and what is wrong with each."""
+    """Yields paths, and the fault of each, empty if there is none."""
     path = as_path(pattern)
     if any(c in pattern for c in "*?["):
         fixed, _, rest = split_glob(pattern)
@@ -76,7 +76,7 @@ def _match(source: Input, pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _walk(root: str) -> Iterator[tuple[str, str]]:
-    """All files below a directory, links followed but for those that lead back up."""
+    """Yields all files below a directory; links are followed unless they lead back up."""
     if "://" in root:
         yield from ((str(p), "") for p in as_path(root).glob("**/*") if not p.is_dir())
         return

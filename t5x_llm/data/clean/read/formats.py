@@ -1,16 +1,16 @@
-"""What a file is, by its name and its first bytes."""
+"""Format of a file, by its name and its first bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from t5x_llm.data.clean.config import Input
+from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.bounded import QuarantineError
 
 
 class Format(NamedTuple):
-    """``name`` of the reader, and ``compression``: ``gz``, ``zst``, ``bz2`` or nothing."""
+    """Format: name of its reader, and compression ``gz``, ``zst``, ``bz2`` or nothing."""
 
     name: str
     compression: str = ""
@@ -43,7 +43,7 @@ _MAGIC = {
 
 
 def format_of(source: Input, path: str) -> Format:
-    """The format of a file.
+    """Returns the format of a file.
 
     Raises:
       QuarantineError: if its name does not tell.
@@ -61,17 +61,17 @@ def format_of(source: Input, path: str) -> Format:
 
 
 def is_cut(source: Input, kind: Format) -> bool:
-    """Whether the file may be cut between lines."""
+    """Returns whether the file may be cut between lines."""
     return not kind.compression and (
         kind.name == "jsonl" or (kind.name == "text" and source.unit == "line")
     )
 
 
 def check_head(head: bytes, kind: Format) -> None:
-    """Looks at the first 4 KB.
+    """Checks a file's first 4 KB against its format.
 
     Raises:
-      QuarantineError: if they are not of the format.
+      QuarantineError: the bytes are not of the format.
     """
     if not head:
         raise QuarantineError("empty file")
@@ -101,10 +101,10 @@ class RowGroup(NamedTuple):
 
 
 def open_parquet(file: Any) -> Any:
-    """A ``pyarrow.parquet.ParquetFile``.
+    """Opens a ``pyarrow.parquet.ParquetFile``.
 
     Raises:
-      QuarantineError: if it is none.
+      QuarantineError: the file is damaged or of another format.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -116,7 +116,7 @@ def open_parquet(file: Any) -> Any:
 
 
 def row_groups(file: Any) -> Iterator[RowGroup]:
-    """The row groups of a ParquetFile, by its footer."""
+    """Yields the row groups of a ParquetFile, by its footer."""
     metadata = file.metadata
     first = 1
     for index in range(metadata.num_row_groups):

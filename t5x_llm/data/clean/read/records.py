@@ -1,4 +1,4 @@
-"""Documents from text, jsonl, parquet, WARC and HTML.
+"""Readers of documents from text, jsonl, parquet, WARC and HTML.
 
 Every reader yields documents and what it had to set aside, one at a time, in the order of the file.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from t5x_llm.core.paths import as_path
-from t5x_llm.data.clean.config import Input, Limits
+from t5x_llm.data.clean.clean_config import Input, Limits
 from t5x_llm.data.clean.document import Document
 from t5x_llm.data.clean.read.bounded import QuarantineError, lines, open_bounded
 from t5x_llm.data.clean.read.extract import extract
@@ -25,10 +25,10 @@ _SAMPLE = 120
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bad:
-    """A document, or the rest of a file, that could not be read.
+    """Document, or rest of a file, that could not be read.
 
     Attributes:
-      id: as a document's.
+      id: id as of a document.
       reason: a few words, counted.
       detail: the figure, or the beginning of it.
     """
@@ -50,14 +50,14 @@ def read(
     name: str,
     kind: Format,
 ) -> Iterator[Read]:
-    """The documents of a stretch of a file.
+    """Yields the documents of a stretch of a file, and what had to be set aside.
 
     Args:
-      source: the configuration.
-      limits: of memory and of archives.
-      stretch: what to read.
-      name: of the file in ids.
-      kind: its format.
+      source: configuration of the input.
+      limits: limits of memory and of archives.
+      stretch: stretch to read.
+      name: name of the file in ids.
+      kind: format of the file.
     """
     base = {"language": source.language} if source.language else {}
     number = stretch.line
@@ -103,7 +103,7 @@ def _opened(limits: Limits, stretch: Stretch, kind: Format) -> Any:
 
 
 def _file_lines(limits: Limits, stretch: Stretch, kind: Format) -> Iterator[tuple[int, bytes, int]]:
-    """Number, bytes and size of each line of a stretch."""
+    """Yields number, bytes and size of each line of a stretch."""
     if kind.compression:
         with _opened(limits, stretch, kind) as file:
             for number, (raw, size) in enumerate(lines(file, limits.document_bytes), 1):
@@ -182,7 +182,7 @@ def _jsonl(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Ite
 
 
 def _field(source: Input, record: Any) -> tuple[str | QuarantineError, Mapping[str, Any]]:
-    """Text and meta of a record."""
+    """Returns text and meta of a record."""
     if not isinstance(record, dict):
         return QuarantineError("not a JSON object", f"{record!r}"[:_SAMPLE]), {}
     if source.field not in record:
@@ -201,7 +201,7 @@ def _field(source: Input, record: Any) -> tuple[str | QuarantineError, Mapping[s
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
+    """Returns the value if JSON can hold it, else its string."""
     try:
         json.dumps(value).encode()
         return value
@@ -288,7 +288,7 @@ def _warc(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iter
 
 
 class _Forward:
-    """Reads only: warcio then takes a decompressed file for what it is, without seeking."""
+    """File without seek, so that warcio takes a decompressed file for what it is."""
 
     def __init__(self, file: BinaryIO):
         self._file = file

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_llm.data.denoise import (
+from t5x_llm.data.corruption import (
     Draw,
     blanks,
     mask_tokens,

@@ -1,4 +1,4 @@
-"""Objectives as the stream sees them: rows of corrupted segments.
+"""Objectives of the stream: plans of rows, and rows of corrupted segments.
 
 An objective with several denoisers gives each a fixed share of a source's rows; each goes through
 all of the source's text in an order of its own (``shuffled``).
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.bins import PLAIN, Order, make_plan
-from t5x_llm.data.denoise import Arrays, Draw, noise_counts
+from t5x_llm.data.corruption import Arrays, Draw, noise_counts
 from t5x_llm.data.denoisers import Denoiser, SpanCorruption, make_denoisers
-from t5x_llm.data.denoising import Denoising, special_ids
+from t5x_llm.data.denoising import Denoising, SpecialIds, planned_ids, special_ids
 from t5x_llm.data.packing import Packing, Reading, Spans, read_spans
 from t5x_llm.data.store import Split
 from t5x_llm.text import Tokenizer
@@ -27,18 +27,18 @@ ENCODER = ("encoder_tokens", "encoder_segment_ids", "encoder_positions")
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """What a stream's rows are made into.
+class RowObjective:
+    """Objective by which a stream makes rows of corrupted segments.
 
     Attributes:
-      name: of ``Denoising.objective``.
-      denoisers: by name.
-      rates: share of a source's rows of each.
+      name: value of ``Denoising.objective``.
+      denoisers: denoisers by name.
+      rates: share of a source's rows that each denoiser gets.
       length: T of the row.
-      encoder_length: of the encoder's side; 0 without one.
+      encoder_length: S of the encoder's side; 0 without one.
       extra: dtypes of ``Batch.extra`` by name.
       frame: begin and end tokens of a stored document, (0 or 1, 0 or 1).
-      identity: of the configuration and the ids, for the stream's fingerprint.
+      identity: text of the configuration and the ids, for the stream's fingerprint.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Objective:
     rates: dict[str, float]
     length: int
     encoder_length: int
-    extra: dict[str, Any]
+    extra: dict[str, DTypeLike]
     frame: tuple[int, int]
     identity: str
 
     def table(self, denoiser: Denoiser) -> np.ndarray:
-        """[longest + 1]: places of T that a piece of n tokens takes, both sides considered."""
+        """Returns the places [longest + 1] of T that a piece of n tokens takes on both sides."""
         n = np.arange(max(2 * (self.length + self.encoder_length), 2) + 1)
         row, encoder = denoiser.places(n)
         if self.encoder_length:
@@ -60,7 +60,7 @@ class Objective:
         return row[: int(np.searchsorted(row, self.length, side="right"))]
 
     def plan(self, denoiser: Denoiser, packing: str, split: Split, order: Order = PLAIN) -> Packing:
-        """How one denoiser reads a split.
+        """Returns the plan by which one denoiser reads a split.
 
         Raises:
           ConfigError: documents joined in the store, but read in another order.
@@ -89,16 +89,16 @@ class Objective:
         seed: int,
         ordinals: Sequence[int],
     ) -> Arrays:
-        """The arrays of a batch but ``source``, those of ``extra`` among them.
+        """Returns the arrays of a batch but ``source``, including those of ``extra``.
 
         Args:
           denoiser: one of ``denoisers``.
           packing: name of the plan that gave ``spans``.
-          split: what is read.
-          spans: of the rows.
-          rows: how many.
-          seed: of the random numbers.
-          ordinals: [rows] places in the source's sequence, which key them.
+          split: split that is read.
+          spans: spans of the rows.
+          rows: number of rows.
+          seed: seed of the random numbers.
+          ordinals: [rows] places in the source's sequence, which key the random numbers.
         """
         if packing == "concat" and not denoiser.whole_documents:
             spans = _joined(spans)
@@ -114,9 +114,9 @@ class Objective:
         return self.fill(segments, rows)
 
     def fill(self, segments: Sequence[Sequence[Arrays]], rows: int) -> Arrays:
-        """Segments put side by side in ``rows`` rows; rows that are missing are padding."""
+        """Puts segments side by side in ``rows`` rows; rows that are missing are padding."""
         length, encoder = self.length, self.encoder_length
-        dtypes: dict[str, Any] = (
+        dtypes: dict[str, DTypeLike] = (
             dict.fromkeys(FIELDS, np.int32) | {"loss_mask": np.float32} | self.extra
         )
         arrays = {
@@ -145,7 +145,7 @@ class Objective:
         return arrays
 
     def segment_places(self, segment: Arrays) -> int:
-        """Places of T that a segment takes, both sides considered."""
+        """Returns the places of T that a segment takes on both sides."""
         row = len(segment["tokens"])
         if not self.encoder_length:
             return row
@@ -153,24 +153,24 @@ class Objective:
         return max(row, -(-encoder * self.length // self.encoder_length))
 
     def batch(self, arrays: Arrays, source: np.ndarray) -> Batch:
-        """A Batch of what ``rows`` or ``fill`` made."""
+        """Returns the batch of arrays that ``rows`` or ``fill`` made."""
         extra = {name: arrays[name] for name in self.extra}
         return Batch(**{name: arrays[name] for name in FIELDS}, source=source, extra=extra)
 
     def abstract_batch(self, rows: int) -> Batch:
-        """Shapes and dtypes of a batch, as jax.ShapeDtypeStruct."""
+        """Returns shapes and dtypes of a batch of ``rows`` rows, as jax.ShapeDtypeStruct."""
         import jax
 
         made = self.batch(self.fill((), rows), np.zeros(rows, np.int32))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
 
     def segments(self, document: np.ndarray, seed: int, index: int) -> Iterator[Arrays]:
-        """The segments of a held-out document [n], each piece with the denoiser whose turn it is.
+        """Yields the segments of a held-out document [n], made by one denoiser drawn for it.
 
         Args:
-          document: with its begin and end tokens.
-          seed: of the random numbers.
-          index: of the document.
+          document: token ids with begin and end tokens.
+          seed: seed of the random numbers.
+          index: number of the document.
         """
         names = [name for name, rate in self.rates.items() if rate > 0]
         shares = np.cumsum([self.rates[name] for name in names])
@@ -185,33 +185,45 @@ class Objective:
             yield denoiser(piece, Draw(seed, index, number))
 
 
-def objective(config: Denoising, tokenizer: Tokenizer, length: int) -> Objective | None:
-    """What ``config`` makes of a stream's rows; None for ``lm``.
+def make_row_objective(config: Denoising, tokenizer: Tokenizer, length: int) -> RowObjective | None:
+    """Returns the objective that ``config`` describes; None for ``lm``.
 
     Args:
       config: the objective.
-      tokenizer: with the ids that it needs.
+      tokenizer: tokenizer that has the ids it needs.
       length: ``Loop.sequence_length``: T, or of an encoder-decoder the encoder's length.
 
     Raises:
       ConfigError: the tokenizer lacks an id, or there are fewer sentinels than spans.
     """
-    if config.objective == "lm":
-        return None
-    ids = special_ids(config, tokenizer)
+    return (
+        None if config.objective == "lm" else _make(config, special_ids(config, tokenizer), length)
+    )
+
+
+def planned_objective(config: Denoising, length: int) -> RowObjective | None:
+    """Makes what ``make_row_objective`` does before there is a tokenizer: shapes hold, ids do not.
+
+    Raises:
+      ConfigError: a row of ``length`` is too short.
+    """
+    return None if config.objective == "lm" else _make(config, planned_ids(config, length), length)
+
+
+def _make(config: Denoising, ids: SpecialIds, length: int) -> RowObjective:
     denoisers, rates = make_denoisers(config, ids)
     target = config.target_length or length
     if config.objective == "span_corruption" and config.target_length is None:
         target = _target_length(config, denoisers["spans"], length)
     both = config.encoder_decoder
-    extra: dict[str, Any] = {}
+    extra: dict[str, DTypeLike] = {}
     if both:
         extra = dict.fromkeys(ENCODER, np.int32)
     elif config.objective != "mlm":
         extra = {"prefix": np.bool_}
         if config.objective == "blank_filling":
             extra["block_positions"] = np.int32
-    made = Objective(
+    made = RowObjective(
         name=config.objective,
         denoisers=denoisers,
         rates=rates,
@@ -227,7 +239,10 @@ def objective(config: Denoising, tokenizer: Tokenizer, length: int) -> Objective
 
 
 def _target_length(config: Denoising, denoiser: Denoiser, length: int) -> int:
-    """t5's ``random_spans_helper``: targets of the longest text whose inputs fit in ``length``."""
+    """Returns the tokens of the targets of the longest text whose inputs fit in ``length``.
+
+    The rule is that of t5's ``random_spans_helper``.
+    """
     n = np.arange(2, int(length / (1 - config.density)) + 3)
     targets, inputs = denoiser.places(n)
     fits = int(np.searchsorted(inputs, length, side="right"))
@@ -240,7 +255,7 @@ def _target_length(config: Denoising, denoiser: Denoiser, length: int) -> int:
     return found - 1 if config.density == 0.5 and found > length else found
 
 
-def _check_room(made: Objective, denoiser: Denoiser, length: int) -> None:
+def _check_room(made: RowObjective, denoiser: Denoiser, length: int) -> None:
     longest = len(made.table(denoiser)) - 1
     if longest < 2:
         raise ConfigError(
@@ -258,8 +273,8 @@ def _check_room(made: Objective, denoiser: Denoiser, length: int) -> None:
             )  # fmt: skip
 
 
-def check_unmasked(name: str, split: Split, made: Objective) -> None:
-    """Raises DataError if the store says itself what is to be predicted."""
+def check_unmasked(name: str, split: Split, made: RowObjective) -> None:
+    """Raises DataError if the store has a loss mask of its own."""
     if split.masked:
         raise DataError(
             f"Source {name!r} has a loss mask of its own, which Denoising.objective = "
@@ -268,7 +283,7 @@ def check_unmasked(name: str, split: Split, made: Objective) -> None:
 
 
 def _joined(spans: Spans) -> Spans:
-    """All pieces of a row, which follow each other in the store, as one."""
+    """Joins the pieces of each row, which follow each other in the store, into one."""
     first = np.flatnonzero(np.diff(spans.row, prepend=-1))
     length = np.add.reduceat(spans.length, first) if len(first) else spans.length
     start = spans.start[first]

@@ -1,4 +1,4 @@
-"""What is cleaned, how, and where it goes."""
+"""Configuration of a cleaning: inputs, steps, limits, output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.data.clean.decontaminate import Decontaminate
-from t5x_llm.data.clean.dedup.config import Dedup
+from t5x_llm.data.clean.dedup.dedup_config import Dedup
 from t5x_llm.data.clean.document import Step
 
 FORMATS = ("auto", "text", "jsonl", "parquet", "warc", "html")
@@ -69,7 +69,7 @@ class Input:
 
 
 def _check_encoding(encoding: str) -> None:
-    """One in which a line ends with the byte of a line feed, as lines are cut before decoding."""
+    """Raises ConfigError unless lines end with the byte of a line feed: they are cut undecoded."""
     try:
         known = codecs.lookup(encoding)
         fits = "a\n".encode(encoding) == b"a\n" and isinstance(b"a".decode(encoding), str)
@@ -83,12 +83,12 @@ def _check_encoding(encoding: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an input may ask of us; beyond it, it is quarantined.
+    """Limits of an input's size; what lies beyond them is quarantined.
 
     Attributes:
-      document_bytes: of one record or line, and of one text.
-      expanded_bytes: of one compressed file, once decompressed.
-      ratio: decompressed to compressed bytes, looked at beyond 64 MB.
+      document_bytes: most bytes of one record or line, and of one text.
+      expanded_bytes: most bytes of one compressed file, once decompressed.
+      ratio: most decompressed bytes a compressed byte, looked at beyond 64 MB.
     """
 
     document_bytes: int = 16 << 20
@@ -172,7 +172,7 @@ class Clean:
                 )
 
     def described(self) -> dict[str, Any]:
-        """What decides the output, as JSON-able data: not where, nor with how many workers."""
+        """Returns all that decides the output as JSON-able data, without place and workers."""
         from t5x_llm.config.describe import to_dict
 
         return {

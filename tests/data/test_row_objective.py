@@ -13,10 +13,10 @@ from stores import make_store, random_documents
 
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.bins import Order
-from t5x_llm.data.denoise import Draw, noise_counts
+from t5x_llm.data.corruption import Draw, noise_counts
 from t5x_llm.data.denoisers import SpanCorruption
 from t5x_llm.data.denoising import Denoising
-from t5x_llm.data.objective import objective
+from t5x_llm.data.row_objective import make_row_objective
 from t5x_llm.data.stream import Stream
 from t5x_llm.text import Tokenizer
 
@@ -78,7 +78,7 @@ def stores(tmp_path_factory, documents):
 
 
 def make(stores, case, packing, weights=None, seed=3, length=LENGTH):
-    made = objective(CASES[case], Pieces(), length)
+    made = make_row_objective(CASES[case], Pieces(), length)
     stores = {"a": stores["a"]} if weights is None else stores
     return Stream(stores, weights or {"a": 1.0}, length, seed, packing, objective=made)
 
@@ -189,7 +189,7 @@ def test_an_epoch_holds_every_token_once(stores, documents, case, packing):
 
 @pytest.mark.parametrize("case", ["t5", "mlm"])
 def test_bins_and_a_curriculum_hold_every_token_once(stores, documents, case):
-    made, order = objective(CASES[case], Pieces(), LENGTH), Order(3, "longest")
+    made, order = make_row_objective(CASES[case], Pieces(), LENGTH), Order(3, "longest")
     for packing in ("whole", "similar"):
         stream = Stream({"a": stores["a"]}, {"a": 1.0}, LENGTH, 3, packing, objective=made,
                         orders={"a": order})  # fmt: skip
@@ -304,7 +304,7 @@ def t5_helper(inputs_length, density, mean):
 @pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.15, 8.0), (0.5, 3.0), (0.3, 3.0)])
 def test_lengths_are_t5_s(length, density, mean):
     config = Denoising("span_corruption", density=density, mean_span=mean)
-    made = objective(config, Pieces(extra=600), length)
+    made = make_row_objective(config, Pieces(extra=600), length)
     tokens, targets = t5_helper(length, density, mean)
     assert made.encoder_length == length and made.length == targets
     assert len(made.table(made.denoisers["spans"])) - 1 == tokens
@@ -315,7 +315,7 @@ def test_lengths_are_t5_s(length, density, mean):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 80), st.integers(0, 2**32), st.sampled_from(sorted(CASES)))
 def test_places_are_those_taken(size, seed, case):
-    made = objective(CASES[case], Pieces(), LENGTH)
+    made = make_row_objective(CASES[case], Pieces(), LENGTH)
     for denoiser in made.denoisers.values():
         row, encoder = (int(x[0]) for x in denoiser.places(np.array([size])))
         text = np.arange(3, 3 + size, dtype=np.int32) % 50 + 3
@@ -340,11 +340,13 @@ def test_what_is_refused(stores, tmp_path):
         (Denoising("mlm", mask="[MSK]"), "a piece of the tokenizer"),
     ]:
         with pytest.raises(ConfigError, match=match):
-            objective(config, plain, LENGTH)
+            make_row_objective(config, plain, LENGTH)
     with pytest.raises(ConfigError, match="Denoising.start.*pad token"):
-        objective(Denoising("span_corruption", sentinels=9), Pieces(extra=0, pad_id=None), LENGTH)
+        make_row_objective(
+            Denoising("span_corruption", sentinels=9), Pieces(extra=0, pad_id=None), LENGTH
+        )
     with pytest.raises(ConfigError, match="sequence_length"):
-        objective(CASES["t5"], Pieces(), 2)
+        make_row_objective(CASES["t5"], Pieces(), 2)
     for arguments, match in [
         ({"objective": "bert"}, "Denoising.objective = 'bert'"),
         ({"objective": "mlm", "form": "decoder"}, "one form only"),
@@ -361,14 +363,19 @@ def test_what_is_refused(stores, tmp_path):
             Denoising(**arguments)
     masked = make_store(tmp_path / "m", [[1, 5, 6, 2]] * 3, masks=[[0, 0, 1, 1]] * 3)
     with pytest.raises(DataError, match="loss mask of its own"):
-        Stream({"m": masked}, {"m": 1.0}, LENGTH, objective=objective(CASES["t5"], Pieces(), 48))
+        Stream(
+            {"m": masked},
+            {"m": 1.0},
+            LENGTH,
+            objective=make_row_objective(CASES["t5"], Pieces(), 48),
+        )
 
 
 def test_named_pieces_are_found():
     names = ("[MASK]", "[gMASK]", "<sop>")
-    made = objective(Denoising("blank_filling"), Pieces(named=names), LENGTH)
+    made = make_row_objective(Denoising("blank_filling"), Pieces(named=names), LENGTH)
     spans, end = made.denoisers["spans"], made.denoisers["end"]
     assert (spans.mask, end.mask, spans.start, spans.end) == (60, 61, 62, 64)
-    t5 = objective(Denoising("span_corruption", sentinels=8), Pieces(), LENGTH)
+    t5 = make_row_objective(Denoising("span_corruption", sentinels=8), Pieces(), LENGTH)
     assert t5.denoisers["spans"].sentinels.tolist() == list(range(103, 95, -1))
-    assert objective(Denoising(), Pieces(extra=0), LENGTH) is None
+    assert make_row_objective(Denoising(), Pieces(extra=0), LENGTH) is None

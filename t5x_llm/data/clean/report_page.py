@@ -1,4 +1,4 @@
-"""report.html: what cleaning kept, dropped and changed, and why, with samples."""
+"""The page report.html: what cleaning kept, dropped and changed, and why, with samples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5x_llm.core.page import cards, page, table
-from t5x_llm.core.page import escape as _e
+from t5x_llm.core.page import cards, escape, page, table
 from t5x_llm.core.paths import as_path, write_atomic
 from t5x_llm.data.clean.tally import PRIVATE
 
@@ -41,7 +40,7 @@ def write_report(
 
 
 def render(name: str, counts: Counts, steps: Sequence[str] = ()) -> str:
-    """The page as HTML; equal counts give equal bytes."""
+    """Returns the page as HTML; equal counts give equal bytes."""
     found = counts.get("steps", {})
     order = [step for step in dict.fromkeys(steps) if step in found]
     order += sorted(step for step in found if step not in order)
@@ -49,7 +48,7 @@ def render(name: str, counts: Counts, steps: Sequence[str] = ()) -> str:
         name,
         [
             _STYLE,
-            f"<h1>{_e(name)}</h1>",
+            f"<h1>{escape(name)}</h1>",
             "<p class=soft>What was cleaned, what was left out, and why.</p>",
             _head(counts),
             "<h2>Sources</h2>",
@@ -108,7 +107,7 @@ def _sources(sources: Counts) -> str:
         came, left = (_of(sources[name], what, "characters") for what in ("read", "kept"))
         figures = [f"{read:,}", f"{kept:,}", _share(kept, read)]
         figures += [f"{came:,}", f"{left:,}", _share(left, came)]
-        rows.append([_e(name), _bar(left, came), *figures])
+        rows.append([escape(name), _bar(left, came), *figures])
     head = ("source", "", "documents read", "kept", "", "characters read", "kept", "")
     return table(head, rows)
 
@@ -124,7 +123,7 @@ def _steps(found: Counts, order: Sequence[str]) -> str:
         change = _of(step, "edited", "after") - _of(step, "edited", "before")
         figures = [f"{seen:,}", f"{dropped:,}", _share(dropped, seen), _share(lost, characters)]
         figures += [f"{edited:,}", _share(edited, seen), f"{change:+,}" if edited else ""]
-        rows.append([_e(name), *figures])
+        rows.append([escape(name), *figures])
     head = ("step", "documents", "dropped", "", "of characters", "changed", "", "characters")
     return table(head, rows)
 
@@ -138,14 +137,14 @@ def _reasons(found: Counts, order: Sequence[str]) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: (-row[2], order.index(row[0]), row[1]))
-    cells = [[_e(n), _e(r), _bar(d, most), f"{d:,}", f"{c:,}"] for n, r, d, c in rows]
+    cells = [[escape(n), escape(r), _bar(d, most), f"{d:,}", f"{c:,}"] for n, r, d, c in rows]
     head = ("step", "reason", "", "documents", "characters")
     return "<h2>Reasons of what was dropped</h2>" + table(head, cells)
 
 
 def _counted(found: Counts, order: Sequence[str]) -> str:
     rows = [
-        [_e(name), _e(what), f"{n:,}"]
+        [escape(name), escape(what), f"{n:,}"]
         for name in order
         for what, n in sorted(found[name].get("counts", {}).items())
     ]
@@ -157,7 +156,7 @@ def _counted(found: Counts, order: Sequence[str]) -> str:
 def _quarantined(quarantined: Counts) -> str:
     if not quarantined:
         return ""
-    rows = [[_e(reason), f"{n:,}"] for reason, n in sorted(quarantined.items())]
+    rows = [[escape(reason), f"{n:,}"] for reason, n in sorted(quarantined.items())]
     return (
         "<h2>Quarantined</h2><p class=soft>What could not be read, or made a step fail; the rest "
         "went on.</p>" + table(("reason", ""), rows)
@@ -186,7 +185,7 @@ def _scores(scores: Counts, order: Sequence[str]) -> str:
     at = {name: n for n, name in enumerate(order)}
     names = sorted(scores, key=lambda name: (at.get(name.split(":")[0], len(at)), name))
     figures = "".join(
-        f"<figure>{_bars([('score', scores[name])])}<figcaption>{_e(name)}; what was dropped "
+        f"<figure>{_bars([('score', scores[name])])}<figcaption>{escape(name)}; what was dropped "
         "for it is counted too</figcaption></figure>"
         for name in names
     )
@@ -194,7 +193,7 @@ def _scores(scores: Counts, order: Sequence[str]) -> str:
 
 
 def _bars(series: Sequence[tuple[str, Counts]], width: int = 640, height: int = 190) -> str:
-    """Histograms side by side, by the lower end of each bucket, as SVG."""
+    """Draws histograms side by side, by the lower end of each bucket, as SVG."""
     buckets = sorted({key for _, counts in series for key in counts}, key=float)
     most = max((n for _, counts in series for n in counts.values()), default=0) or 1
     step = (width - 10) / max(1, len(buckets))
@@ -208,12 +207,12 @@ def _bars(series: Sequence[tuple[str, Counts]], width: int = 640, height: int = 
             parts.append(
                 f"<rect x='{5 + i * step + j * wide:.1f}' y='{height - 24 - tall:.1f}' "
                 f"width='{wide:.1f}' height='{tall:.1f}' fill='{_COLOURS[name]}'>"
-                f"<title>{_e(key)}: {n:,}</title></rect>"
+                f"<title>{escape(key)}: {n:,}</title></rect>"
             )
         if i % every == 0:
             parts.append(
                 f"<text x='{5 + i * step:.1f}' y='{height - 8}' font-size='11' "
-                f"fill='currentColor'>{_e(_short(key))}</text>"
+                f"fill='currentColor'>{escape(_short(key))}</text>"
             )
     parts.append(f"<text x='5' y='12' font-size='11' fill='currentColor'>{most:,}</text></svg>")
     return "".join(parts)
@@ -235,9 +234,9 @@ def _samples(samples: Counts, order: Sequence[str]) -> str:
         step, _, reason = name.partition("\n")
         rows = []
         for sample in samples[name]:
-            cells = [f"<b>{_e(sample['id'])}</b>"]
+            cells = [f"<b>{escape(sample['id'])}</b>"]
             if sample.get("detail"):
-                cells[0] += f"<br><span class=soft>{_e(sample['detail'])}</span>"
+                cells[0] += f"<br><span class=soft>{escape(sample['detail'])}</span>"
             if "before" in sample:
                 cells += [_text(sample["before"]), _text(sample.get("text", ""))]
             elif "text" in sample:
@@ -251,8 +250,8 @@ def _samples(samples: Counts, order: Sequence[str]) -> str:
             head = ("document", "text") if "text" in samples[name][0] else ("document",)
         title = f"{step}: {reason or 'changed'}"
         parts.append(
-            f"<details><summary>{_e(title)}</summary><div class=samples>{table(head, rows)}</div>"
-            "</details>"
+            f"<details><summary>{escape(title)}</summary>"
+            f"<div class=samples>{table(head, rows)}</div></details>"
         )
     if not parts:
         return ""
@@ -263,4 +262,4 @@ def _samples(samples: Counts, order: Sequence[str]) -> str:
 
 
 def _text(text: str) -> str:
-    return f"<pre class=text>{_e(text)}</pre>"
+    return f"<pre class=text>{escape(text)}</pre>"

@@ -1,4 +1,4 @@
-"""Which repeats are looked for."""
+"""Configuration of deduplication: exact, near and long repeats."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MinHash:
 
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
-        """(bands, rows): the most rows whose bands reach ``recall`` within ``hashes``."""
+        """(bands, rows) with the most rows whose bands reach ``recall`` within ``hashes``."""
         if self.bands:
             return self.bands, self.rows
         wanted = self.recall / _VERIFIED if self.verify else self.recall
@@ -76,7 +76,7 @@ class MinHash:
         )
 
     def found(self, similarity: float) -> float:
-        """Probability that a pair of this similarity is found."""
+        """Returns the probability that a pair of this similarity is found."""
         bands, rows = self.shape
         met = 1 - (1 - similarity**rows) ** bands
         if not self.verify:
@@ -101,7 +101,7 @@ class Repeats:
     Attributes:
       unit: ``line``, or ``paragraph`` (blank lines between).
       shortest: characters; shorter ones are not looked at.
-      copies: how many stay.
+      copies: number of copies that stay.
     """
 
     unit: str = "paragraph"

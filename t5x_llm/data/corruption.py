@@ -1,15 +1,14 @@
-"""Corrupting text: functions of (tokens of a segment, random numbers keyed by where it is read).
+"""Corruption of text: functions of a segment's tokens and of random numbers keyed by its place.
 
-Nothing here knows of rows or batches (``denoisers`` does) and nothing is drawn but from a ``Draw``,
-so the same place in the stream is corrupted the same way whoever asks, and the next epoch, whose
-places are others, is corrupted anew.
+The functions take arrays and know of no rows or batches (``denoisers`` does). All random numbers
+come from a ``Draw``, so that the same place in the stream is corrupted in the same way in every
+process, and the next epoch, which has other places, is corrupted anew.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 Arrays = dict[str, np.ndarray]
 
@@ -18,9 +17,9 @@ class Draw:
     """Random numbers of one segment, from raw Philox output: the same in every version of NumPy.
 
     Args:
-      seed: of the source.
-      ordinal: of the row among the rows that the source gives.
-      segment: of the row.
+      seed: seed of the source.
+      ordinal: number of the row among the rows that the source gives.
+      segment: number of the segment in the row.
     """
 
     def __init__(self, seed: int, ordinal: int, segment: int = 0):
@@ -30,33 +29,35 @@ class Draw:
         )
 
     def uniform(self, count: int) -> np.ndarray:
-        """[count] float64 in [0, 1)."""
+        """Draws [count] float64 in [0, 1)."""
         return (self._bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
     def below(self, limit: int, count: int) -> np.ndarray:
-        """[count] int64 in [0, limit)."""
+        """Draws [count] int64 in [0, limit)."""
         return (self.uniform(count) * limit).astype(np.int64)
 
     def order(self, count: int) -> np.ndarray:
-        """A permutation [count]."""
+        """Draws a permutation [count]."""
         return np.argsort(self._bits.random_raw(count), kind="stable")
 
     def parts(self, items: int, count: int) -> np.ndarray:
-        """[count] positive lengths that add up to ``items``, all such lists equally likely."""
+        """Draws [count] positive lengths that add up to ``items``, all lists equally likely."""
         cuts = np.sort(self.order(items - 1)[: count - 1]) + 1
         return np.diff(np.concatenate([[0], cuts, [items]]))
 
 
-def noise_counts(length: Any, density: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
-    """Noise tokens and noise spans in a text of ``length`` tokens.
+def noise_counts(
+    length: ArrayLike, density: float, mean_span: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of noise tokens and of noise spans in a text of ``length`` tokens.
 
-    Those of t5's ``random_spans_noise_mask``: rounded in float32 and half to even, as there. A
+    They are those of t5's ``random_spans_noise_mask``, rounded in float32 and half to even. A
     single token stays as it is.
 
     Args:
       length: [...] integers.
       density: share of the tokens that are noise.
-      mean_span: tokens in a span.
+      mean_span: mean tokens of a span.
     """
     length = np.asarray(length, np.int64)
     longer = np.maximum(length, 2)
@@ -69,7 +70,7 @@ def noise_counts(length: Any, density: float, mean_span: float) -> tuple[np.ndar
 
 
 def random_spans_mask(length: int, density: float, mean_span: float, draw: Draw) -> np.ndarray:
-    """[length] bool: noise spans as T5 draws them (arXiv 1910.10683, section 3.1.4).
+    """Draws the noise mask [length] bool of T5 (arXiv 1910.10683, section 3.1.4).
 
     Kept and noise spans alternate, a kept one first; all such masks with the ``noise_counts`` are
     equally likely.
@@ -84,7 +85,7 @@ def random_spans_mask(length: int, density: float, mean_span: float, draw: Draw)
 
 
 def poisson_spans_mask(length: int, density: float, mean_span: float, draw: Draw) -> np.ndarray:
-    """[length] bool: spans of Poisson lengths as GLM draws them (arXiv 2103.10360, section 2.1).
+    """Draws a mask [length] bool of spans of Poisson lengths (GLM, arXiv 2103.10360, section 2.1).
 
     GLM draws lengths until the density is reached. Here the ``noise_counts`` are fixed, so that
     rows can be packed, and the lengths (less one, as none is empty) are Poisson given their sum. At
@@ -103,13 +104,13 @@ def poisson_spans_mask(length: int, density: float, mean_span: float, draw: Draw
 
 
 def span_bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First index of every run of True in ``mask``, and the index after its last."""
+    """Returns the first index of every run of True in ``mask``, and the index after its last."""
     edges = np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8))
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
 
 
 def spans_to_sentinels(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
-    """``tokens`` with the i-th run of True replaced by ``sentinels[i]``.
+    """Returns ``tokens`` with the i-th run of True replaced by ``sentinels[i]``.
 
     With the noise mask it makes the inputs, with its complement the targets of span corruption
     (``noise_span_to_unique_sentinel`` and ``nonnoise_span_to_unique_sentinel`` of t5).
@@ -131,7 +132,7 @@ def mask_tokens(
     alternatives: np.ndarray,
     draw: Draw,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masked language modelling (BERT, arXiv 1810.04805, section 3.1).
+    """Masks tokens for masked language modelling (BERT, arXiv 1810.04805, section 3.1).
 
     Args:
       tokens: [n] the text.
@@ -162,7 +163,7 @@ def mask_tokens(
 
 
 def shifted(inputs: np.ndarray, targets: np.ndarray) -> Arrays:
-    """A decoder's segment: it sees all of ``inputs`` [n] and predicts ``targets`` [m].
+    """Makes a decoder's segment, which sees all of ``inputs`` [n] and predicts ``targets`` [m].
 
     Returns:
       tokens, targets, loss_mask, prefix, [n + m - 1]. If there are no inputs the first target is
@@ -179,7 +180,7 @@ def shifted(inputs: np.ndarray, targets: np.ndarray) -> Arrays:
 
 
 def encoded(inputs: np.ndarray, targets: np.ndarray, start_id: int) -> Arrays:
-    """An encoder-decoder's segment: tokens, targets, loss_mask [m], encoder_tokens [n]."""
+    """Makes an encoder-decoder's segment: tokens, targets, loss_mask [m], encoder_tokens [n]."""
     return {
         "tokens": np.concatenate([[start_id], targets[:-1]]),
         "targets": targets,
@@ -191,7 +192,7 @@ def encoded(inputs: np.ndarray, targets: np.ndarray, start_id: int) -> Arrays:
 def blanks(
     tokens: np.ndarray, mask: np.ndarray, mask_id: int, start_id: int, end_id: int, draw: Draw
 ) -> Arrays:
-    """Autoregressive blank filling (GLM, arXiv 2103.10360, sections 2.1 and 2.2.3).
+    """Makes a segment of autoregressive blank filling (GLM, arXiv 2103.10360, 2.1 and 2.2.3).
 
     Part A is the text with every span of ``mask`` replaced by ``mask_id``; part B holds the spans
     in random order, each begun by ``start_id`` and predicted up to ``end_id``.

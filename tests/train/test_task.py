@@ -1,0 +1,171 @@
+"""A task of another kind than language modelling, through everything that training consists of."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from course import SPIKE, equal
+
+from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
+from t5x_llm.core.dtypes import Policy
+from t5x_llm.data.blending import Blend
+from t5x_llm.data.positions import DataState
+from t5x_llm.models.families.llama import Llama
+from t5x_llm.models.model import Model
+from t5x_llm.optim import Optimizer, Schedule
+from t5x_llm.parallel import MeshConfig, make_mesh
+from t5x_llm.plan.compile import plan_step
+from t5x_llm.plan.host import Here
+from t5x_llm.train.config import Loop
+from t5x_llm.train.feed import StreamFeed
+from t5x_llm.train.hooks import Checkpoint, JsonLines, Metrics, read_lines, resume
+from t5x_llm.train.hooks.guard import Guard
+from t5x_llm.train.journal import Journal
+from t5x_llm.train.loop import RunRecord, Trainer, train
+from t5x_llm.train.recovery import Origin, Recovery
+from t5x_llm.train.state import abstract_state, init_state, place, with_shardings
+from t5x_llm.train.step import StepOptions, make_train_step, quiet_control, signal_rows
+from t5x_llm.train.task import Measures, TrainTask, check_sums
+
+FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
+MODEL = Model(FAMILY.decoder(), Policy(compute="float32"))
+OPTIMIZER = Optimizer(schedule=Schedule("constant", 3e-3, warmup_steps=0))
+T, B = 16, 8
+
+
+class Preference(TrainTask):
+    """Which of two rows is the better, by a head on a model beside its frozen bfloat16 copy."""
+
+    measures = Measures("pairs")
+
+    def __init__(self):
+        tree = self.abstract_params()
+        self.trained = {k: jax.tree.map(lambda _, k=k: k != "frozen", tree[k]) for k in tree}
+
+    def init(self, key):
+        policy = MODEL.init(key)
+        frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy)
+        return {"policy": policy, "frozen": frozen, "head": {"kernel": jnp.zeros(32)}}
+
+    def abstract_params(self):
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def logical_axes(self):
+        axes = MODEL.logical_axes()
+        return {"policy": axes, "frozen": axes, "head": {"kernel": ("embed",)}}
+
+    def abstract_batch(self, rows):
+        return dict.fromkeys(("better", "worse"), jax.ShapeDtypeStruct((rows, T), jnp.int32))
+
+    def total(self, batch):
+        return jnp.float32(len(batch["better"]))
+
+    def loss(self, params, batch, training):
+        def score(tokens):
+            new, old = (MODEL.apply(params[k], tokens)[0] for k in ("policy", "frozen"))
+            return jnp.mean(2 * new - old, axis=1) @ params["head"]["kernel"]
+
+        margin = score(batch["better"]) - score(batch["worse"])
+        loss = -jnp.sum(jax.nn.log_sigmoid(margin))
+        sums = {"loss": loss, "accuracy": jnp.sum(margin > 0), "pairs": self.total(batch)}
+        return loss, jax.tree.map(jnp.float32, sums)
+
+
+class Pairs:
+    """Rows as a pure function of their position; the better one rises."""
+
+    def at(self, data):
+        return self
+
+    def batch(self, position, size, rows=slice(None)):
+        index = np.arange(position, position + size)[rows]
+        rising = (index[:, None] * 7 + np.arange(T)) % 64
+        return {"better": rising.astype(np.int32), "worse": rising[:, ::-1].astype(np.int32)}
+
+
+def parts(devices):
+    """The task's step with all that belongs to it."""
+    config = MeshConfig(fsdp=devices // 2, tensor=2) if devices > 1 else MeshConfig(fsdp=1)
+    mesh, task = make_mesh(config, jax.devices()[:devices]), Preference()
+    tx = OPTIMIZER.build(20, task.trained_part(task.logical_axes()))
+    placement = place(task, tx, mesh, config.rules())
+    options = StepOptions(OPTIMIZER.schedule.build(20), microbatches=2, guarded=True)
+    return task, tx, placement, make_train_step(task, tx, placement, options)
+
+
+def live(directory, made, steps):
+    """One process's life: step, loop, guard, metrics, checkpoint, and resumption."""
+    task, tx, placement, step = made
+    wanted = with_shardings(abstract_state(task, tx), placement.state)
+    keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=5))
+    journal, mesh = Journal(directory / "journal.jsonl"), placement.mesh
+    guard = Guard(SPIKE, journal.decisions, functools.partial(signal_rows, mesh))
+    metrics = Metrics([JsonLines(directory / "metrics.jsonl")])
+    hooks = [metrics, guard, Checkpoint(keeper, {"model": FAMILY})]
+
+    def restore(at):
+        if at is None:
+            return init_state(task, tx, jax.random.key(0), placement), DataState(), {}
+        state, meta = resume(keeper, wanted, {"model": FAMILY}, step=at)
+        return state, DataState.from_json(meta["data"]), meta
+
+    blend = Blend(("pairs",), ((0, {"pairs": 1}),))
+    recovery = Recovery(SPIKE, keeper, hooks, journal, Origin(restore, lambda *a: {}, blend))
+    loop = Loop(steps=steps, batch_size=B, sequence_length=T, log_every=5)
+    trainer = Trainer(loop, recovery.begin(), task.measures, hooks, RunRecord(directory))
+    train(trainer, step, StreamFeed(Pairs(), loop.size_at, placement), recovery.rewind)
+    keeper.close()
+    return trainer.state
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_pairs_with_a_frozen_copy_and_a_head(devices, tmp_path):
+    task, tx, placement, step = made = parts(devices)
+    whole = live(tmp_path / "whole", made, 20)
+    live(tmp_path / "cut", made, 10)
+    again = live(tmp_path / "cut", made, 20)
+    assert equal(whole, again)
+    lines = [x for x in read_lines(tmp_path / "whole" / "metrics.jsonl") if x["kind"] == "train"]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"] and lines[-1]["accuracy"] > 0.9
+    assert [line["pairs"] for line in lines] == [5 * B, 10 * B, 15 * B, 20 * B]
+    fresh = init_state(task, tx, jax.random.key(0), placement)
+    assert equal(whole.params["frozen"], fresh.params["frozen"])
+    assert not equal(whole.params["policy"], fresh.params["policy"])
+    assert {x.dtype for x in jax.tree.leaves(whole.params["frozen"])} == {jnp.dtype("bfloat16")}
+    # No moments of what is frozen: those of the trained part, and Adam's two counters.
+    count = len(jax.tree.leaves(task.trained_part(task.abstract_params())))
+    assert len(jax.tree.leaves(whole.opt_state)) == 2 * count + 2
+
+
+def test_it_is_planned():
+    task, tx, placement, step = parts(1)
+    state = with_shardings(abstract_state(task, tx), placement.state)
+    batch = with_shardings(task.abstract_batch(B), placement.batch)
+    quiet, whole = quiet_control(placement.mesh), placement.state.step
+    control = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), quiet)
+    plan = plan_step(step, (state, batch, control), Here("cpu", "cpu", 1, 1e12, None), {"data": 1})
+    trained = task.trained_part(task.abstract_params())
+    held = 4 * sum(x.size for x in jax.tree.leaves(trained))
+    assert plan.fits and plan.memory.parameters == held + 2 * MODEL.parameter_count()["total"]
+    assert plan.memory.optimizer == 2 * held + 8
+
+
+def test_sums_are_checked():
+    measures = Measures("tokens", {"a": "b"})
+    check_sums(dict.fromkeys(("loss", "tokens", "a", "b"), 0.0), measures, ("grad_norm",))
+    with pytest.raises(ValueError, match="may not be called grad_norm"):
+        check_sums(dict.fromkeys(("loss", "tokens", "b", "grad_norm")), measures, ("grad_norm",))
+    with pytest.raises(ValueError, match="lack b, loss"):
+        check_sums({"tokens": 0}, measures, ())
+
+
+def test_what_a_sum_is_averaged_over():
+    labels = {"loss_by_kind": ("a", "b")}
+    measures = Measures("tokens", {"reward": "rollouts", "loss_by_kind": "tokens"}, labels)
+    assert measures.counts == {"tokens", "rollouts"}
+    weights = [measures.weight(name) for name in ("loss", "reward", "tokens")]
+    assert weights == ["tokens", "rollouts", None]
+    # The step divides what its own total divides, and no vector.
+    assert [measures.is_mean(k) for k in ("loss", "reward", "loss_by_kind")] == [True, False, False]
