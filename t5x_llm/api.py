@@ -6,9 +6,8 @@
     result = api.train(run)
     api.generate(result.directory, "春风")[0].text
 
-The commands of ``t5x-llm`` are made of the same functions. A mistake of the user's raises a
-``core.errors.T5xLLMError`` whose message says what was received, what is accepted and what to do.
-JAX is imported by the functions, not by the module.
+The commands of ``t5x-llm`` are made of the same functions. A mistake of the user's raises
+``T5xLLMError`` with what was received and what to do. Functions import JAX, the module does not.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from t5x_llm.core.errors import DataError, T5xLLMError
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
+    from jax.sharding import AbstractMesh, Mesh
 
     from t5x_llm.data.catalog import Opened
     from t5x_llm.hf.convert import Converted
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from t5x_llm.run.result import TrainResult
     from t5x_llm.run.use import Exported
     from t5x_llm.train.hooks import Results
+    from t5x_llm.train.task import TrainTask
 
 __all__ = [
     "Completion",
@@ -73,10 +73,6 @@ def __getattr__(name: str) -> type:
         found: type = getattr(importlib.import_module(f"t5x_llm.{_TYPES[name]}"), name)
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
 
 
 def load_run(
@@ -158,7 +154,7 @@ def plan(
 def prepare(run: ResolvedRun, *, force: bool = False, process_index: int = 0) -> Opened:
     """Trains the tokenizer if the run asks for one, builds its token stores, and opens them.
 
-    What is there already and unchanged is kept. ``train`` prepares too, in a process of its own.
+    What is there and unchanged is kept. ``train`` prepares too, in a process of its own.
 
     Args:
       run: whose data is prepared.
@@ -177,24 +173,30 @@ def prepare(run: ResolvedRun, *, force: bool = False, process_index: int = 0) ->
     return prepare_data(run.config.data, force=force, process_index=process_index)
 
 
-def assemble(run: ResolvedRun, mesh: Mesh | None = None, data: OpenData | None = None) -> Assembled:
+def assemble(
+    run: ResolvedRun,
+    mesh: Mesh | AbstractMesh | None = None,
+    data: OpenData | None = None,
+    task: TrainTask | None = None,
+) -> Assembled:
     """Makes what training runs and a plan compiles: mesh, model, optimizer, task, jitted step.
 
     Args:
       run: what is assembled.
-      mesh: the devices; the run's own if None. Those of a described slice will do.
-      data: its prepared data, if it is open already.
+      mesh: devices that are here, are described, or are sizes alone; this machine's if None.
+      data: what training reads; without it the batch is the one that prepared data will give.
+      task: what is learned instead of the prediction of the run's tokens.
 
     Raises:
-      ConfigError: the run does not fit the mesh.
+      ConfigError: the run's mesh does not fit the devices.
 
     Example:
       assembled = assemble(run)
-      dict(assembled.mesh.shape)
+      assembled.batch.tokens.shape, assembled.step.lower(*assembled.arguments)
     """
     from t5x_llm.run import assembled
 
-    return assembled.assemble(run.config, mesh, data)
+    return assembled.assemble(run.config, mesh, data, task)
 
 
 def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
@@ -206,8 +208,8 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
         insists on it.
 
     Returns:
-      Directory, last step, metrics by step (loss in nats a token) and results on held-out
-      documents; ``load()`` gives the parameters.
+      Directory, last step, metrics by step (loss in nats a token), results on held-out documents,
+      and the state with its parameters; ``load()`` gives the model to use.
 
     Raises:
       ConfigError: the run does not fit its mesh, or its directory is not what ``resume`` asks for.
@@ -223,12 +225,12 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
     from t5x_llm.run.session import train as train_run
 
     try:
-        train_run(run.config, run.operative_config, resume)
+        trainer = train_run(run.config, run.operative_config, resume)
     except SystemExit as e:  # of the process that prepares the data; it printed why
         if e.code != DataError.exit_code:
             raise
         raise DataError("The data could not be prepared; the message above says why.") from e
-    return read_result(run.directory)
+    return read_result(run.directory, trainer.state)
 
 
 def load_model(
@@ -270,8 +272,7 @@ def evaluate(
 
     Args:
       model: a path as ``load_model`` takes, or what it returned.
-      run: says which data; a model that was trained here needs none. The tokenizer of the model
-        must be the data's.
+      run: says which data, made with the model's tokenizer; a run's own model needs none.
       step: checkpoint of a run directory; the newest sound one if None.
       sequence_length: tokens of a window; the run's if None.
       limit: tokens read of each source; None reads all.
@@ -291,7 +292,8 @@ def evaluate(
     from t5x_llm.run.use import evaluate_model
 
     where = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model
-    return evaluate_model(where, run and run.config, step, sequence_length, limit)
+    data = None if run is None else run.config
+    return evaluate_model(where, data, step, sequence_length, limit)
 
 
 def generate(
@@ -339,8 +341,7 @@ def import_model(
 ) -> Converted:
     """Writes a Hugging Face or GGUF model as a verified Hugging Face directory.
 
-    Our logits and a reference's are compared on a prompt of 512 tokens, of the source and of what
-    was written. To train on from ``out``, bind ``Run.start_from`` to it.
+    Our logits of source and result are compared with a reference's on a prompt of 512 tokens.
 
     Args:
       path: a Hugging Face directory or a ``.gguf`` file.

@@ -1,4 +1,4 @@
-"""Tokens, FLOPs, days and money of training a model."""
+"""The command ``t5x-llm budget``: tokens, FLOPs, days and money of training a model."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import importlib
 
-from t5x_llm.cli.arguments import GIN_FLAGS, data_parser, takes_gin_flags
+from t5x_llm.cli.arguments import GIN_FLAGS, takes_gin_flags
 from t5x_llm.cli.main import COMMANDS
 
 FILES = "files"
@@ -67,8 +67,7 @@ def _data_commands(text: str) -> list[CommandLine]:
     words = tuple((name, each) for name, (_, each) in data_commands.items())
     found = [CommandLine(("data",), text, words)]
     for name, (module, each) in data_commands.items():
-        build = getattr(importlib.import_module(f"t5x_llm.cli.{module}"), "build_parser", None)
-        parser = data_parser(name, each) if build is None else build(name)
+        parser = importlib.import_module(f"t5x_llm.cli.{module}").build_parser(name)
         found += of_parser(("data", name), each, parser)
     return found
 

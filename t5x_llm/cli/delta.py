@@ -1,4 +1,4 @@
-"""Make and apply the difference of a tuned model from its base."""
+"""The command ``t5x-llm delta``: the difference of a tuned model from its base, made and applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out loss and bits per byte."""
+"""The command ``t5x-llm eval``: held-out loss and bits per byte."""
 
 from __future__ import annotations
 

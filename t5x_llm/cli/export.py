@@ -1,4 +1,4 @@
-"""Write a checkpoint as a Hugging Face directory."""
+"""The command ``t5x-llm export``: a checkpoint as a Hugging Face directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Let a model continue a text."""
+"""The command ``t5x-llm generate``: a model continues a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give a tokenizer pieces of another language."""
+"""The command ``t5x-llm grow``: pieces of another language for a tokenizer."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _body(path: str) -> Any:
-    """The model beside the tokenizer, if there is one."""
+    """Returns the size of the model beside the tokenizer, None if there is none."""
     from t5x_llm.core.paths import as_path
     from t5x_llm.hf.import_ import family_of, read_config
     from t5x_llm.models.model import Model
@@ -115,7 +115,7 @@ def _body(path: str) -> Any:
 
 
 def _texts(files: Sequence[str], field: str, measured: int) -> tuple[list[str], list[str]]:
-    """Documents to learn from, and some ``measured`` bytes of others; chosen by hash."""
+    """Returns documents to learn from, and ``measured`` bytes of others; chosen by hash."""
     from t5x_llm.core.errors import DataError
     from t5x_llm.data.reading import find_files, plan_jobs, read, scan
     from t5x_llm.data.record import Record

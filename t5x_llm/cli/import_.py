@@ -1,4 +1,4 @@
-"""Write a Hugging Face or GGUF model as a verified Hugging Face directory."""
+"""The command ``t5x-llm import``: a Hugging Face or GGUF model as a verified directory."""
 
 from __future__ import annotations
 

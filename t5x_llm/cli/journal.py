@@ -1,4 +1,4 @@
-"""Tells what happened to a run, and where its time went."""
+"""The command ``t5x-llm journal``: events of a run, and where its time went."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a command as several processes of one run on this machine."""
+"""The command ``t5x-llm launch``: several processes of one run on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Average models, or checkpoints of a run, into one."""
+"""The command ``t5x-llm merge``: models, or checkpoints of a run, averaged into one."""
 
 from __future__ import annotations
 

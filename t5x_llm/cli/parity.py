@@ -1,4 +1,4 @@
-"""Compare a Hugging Face model with our reading of it."""
+"""The command ``t5x-llm parity``: a Hugging Face model compared with our reading of it."""
 
 from __future__ import annotations
 

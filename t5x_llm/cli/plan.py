@@ -1,4 +1,4 @@
-"""Compile the real train step for a slice that is not here, and say what a run would take."""
+"""The command ``t5x-llm plan``: the train step compiled for a slice that is not here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizer and token stores of a run, built before training starts."""
+"""The command ``t5x-llm prepare``: tokenizer and token stores, built before training starts."""
 
 from __future__ import annotations
 

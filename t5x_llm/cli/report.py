@@ -1,4 +1,4 @@
-"""Rebuild the report of a run."""
+"""The command ``t5x-llm report``: report.html and loss.png of a run, made again."""
 
 from __future__ import annotations
 

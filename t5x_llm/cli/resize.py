@@ -1,4 +1,4 @@
-"""Give a model another vocabulary size."""
+"""The command ``t5x-llm resize``: a model with another vocabulary size."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 
-from t5x_llm.cli.command_line import FILES, CommandLine
+from t5x_llm.cli.command_line import FILES, CommandLine, Flag
 
 Commands = Sequence[CommandLine]
 Fields = Mapping[str, Sequence[str]]
@@ -245,10 +245,7 @@ def fish(commands: Commands, fields: Fields) -> str:
         if not c.words:
             lines.append(f"{at} -F")
         for flag in c.flags:
-            takes = {None: "", FILES: " -r -F", (): " -x"}.get(flag.values)
-            if takes is None:
-                takes = f" -x -a '{' '.join(flag.values or ())}'"
-            lines.append(f"{at} -l {flag.name[2:]}{takes} -d {quoted(flag.help)}")
+            lines.append(f"{at} -l {flag.name[2:]}{_fish_value(flag)} -d {quoted(flag.help)}")
         if c.gin:
             lines.append(f"{at} -a '(__t5x_llm_gin)'")
     cases = [
@@ -257,6 +254,14 @@ def fish(commands: Commands, fields: Fields) -> str:
     return _filled(
         _FISH, CLASSES=" ".join(fields), FIELDS="\n".join(cases), COMMANDS="\n".join(lines)
     )
+
+
+def _fish_value(flag: Flag) -> str:
+    if flag.values is None:
+        return ""
+    if flag.values == FILES:
+        return " -r -F"
+    return f" -x -a {shlex.quote(' '.join(flag.values))}" if flag.values else " -x"
 
 
 def _filled(template: str, **parts: str) -> str:

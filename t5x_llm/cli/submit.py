@@ -1,4 +1,4 @@
-"""Submit a job to Cloud TPU, GKE or this machine, and keep it alive."""
+"""The command ``t5x-llm submit``: a job on Cloud TPU, GKE or this machine, kept alive."""
 
 from __future__ import annotations
 

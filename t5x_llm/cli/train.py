@@ -1,4 +1,4 @@
-"""Assembles a run from its configuration and trains."""
+"""The command ``python train.py``, also ``t5x-llm train``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What text files hold, from their names and their first documents: kind, field, language, size."""
+"""Kind, field, language and size of text files, told by their names and first documents."""
 
 from __future__ import annotations
 
