@@ -1,4 +1,4 @@
-"""The command ``t5x-llm delta``: the difference of a tuned model from its base, made and applied."""
+"""The command ``t5x-llm delta``: a tuned model as its difference from a base."""
 
 from __future__ import annotations
 

@@ -162,3 +162,15 @@ def test_what_does_not_fit_is_told_remedies(here):
     big = {"Llama.d_model": 8192, "Llama.n_layers": 64, "Llama.n_heads": 64, "Llama.d_ff": 28672}
     planned = api.plan(api.load_run("tiny.gin", bindings=big), "h100-8")
     assert not planned.fits and "Run.remat = 'full'" in planned.text()
+
+
+def test_what_is_assembled_is_what_is_trained(here):
+    import jax
+
+    run = api.load_run("tiny.gin")
+    found = api.assemble(run)
+    assert found.run == run.config and found.batch.tokens.shape == (8, 32)
+    assert found.mesh.size == jax.device_count()
+    state, metrics = jax.eval_shape(found.step, *found.arguments)
+    assert jax.tree.structure(state) == jax.tree.structure(found.state)
+    assert "loss" in str(metrics)

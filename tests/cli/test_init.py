@@ -9,7 +9,8 @@ import tiny
 from t5x_llm.cli import main as command
 from t5x_llm.cli.init import source_names
 from t5x_llm.cli.init_comments import COMMENTS
-from t5x_llm.config import parse_flags
+from t5x_llm.cli.init_file import _family_of_preset
+from t5x_llm.config import bindings_of, parse_flags
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.inspecting import inspect_files, language
 from t5x_llm.run.config import load_run
@@ -108,3 +109,16 @@ def test_names_and_comments():
     given = [["a/en.jsonl"], ["b/en.jsonl"], ["web/*.txt"], ["*.txt"], ["中文.txt"]]
     assert source_names(given) == ["en", "en_2", "web", "source_4", "source_5"]
     assert COMMENTS["en"].keys() == COMMENTS["zh"].keys()
+
+
+@pytest.mark.parametrize(
+    "preset", ["llama/llama3_1_8b", "deepseek/deepseek_v3", "falcon/falcon_7b"]
+)
+def test_lines_of_a_model_give_it_back(preset):
+    own = _family_of_preset(f"configs/models/{preset}.gin")
+    lines = [f"Run.model = @{type(own).__name__}()", *bindings_of(own)]
+    data = ["Run.data = @Data()", "Data.store_dir = 's'", "Data.tokenizer = 't'"]
+    data += ["Data.seqio_mixture = 'm'", "Run.directory = 'd'", "Loop.steps = 1"]
+    data += ["Loop.batch_size = 1", "Loop.sequence_length = 16"]
+    flags = [f"--gin_bindings={line}" for line in lines + data]
+    assert load_run(parse_flags(flags))[0].model == own
