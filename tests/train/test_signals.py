@@ -89,18 +89,18 @@ def test_the_second_signal_leaves_at_once_even_from_deep_in_a_call():
     process = deep("60")
     assert "once more" in process.stderr.readline()
     time.sleep(0.2)
-    begun = time.monotonic()
+    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75 and time.monotonic() - begun < 5
+    assert process.wait(timeout=30) == 75 and time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("how", [(), ("answer", "linger")])
 def test_the_grace_ends_even_when_saving_does_not(how):
-    """``linger``: a grace that has begun goes on when the run closed its ears and tidies up."""
-    begun = time.monotonic()
+    """``linger``: a grace period that has started goes on after the run stopped listening."""
+    started = time.monotonic()
     process = deep("1", *how)
     assert process.wait(timeout=30) == 75
-    assert 0.9 < time.monotonic() - begun < 10
+    assert 0.9 < time.monotonic() - started < 10
 
 
 LOST = [
@@ -159,14 +159,14 @@ def test_one_process_has_no_peers():
     ],
 )
 def test_what_ends_one_process_ends_it_at_once(joined, capfd, error, code, said):
-    told = []
+    reported = []
     with mock.patch.object(signals, "leave", side_effect=SystemExit) as leave:
-        with pytest.raises(SystemExit), exit_together(told.append):
+        with pytest.raises(SystemExit), exit_together(reported.append):
             raise error
     leave.assert_called_once_with(code)
     err = capfd.readouterr().err
     assert said in err and ("Traceback" in err) == (code == 1)
-    assert len(told) == 1 and (code == 76) == isinstance(told[0], PeerLost)
+    assert len(reported) == 1 and (code == 76) == isinstance(reported[0], PeerLost)
 
 
 @pytest.mark.parametrize("error", [Preempted("saved"), SpikeError("again"), SystemExit(3)])
@@ -179,11 +179,11 @@ def test_what_all_raise_together_passes(joined, error):
 
 def test_last_words_that_hang_are_not_waited_for(joined, monkeypatch):
     monkeypatch.setattr(signals, "FINAL_WRITE_SECONDS", 0.1)
-    begun = time.monotonic()
+    started = time.monotonic()
     with mock.patch.object(signals, "leave", side_effect=SystemExit):
         with pytest.raises(SystemExit), exit_together(lambda error: time.sleep(30)):
             raise CheckpointError("disk")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
 
 
 LEAVING = """

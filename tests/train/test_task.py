@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from course import SPIKE, equal
+from guarded_run import SPIKE, equal
 
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.core.dtypes import Policy

@@ -16,7 +16,7 @@ from t5x_llm.train.watchdog import Watchdog
 def waiting_for_godot():
     threading.Event().wait()
 
-def told(reason):
+def report(reason):
     print("TOLD", reason, flush=True)
     if "hang" in sys.argv:
         waiting_for_godot()
@@ -26,7 +26,7 @@ if "hang" in sys.argv:
     import t5x_llm.train.watchdog as module
     module.FINAL_WRITE_SECONDS = 0.5
 threading.Thread(target=waiting_for_godot, daemon=True).start()
-with Watchdog(1 / 60, sys.argv[1], told) as watchdog:
+with Watchdog(1 / 60, sys.argv[1], report) as watchdog:
     for _ in range(8):
         time.sleep(0.25)
         watchdog.heartbeat()
