@@ -77,7 +77,8 @@ class Assembled:
         mesh = self.placement.devices
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            *(quiet_control(mesh), control_sharding(mesh)),
+            quiet_control(mesh),
+            control_sharding(mesh),
         )
 
     @property

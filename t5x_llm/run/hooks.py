@@ -75,8 +75,12 @@ def evaluation_hook(assembled: Assembled, data: OpenData) -> EvaluationHook:
     """
     run, config = assembled.run, assembled.run.evaluation
     evaluator = Evaluator(
-        *(assembled.model, assembled.placement.devices, assembled.rules),
-        *(run.loop.sequence_length, config.batch_size, data.stream.objective),
+        assembled.model,
+        assembled.placement.devices,
+        assembled.rules,
+        run.loop.sequence_length,
+        config.batch_size,
+        data.stream.objective,
     )
     compare = config.compare
     if compare is None:
@@ -95,7 +99,9 @@ def stage_baseline(run: Run) -> Baseline | None:
         return None
     if (found := read_baseline(where)) is None:
         raise ConfigError(
-            *("Evaluation.baseline", where, f"a run directory with {BASELINE}"),
+            "Evaluation.baseline",
+            where,
+            f"a run directory with {BASELINE}",
             "It is written by a run with Run.start_from or Evaluation.compare = True.",
         )
     if found.length != run.loop.sequence_length:

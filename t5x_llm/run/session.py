@@ -112,11 +112,10 @@ def _check_resume(run: Run, resume: str, found: int | None) -> None:
 
 def _warn(run: Run, mesh: jax.sharding.Mesh) -> None:
     """Names parameters that every device holds whole, and 8-bit products that gain nothing."""
-    model = run.build_model()
-    for each in parallel.replicated_beyond(
-        *(model.logical_axes(), model.abstract_params(), mesh, run.mesh.rules()),
-        run.mesh.replication_tolerance,
-    ):
+    model, rules = run.build_model(), run.mesh.rules()
+    axes, shapes = model.logical_axes(), model.abstract_params()
+    tolerance = run.mesh.replication_tolerance
+    for each in parallel.replicated_beyond(axes, shapes, mesh, rules, tolerance):
         print(f"warning: {each}", file=sys.stderr)
     if reason := no_faster(run.precision, jax.devices()):
         print(f"warning: {reason}", file=sys.stderr)
@@ -170,7 +169,10 @@ def _train(
         record = loop.RunRecord(directory, finish.facts(assembled, data), journal, heartbeat)
         trainer = loop.Trainer(run.loop, start, assembled.task.measures, hooks, record)
         feed = StreamFeed(
-            *(data.stream, run.loop.size_at, assembled.placement, run.loop.prefetch),
+            data.stream,
+            run.loop.size_at,
+            assembled.placement,
+            run.loop.prefetch,
             expected=assembled.batch,
         )
         heartbeat("compilation of the first step")

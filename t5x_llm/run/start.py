@@ -46,16 +46,16 @@ def resumed_step(run: Run) -> int | None:
 
 def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer) -> Origin:
     """Returns the functions that restore a run's states and describe the documents of a spike."""
-    run, parts = assembled.run, (assembled.task, assembled.tx)
+    run, task, tx, placement = assembled.run, assembled.task, assembled.tx, assembled.placement
 
     def restore(step: int | None) -> Restored:
         if step is None:
             fresh = DataState(skips=merge_ranges(run.loop.skips))
             if run.start_from is not None:
                 params = imported(assembled)
-                return state_from_params(params, *parts, assembled.placement), fresh, {}
+                return state_from_params(params, task, tx, placement), fresh, {}
             key = named_key(run.loop.seed, "params")
-            return init_state(*parts, key, assembled.placement), fresh, {}
+            return init_state(task, tx, key, placement), fresh, {}
         state, meta = train_hooks.resume(checkpointer, assembled.state, run.shared(), step=step)
         return state, DataState.from_json(meta["data"]), meta
 

@@ -2,7 +2,7 @@
 
 When a process dies, a collective fails on those that were talking to it and hangs on the others,
 until JAX's heartbeat notices (100 s) and aborts them. The kernel closes the connections of a dead
-process at once: so every process keeps one to the first, which tells the others.
+process at once: so every process keeps one to the first, which informs the others.
 """
 
 from __future__ import annotations

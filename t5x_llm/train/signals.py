@@ -43,7 +43,7 @@ class Preemption:
     takes its machine back kills soon. Python runs handlers in the main thread between two of its
     own instructions, and that thread may be deep in a collective, so a thread listens for both.
 
-    Call it after ``parallel.initialize()``. Outside the main thread it hears nothing.
+    Call it after ``parallel.initialize()``. Outside the main thread it receives nothing.
 
     Args:
       grace_seconds: time from the first SIGTERM to the end of the process.

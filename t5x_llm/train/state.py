@@ -138,7 +138,9 @@ def state_from_params(
     shardings = placement.state
     params = jax.tree.map(
         lambda x, a, s: jax.device_put(jnp.asarray(x, a.dtype), s),
-        *(params, task.abstract_params(), shardings.params),
+        params,
+        task.abstract_params(),
+        shardings.params,
     )
     return TrainState(
         jax.device_put(jnp.zeros((), jnp.int32), shardings.step),

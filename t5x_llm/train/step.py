@@ -192,7 +192,9 @@ def make_train_step(
         with use(mesh, rules):
             grads, metrics = accumulate(
                 mean_loss(task, state.params, batch, task.training(state.step)),
-                *(old, batch, options.microbatches),
+                old,
+                batch,
+                options.microbatches,
                 lambda grads: constrain(grads, grad_shardings),
             )
             # A device updates what it has the optimizer's state of.

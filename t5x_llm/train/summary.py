@@ -196,7 +196,7 @@ def _between(before: Sequence[Line], life: Sequence[Line]) -> list[SummaryLine]:
     gap = duration(max(when(life[0]) - when(last), 0.0))
     found = [_summary_line(life[0], f"started again, {gap} after that", "again", reached)]
     if last["event"] not in _LAST:
-        text = f"killed; its last word was of step {reached:,}"
+        text = f"killed; its last line was of step {reached:,}"
         found.insert(0, _summary_line(last, text, "killed", reached))
     return found
 

@@ -235,7 +235,7 @@ def test_recovery_in_the_report(tmp_path):
     for part in (
         "Goodput 38.4% of 5 min 30 s: 2 restarts (1 killed), 1 rewind, 1 preemption, 1 damaged ch",
         "rewound to step 50",
-        "killed; its last word was of step 150",
+        "killed; its last line was of step 150",
     ):
         assert part in text, part
     widths = [float(x) for x in re.findall(r"<i style='width:([\d.]+)%;background", page)]

@@ -16,7 +16,7 @@ def test_the_whole_summary():
         "rewound to step 50; examples 400 to 2,800 of the data are skipped: 3 bad steps",
         "checkpoint of step 50 restored in 3.0 s",
         "saved 2 times, last at step 150; not known to be complete: step 150; training waited",
-        "killed; its last word was of step 150",
+        "killed; its last line was of step 150",
         "started again, 32.0 s after that",
         "checkpoint of step 150 is damaged: checksums.0of1.json is missing",
         "goes on from step 100 of 400",
