@@ -1,5 +1,7 @@
 # make quickstart   from shipped text to an exported model, a few minutes on two CPU cores
-# make test         the test suite
+# make test         the test suite; ROOM=train runs tests/train alone
+# make test-durations  the suite once more, keeping what each test costs; says what is over budget
+# make test-margins the suite once more, listing comparisons that another machine could tip
 # make test-extended  more cases of the same; CI runs them too
 # make test-zoo     every architecture at length: gradients, decoding, training, every field
 # make test-docs    every command of the documents
@@ -20,19 +22,37 @@ export UV_PYTHON_DOWNLOADS = never
 # The interpreter itself, not a shim that resolves to it.
 INTERPRETER = $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: quickstart test test-extended test-zoo test-docs test-slow lint house parity bench setup lock clean
+.PHONY: quickstart test test-durations test-margins test-extended test-zoo test-docs test-slow lint house parity bench setup lock clean
 
 quickstart: setup
 	$(RUN) train.py --gin_file=configs/recipes/quickstart.gin
 
+ROOMS := $(filter-out bench __pycache__,$(patsubst tests/%/,%,$(wildcard tests/*/)))
+ifdef ROOM
+ifeq ($(filter $(ROOM),$(ROOMS)),)
+$(error ROOM=$(ROOM) is no room of tests/; there are: $(ROOMS))
+endif
+TESTS := tests/$(ROOM)
+endif
+
+# Halves of the suite, then what is left of the slower one: neighbours share what was compiled.
+WORKERS := -n 2 --dist worksteal
+
 test: setup
-	$(RUN) -m pytest -n 2 $(PYTEST_ARGS)
+	$(RUN) -m pytest $(WORKERS) $(TESTS) $(PYTEST_ARGS)
+
+test-durations: setup
+	$(RUN) -m pytest $(WORKERS) --write-durations=tests/durations.tsv $(PYTEST_ARGS)
+	$(RUN) tests/durations.py
+
+test-margins: setup
+	$(RUN) -m pytest $(WORKERS) --margins=.cache/margins.tsv $(TESTS) $(PYTEST_ARGS)
 
 test-zoo: setup
-	$(RUN) -m pytest tests/zoo -m zoo -n 2 $(PYTEST_ARGS)
+	$(RUN) -m pytest tests/zoo -m zoo $(WORKERS) $(PYTEST_ARGS)
 
 test-extended: setup
-	$(RUN) -m pytest -m extended -n 2 $(PYTEST_ARGS)
+	$(RUN) -m pytest -m extended $(WORKERS) $(PYTEST_ARGS)
 
 test-docs: setup
 	$(RUN) -m pytest tests/docs -m slow -n 2 $(PYTEST_ARGS)

@@ -10,8 +10,25 @@ import time
 import numpy as np
 import pytest
 import tiny
+from clocks import until
 
 from t5x_llm.train.journal import read_journal
+
+
+def start(cwd, flags):
+    return subprocess.Popen(
+        [sys.executable, str(tiny.ROOT / "train.py"), *flags],
+        cwd=cwd,
+        env=tiny.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def events(journal):
+    """(event, step) of each line of a journal that may not be there yet."""
+    return [(line["event"], line["step"]) for line in read_journal(journal)]
 
 
 def killed(cwd, flags, seconds, training=False):
@@ -22,14 +39,7 @@ def killed(cwd, flags, seconds, training=False):
     """
     journal = cwd / "run" / "journal.jsonl"
     before = len(starts(journal))
-    process = subprocess.Popen(
-        [sys.executable, str(tiny.ROOT / "train.py"), *flags],
-        cwd=cwd,
-        env=tiny.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(cwd, flags)
     while training and process.poll() is None and len(starts(journal)) == before:
         time.sleep(0.02)
     try:
@@ -54,20 +64,21 @@ def same(a, b, step):
 
 
 def test_three_kills_change_nothing(trained, tmp_path):
-    """From the building of the store on; the last start finishes what is left."""
+    """In the building of the store, then in two saves; the last start finishes what is left."""
     directory, _ = trained
     tiny.corpus(tmp_path)
-    draw = random.Random(0)
     steps = "--gin.Loop.steps=8"
-    # About how long a start takes until it saves, so that kills fall before, in and after.
-    begin = time.monotonic()
-    killed(tmp_path, ["--gin_file=tiny.gin", steps], 4.0)
-    count = 1
-    whole = max(time.monotonic() - begin, 4.0)
-    while count < 3 and killed(
-        tmp_path, ["--gin_file=tiny.gin", steps], draw.uniform(0.4, 2.2) * whole
-    ):
-        count += 1
+    journal = tmp_path / "run" / "journal.jsonl"
+    moments = (
+        lambda: any((tmp_path / "store").glob("*/*")),
+        lambda: ("save", 2) in events(journal),
+        lambda: ("save", 6) in events(journal),
+    )
+    for moment in moments:
+        process = start(tmp_path, ["--gin_file=tiny.gin", steps])
+        until(lambda: moment() or process.poll() is not None)  # noqa: B023
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     tiny.train(tmp_path, steps)
     same(directory / "run", tmp_path / "run", 8)
     assert tiny.losses(directory / "run") == tiny.losses(tmp_path / "run")

@@ -7,6 +7,8 @@ import random
 import subprocess
 import sys
 
+from compiling import QUICKLY
+
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = str(ROOT / ".cache" / "jax-tests")
 GIN = """
@@ -65,10 +67,7 @@ def environment(devices=1, long=False):
     """Of a command: few devices, no accelerator; quick compilation unless it runs ``long``."""
     flags = [f"--xla_force_host_platform_device_count={devices}"]
     if not long:
-        flags += [
-            "--xla_backend_optimization_level=0",
-            "--xla_llvm_disable_expensive_passes=true",
-        ]
+        flags += QUICKLY
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

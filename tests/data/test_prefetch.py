@@ -1,10 +1,11 @@
 """Work done ahead."""
 
+import queue
 import threading
-import time
 
 import numpy as np
 import pytest
+from clocks import Clock, until
 from stores import make_store, random_documents
 
 from t5x_llm.data.prefetch import Prefetch, prefetch
@@ -42,19 +43,37 @@ def test_closing_ends_the_thread_while_it_has_more_to_give():
     assert threading.active_count() == before
 
 
-def test_waiting_is_measured():
+def test_waiting_is_measured(monkeypatch):
+    class Queue(queue.Queue):
+        """Says when somebody begins to wait."""
+
+        def __init__(self, depth):
+            super().__init__(depth)
+            self.asked = threading.Semaphore(0)
+
+        def get(self):
+            self.asked.release()
+            return super().get()
+
+    monkeypatch.setattr("t5x_llm.data.prefetch.time", clock := Clock())
+    monkeypatch.setattr("t5x_llm.data.prefetch.queue.Queue", Queue)
+
     def slow():
+        started.wait()
         for i in range(3):
-            time.sleep(0.05)
+            items._ready.asked.acquire()
+            clock.now += 5
             yield i
 
+    started = threading.Event()
     with Prefetch(slow()) as items:
-        list(items)
-        assert items.waited > 0.1
+        started.set()
+        assert [next(items) for _ in range(3)] == [0, 1, 2]
+        assert items.waited == 15
     with Prefetch(iter(range(3))) as items:
-        time.sleep(0.2)
-        list(items)
-        assert items.waited < 0.1
+        until(lambda: items._ready.qsize() == 2)
+        clock.now += 7
+        assert list(items) == [0, 1, 2] and items.waited == 0
 
 
 def test_batches_of_a_stream_with_growing_sizes(tmp_path):

@@ -9,11 +9,11 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clocks import until
 from stores import write_jsonl
 
 from t5x_llm.core.errors import ConfigError, DataError
@@ -289,12 +289,18 @@ def _start(data, folder):
     )  # fmt: skip
 
 
+def _files(directory):
+    return sum(len(names) for _, _, names in os.walk(directory))
+
+
 def test_a_kill_leaves_no_half_store_and_the_next_run_finishes(base, tmp_path):
     data = dataclasses.replace(base[0], store_dir=str(tmp_path / "s"))
-    for seconds in (0.05, 0.3, 0.8):
+    for files in (1, 12, 30):
         process = _start(data, tmp_path)
         assert process.stdout.readline() == "begin\n"
-        time.sleep(seconds)
+        # So many files further than at the start, in whatever it writes then.
+        further = files + _files(data.store_dir)
+        until(lambda: _files(data.store_dir) >= further or process.poll() is not None)  # noqa: B023
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()

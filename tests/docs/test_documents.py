@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 import pytest
+from compiling import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]
 TUTORIALS = (
@@ -34,7 +35,7 @@ RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
 TRANSLATED = {"README.zh.md": "README.md"} | {f"{n[:-3]}.zh.md": n for n in (*TUTORIALS, *SCALE)}
 ALL = sorted({*RUN, *SCALE, *TRANSLATED, "docs/architecture.md", "CHANGELOG.md", "data/README.md"})
 BLOCK = re.compile(r"((?:^<!-- test: [^\n]*-->\n)*)^```(\w+)\n(.*?)^```$", re.M | re.S)
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = " ".join(QUICKLY)
 # What makes the copy small: a model of nothing, a few steps. Appended to every model and recipe.
 TINY_MODEL = """
 Llama.d_model = 32

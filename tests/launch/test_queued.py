@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 import pytest
+from clocks import between_looks, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +111,7 @@ def said(cloud, verb):
 def control(made):
     waits = []
     controller = Controller(
-        made, sleep=lambda s: (waits.append(s), time.sleep(0.05)), poll_seconds=0
+        made, sleep=lambda s: (waits.append(s), between_looks()), poll_seconds=0
     )
     return controller, waits
 
@@ -226,13 +226,6 @@ def test_a_submit_that_was_ended_finds_its_job_again(cloud):
     assert again.returncode == 0, again.stderr
     assert "found in a-b1-a" in again.stderr
     assert len(said(cloud, "create")) == 1
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_delete(cloud):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from close import assert_close
 from steps import prepare
 
 from t5x_llm.core.dtypes import Policy
@@ -28,6 +29,8 @@ F32 = Policy(compute="float32")
 SIZES = dict(vocab_size=32, d_model=16, n_layers=2, n_heads=4, d_ff=24)
 LLAMA = Llama(**SIZES, n_kv_heads=2, norm_eps=1e-3)
 T = 12
+# The sums of two layers (norm, query, logits, values, out; norm, up, down), and of the head.
+TERMS = 2 * (16 + 16 + 4 + T + 16 + 16 + 16 + 24) + 2 * 16
 
 
 def tokens(seed=1, length=T):
@@ -117,7 +120,7 @@ def test_logits_are_those_of_the_papers_arithmetic(options):
     with jax.default_matmul_precision("highest"):
         hidden = model.apply(params, tokens()[None])[0]
         found = model.logits(params, hidden)[0]
-    np.testing.assert_allclose(found, by_hand(params, tokens(), stability), atol=2e-5)
+    assert_close(found, by_hand(params, tokens(), stability), TERMS)
     for option in {"attention_softcap", "logit_softcap"} & set(options):
         uncapped = dataclasses.replace(stability, **{option: None})
         assert np.abs(by_hand(params, tokens(), uncapped) - found).max() > 1e-2

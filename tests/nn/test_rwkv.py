@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 
 from t5x_llm.nn.rwkv import WKV, wkv
 
@@ -45,16 +46,18 @@ def test_it_is_the_recurrence_for_any_size_of_keys():
         inputs = _inputs(scale)
         y, _ = jax.jit(wkv)(*inputs, _empty())
         expected = _reference(*(x.astype(np.float64) for x in inputs[:4]), inputs[4])
-        np.testing.assert_allclose(y, expected, atol=2e-5, rtol=0)
+        # A weight exp(x) carries the rounding of x, which is as large as the keys.
+        assert_close(y, expected, T + np.abs(inputs[0]).max())
 
 
 def test_cut_anywhere_it_goes_on_from_the_state():
     k, v, decay, bonus, starts = _inputs(2.0)
-    whole, end = wkv(k, v, decay, bonus, starts, _empty())
+    run = jax.jit(wkv)
+    whole, end = run(k, v, decay, bonus, starts, _empty())
     for cut in (1, 130):
         parts, state = [], _empty()
         for piece in (slice(0, cut), slice(cut, T)):
-            y, state = wkv(k[:, piece], v[:, piece], decay, bonus, starts[:, piece], state)
+            y, state = run(k[:, piece], v[:, piece], decay, bonus, starts[:, piece], state)
             parts.append(y)
         np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
         means = [s.top / s.bottom for s in (state, end)]

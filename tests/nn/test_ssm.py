@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError
@@ -243,7 +244,7 @@ def test_decoding_equals_the_full_pass_within_segments(config):
 def test_fresh_rates_and_steps_are_the_papers():
     layer = dataclasses.replace(SELECTIVE, d_inner=4096).make(D, INIT, nnx.Rngs(0))
     rates = np.exp(layer.a_log[...])
-    np.testing.assert_allclose(rates, np.broadcast_to(np.arange(1, 6)[:, None], (5, 4096)))
+    assert_close(rates, np.broadcast_to(np.arange(1.0, 6)[:, None], (5, 4096)), 0)
     steps = np.log(jax.nn.softplus(layer.step_bias[...]))
     low, high = map(math.log, FRESH_STEPS)
     assert low - 1e-3 < steps.min() < low + 0.01 and high - 0.01 < steps.max() < high + 1e-3

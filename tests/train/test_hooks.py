@@ -157,7 +157,7 @@ def scalars(directory):
     return found
 
 
-def test_tensorboard_shows_the_course_that_counts(tmp_path):
+def test_tensorboard_shows_what_counts(tmp_path):
     writer = TensorBoard(tmp_path)
     writer.open(0)
     for step in range(1, 7):

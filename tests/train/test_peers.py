@@ -5,10 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 
 import numpy as np
 import pytest
+from clocks import HANG, until
 
 from t5x_llm.train.peers import Peers
 
@@ -35,12 +36,16 @@ with exit_together(lambda error: print("TOLD", type(error).__name__, flush=True)
         raise DataError("its own")
     if deed == "preempted":
         raise Preempted("all together")
+    rounds = 0
     while deed in ("step", "sleep"):
         if deed == "step":
             float(add(x)[0])
+        rounds += 1
+        if rounds == 3:
+            print("WORKING", flush=True)
         time.sleep(0.01)
 if deed == "done":
-    time.sleep(jax.process_index())
+    sys.stdin.readline()
 print("LEFT", flush=True)
 """
 MAIN = f"""
@@ -49,6 +54,10 @@ def main(argv):
     exec({WORKER!r}, globals())
 guard(main, [])
 """
+
+
+# JAX's heartbeat notices a lost process after 100 s: nothing here may depend on it.
+LIMIT = 60
 
 
 class Group:
@@ -77,29 +86,34 @@ class Group:
         ]
 
     def __enter__(self):
-        for process in self.processes:
-            while line := process.stdout.readline():
-                if line == "READY\n":
-                    break
-            else:
-                raise AssertionError(process.stderr.read())
-        for process in self.processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
+        for index in range(len(self.processes)):
+            self.await_line(index, "READY")
+        for index in range(len(self.processes)):
+            self.go(index)
         return self
+
+    def go(self, index):
+        self.processes[index].stdin.write("\n")
+        self.processes[index].stdin.flush()
+
+    def await_line(self, index, text):
+        process = self.processes[index]
+        while line := process.stdout.readline():
+            if line == text + "\n":
+                return
+        raise AssertionError(process.stderr.read())
 
     def __exit__(self, *error):
         for process in self.processes:
             process.kill()
 
     def kill(self, index, number=signal.SIGKILL):
-        time.sleep(0.3)
+        self.await_line(index, "WORKING")
         self.processes[index].send_signal(number)
 
-    def end(self, seconds=20):
-        """(statuses, outputs, errors), within the time."""
-        limit = time.monotonic() + seconds
-        printed = [p.communicate(timeout=limit - time.monotonic()) for p in self.processes]
+    def end(self):
+        """(statuses, outputs, errors); JAX's own heartbeat would need longer than this waits."""
+        printed = [p.communicate(timeout=LIMIT) for p in self.processes]
         return [p.returncode for p in self.processes], *zip(*printed, strict=True)
 
 
@@ -146,9 +160,12 @@ def test_what_all_raise_together_leaves_by_the_front_door():
 @pytest.mark.slow
 def test_an_end_in_turn_is_no_loss():
     with Group(4, "done") as group:
-        statuses, out, err = group.end(40)
+        for index in range(4):
+            group.go(index)
+            group.await_line(index, "LEFT")
+        statuses, out, err = group.end()
     assert statuses == [0] * 4, err
-    assert all("LEFT" in o for o in out) and "PeerLost" not in "".join(err)
+    assert "PeerLost" not in "".join(err)
 
 
 @pytest.mark.slow
@@ -190,15 +207,9 @@ def pair(monkeypatch):
     listener.close()
 
 
-def until(condition):
-    end = time.monotonic() + 5
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert condition()
-
-
 def test_strangers_are_shown_out(pair):
     make, lost, listener = pair
+    before = set(threading.enumerate())
     with make(0) as first:
         with socket.create_connection(("localhost", listener.getsockname()[1])) as stranger:
             stranger.settimeout(5)
@@ -207,7 +218,8 @@ def test_strangers_are_shown_out(pair):
         with make(1):
             until(lambda: list(first._others.values()) == [1])
         until(lambda: not first._others)
-    time.sleep(0.1)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(HANG)
     assert lost == []
 
 

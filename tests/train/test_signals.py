@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from unittest import mock
 
 import jax
 import pytest
+from clocks import HANG, until
 
 from t5x_llm.core.errors import CheckpointError, PeerLost, Preempted, SpikeError
 from t5x_llm.train import signals
@@ -23,12 +23,12 @@ with Preemption(float(sys.argv[1])) as preemption:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     print("READY", flush=True)
     if "answer" not in sys.argv:
-        ctypes.CDLL(None).sleep(60)
+        ctypes.CDLL(None).pause()
     while not preemption.requested:
         time.sleep(0.01)
     print("SAVED", flush=True)
 if "linger" in sys.argv:
-    ctypes.CDLL(None).sleep(60)
+    ctypes.CDLL(None).pause()
 """
 
 
@@ -45,14 +45,17 @@ def deep(*arguments):
 
 
 def test_sigterm_is_a_request(capfd):
-    before = signal.getsignal(signal.SIGTERM)
+    before, said = signal.getsignal(signal.SIGTERM), []
+
+    def heard():
+        said.append(capfd.readouterr().err)
+        return "\n" in "".join(said)
+
     with Preemption(1e6) as preemption:  # longer than the tests live
         assert not preemption.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        end = time.monotonic() + 5
-        while "SIGTERM" not in (said := capfd.readouterr().err) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert preemption.requested and "status 75" in said
+        until(heard)
+        assert preemption.requested and "status 75" in "".join(said)
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -61,11 +64,11 @@ def test_other_signals_are_not_taken():
     before = signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
         assert signal.getsignal(signal.SIGINT) is before
+        (thread,) = (t for t in threading.enumerate() if t.name == "preemption")
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        time.sleep(0.1)
-        assert not preemption.requested
+            signal.raise_signal(signal.SIGINT)
+    thread.join(HANG)  # it ends once it has read all that came
+    assert not thread.is_alive() and not preemption.requested
 
 
 def test_it_does_nothing_outside_the_main_thread():
@@ -81,26 +84,23 @@ def test_it_does_nothing_outside_the_main_thread():
 
 
 def test_one_signal_lets_the_run_end_by_itself():
-    out, _ = (process := deep("60", "answer")).communicate(timeout=30)
+    out, _ = (process := deep("1e6", "answer")).communicate(timeout=HANG)
     assert process.returncode == 0 and "SAVED" in out
 
 
 def test_the_second_signal_leaves_at_once_even_from_deep_in_a_call():
-    process = deep("60")
+    process = deep("1e6")
     assert "once more" in process.stderr.readline()
-    time.sleep(0.2)
-    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75 and time.monotonic() - started < 5
+    _, said = process.communicate(timeout=HANG)
+    assert process.returncode == 75 and "SIGTERM again: leaving at once" in said
 
 
 @pytest.mark.parametrize("how", [(), ("answer", "linger")])
 def test_the_grace_ends_even_when_saving_does_not(how):
     """``linger``: a grace period that has started goes on after the run stopped listening."""
-    started = time.monotonic()
-    process = deep("1", *how)
-    assert process.wait(timeout=30) == 75
-    assert 0.9 < time.monotonic() - started < 10
+    _, said = (process := deep("1", *how)).communicate(timeout=HANG)
+    assert process.returncode == 75 and "1 s after SIGTERM: leaving" in said
 
 
 LOST = [
@@ -179,17 +179,23 @@ def test_what_all_raise_together_passes(joined, error):
 
 def test_last_words_that_hang_are_not_waited_for(joined, monkeypatch):
     monkeypatch.setattr(signals, "FINAL_WRITE_SECONDS", 0.1)
-    started = time.monotonic()
+    release, ended = threading.Event(), []
+
+    def hang(error):
+        release.wait(HANG)
+        ended.append(error)
+
     with mock.patch.object(signals, "leave", side_effect=SystemExit):
-        with pytest.raises(SystemExit), exit_together(lambda error: time.sleep(30)):
+        with pytest.raises(SystemExit), exit_together(hang):
             raise CheckpointError("disk")
-    assert time.monotonic() - started < 5
+    assert not ended
+    release.set()
 
 
 LEAVING = """
-import atexit, sys, time
+import atexit, sys, threading
 from t5x_llm.train.signals import leave
-atexit.register(lambda: time.sleep(60))
+atexit.register(threading.Event().wait)
 print("last words", end="")
 leave(76)
 """
@@ -197,6 +203,6 @@ leave(76)
 
 def test_leaving_waits_for_no_exit_handler_but_prints():
     done = subprocess.run(
-        [sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=40
+        [sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 76 and done.stdout == "last words"

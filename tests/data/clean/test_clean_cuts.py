@@ -1,8 +1,7 @@
 """Markup, boilerplate, personal data, phrase lists: properties, bad input, and injected faults."""
 
-import time
-
 import pytest
+from clocks import no_hang
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from injected import SPAM, Case, boilerplate, curly, inject, markup, measure, pii, shipped
@@ -186,7 +185,8 @@ def test_bad_values_are_named(make, field):
 
 
 def test_no_text_takes_long():
-    long = 30_000
+    """What is quadratic in the length would take a minute or more."""
+    long = 100_000
     texts = (
         "1" * long, "1-" * long, "a" * long, "a@" * long, "a." * long, "@a." * long, "<p " * long,
         "<" * long, "<!--" * long, "<script>" * long, "home|" * long, ":" * long, "a:" * long,
@@ -195,6 +195,5 @@ def test_no_text_takes_long():
     for step in (StripMarkup(), Boilerplate(), MaskPii(), PhraseList()):
         apply = step.open()
         for text in texts:
-            begin = time.process_time()
-            assert isinstance(apply(Document("a", text)), Document | Drop)
-            assert time.process_time() - begin < 2, (step.name, text[:10])
+            with no_hang(30):
+                assert isinstance(apply(Document("a", text)), Document | Drop)

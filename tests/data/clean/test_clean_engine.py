@@ -7,10 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import zstandard
+from clocks import until
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.clean.clean_config import Clean, Input
@@ -203,11 +203,9 @@ def killed(folder, expected, kills, workers, begin):
     for _ in range(kills):
         child = subprocess.Popen([sys.executable, str(program)], start_new_session=True)
         seen = _markers(out)
-        end = time.monotonic() + 120
-        # Some tasks further than it was, somewhere within the next one.
-        while _markers(out) < seen + begin and child.poll() is None and time.monotonic() < end:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.02)
+        # Some tasks further than it was.
+        further = seen + begin + rng.randrange(3)
+        until(lambda: _markers(out) >= further or child.poll() is not None)  # noqa: B023
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         progress.append(_markers(out))

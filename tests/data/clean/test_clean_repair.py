@@ -5,6 +5,7 @@ import unicodedata
 import ftfy
 import opencc
 import pytest
+from clocks import no_hang
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from injected import (
@@ -187,17 +188,11 @@ def test_bad_values_are_named(make, field):
 
 
 def test_a_million_characters_in_one_line_take_no_time():
-    import time
-
+    """What is quadratic in the length would take hours."""
     for text in (
-        "a" * 10**5,
-        "好" * 10**5,
-        "<" * 10**5,
-        "a@" * 10**5,
-        "1 " * 10**5,
-        "&amp" * 10**4,
+        *("a" * 10**6, "好" * 10**6, "<" * 10**6),
+        *("a@" * 10**6, "1 " * 10**6, "&amp" * 10**5),
     ):
         for step in (FixEncoding(), Normalise(), Language(keep=())):
-            begin = time.process_time()
-            step.open()(Document("a", text))
-            assert time.process_time() - begin < 3, (step.name, text[:10])
+            with no_hang():
+                step.open()(Document("a", text))

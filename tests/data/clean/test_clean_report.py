@@ -3,10 +3,10 @@
 import html.parser
 import json
 import random
-import time
 from pathlib import Path
 
 import pytest
+from clocks import calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from injected import SPAM, boilerplate, curly, inject, pii, read_as, repeated, shipped
@@ -175,9 +175,6 @@ def test_presets_clean_a_dirty_corpus(name):
 
 def test_a_chain_is_quick_enough_to_count():
     """Counting costs a fraction of what the cheapest step does."""
-    tally, text = Tally(), "x" * 2000
-    every = [Document(f"a/x#{n}", text) for n in range(2000)]
-    begin = time.process_time()
-    for document in every:
-        tally.answered("step", document, document)
-    assert time.process_time() - begin < 0.2
+    tally, document = Tally(), Document("a/x#1", "x" * 2000)
+    tally.answered("step", document, document)
+    assert calls(lambda: tally.answered("step", document, document)) < 10

@@ -1,0 +1,9 @@
+"""Flags of XLA for tests: their programs are tiny, and compiling them is what takes the time."""
+
+QUICKLY = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    # The MLIR emitters take four times as long to compile a layer and its gradient. The tests of
+    # minutes and those of several processes compile as users do, with them.
+    "--xla_cpu_use_fusion_emitters=false",
+)
