@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _main(argv: Sequence[str]) -> None:
     from t5x_llm.train.goodput import goodput
     from t5x_llm.train.journal import JOURNAL, decisions, read_journal
-    from t5x_llm.train.story import story
+    from t5x_llm.train.summary import summary
 
     args = build_parser().parse_args(argv)
     path = as_path(args.run) / JOURNAL
@@ -54,6 +54,6 @@ def _main(argv: Sequence[str]) -> None:
         }
         print(json.dumps(figures, indent=1, ensure_ascii=False))
         return
-    print(story(lines, args.all, shutil.get_terminal_size((100, 24)).columns))
+    print(summary(lines, args.all, shutil.get_terminal_size((100, 24)).columns))
     print()
     print(account.table())
