@@ -100,6 +100,7 @@ def _search(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace)
         found = plan_run(other, machine, args.slices, args.tokens, args.price)
         return found.plan, found.work
 
+    assert machine is not None  # ``check`` refuses a search of this machine
     found = candidates(run, machine, args.slices, args.tokens, args.price)
     if isinstance(machine, Cluster):
         done = reckoned(found)

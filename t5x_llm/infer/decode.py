@@ -323,7 +323,8 @@ def generate_ids(
         chunks.append(decoding.advance(done))
         done = chunks[-1].done
     whole = [np.concatenate(parts, axis=1) for parts in list(zip(*chunks, strict=True))[:3]]
-    found = [_generated(*row, set(end_ids)) for row in zip(*whole, strict=True)]
+    ends = set(end_ids)
+    found = [_generated(t, raw, drawn, ends) for t, raw, drawn in zip(*whole, strict=True)]
     return [found[i : i + sampling.n] for i in range(0, len(found), sampling.n)]
 
 
