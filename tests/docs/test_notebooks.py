@@ -58,5 +58,5 @@ def test_is_bare_and_small(path):
 
 def test_every_function_of_the_api_is_in_one():
     used = "".join("".join(c["source"]) for path in NOTEBOOKS for c in cells(path))
-    functions = {name for name in api.__all__ if name.islower()} - {"assemble"}
+    functions = {name for name in api.__all__ if name.islower()}
     assert {name for name in functions if f"api.{name}(" in used} == functions
