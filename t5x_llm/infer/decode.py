@@ -323,13 +323,18 @@ def generate_ids(
         chunks.append(decoding.advance(done))
         done = chunks[-1].done
     whole = [np.concatenate(parts, axis=1) for parts in list(zip(*chunks, strict=True))[:3]]
-    found = [_generated(*row, set(end_ids)) for row in zip(*whole, strict=True)]
+    ends = set(map(int, end_ids))
+    tokens, log_probs, sampled = whole
+    found = [
+        _generated(tokens[row], log_probs[row], sampled[row], ends) for row in range(decoding.rows)
+    ]
     return [found[i : i + sampling.n] for i in range(0, len(found), sampling.n)]
 
 
 def _generated(
     tokens: np.ndarray, log_probs: np.ndarray, sampled: np.ndarray, ends: set[int]
 ) -> Generated:
+    """Returns a row without the places after its last token."""
     real = tokens >= 0
     kept = tuple(map(int, tokens[real]))
     reason = "eos" if kept and kept[-1] in ends else "length"

@@ -131,7 +131,7 @@ def wkv(
     # A sequence in pieces is exchanged for channels.
     key, value = (constrain(x, ("batch", None, "scan_inner")) for x in (key, value))
     starts = constrain(starts, ("batch", None))
-    inputs = (key, value, starts)
+    inputs: tuple[jax.Array, ...] = (key, value, starts)
     if valid is not None:
         valid = constrain(valid, ("batch", None))
         inputs = (jnp.where(valid[..., None], key, _NOTHING), value, starts, valid)

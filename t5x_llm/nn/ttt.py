@@ -309,8 +309,8 @@ class TTT(CachedLayer):
         rate = jax.nn.sigmoid(self.rate(x).astype(jnp.float32))
         rate = constrain(rate * (config.base_rate / config.head_dim), (*_WHOLE, "scan_heads"))
         place, starts = constrain(place, _WHOLE), constrain(starts, _WHOLE)
-        inputs, valid = (q, k, v, rate, place, starts), context.valid()
-        if valid is not None:
+        inputs: tuple[jax.Array, ...] = (q, k, v, rate, place, starts)
+        if (valid := context.valid()) is not None:
             rate = jnp.where(valid[..., None], rate, 0.0)
             inputs = (q, k, v, rate, place, starts, constrain(valid, _WHOLE))
         state = self._nothing(x.shape[0])
