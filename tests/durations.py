@@ -1,4 +1,4 @@
-"""What tests cost: ``--write-durations=FILE`` keeps CPU and wall seconds of every test.
+"""Durations of tests: ``--write-durations=FILE`` keeps CPU and wall seconds of each.
 
 FILE is tab-separated: CPU seconds, wall seconds, test. CPU seconds are those of the process that
 runs the test and of its finished children, from setup to teardown, so that a busy machine changes

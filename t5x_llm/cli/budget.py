@@ -1,4 +1,4 @@
-"""Tokens, FLOPs, days and money of training a model."""
+"""The command ``t5x-llm budget``: tokens, FLOPs, days and money of training a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import parse_flags
 from t5x_llm.core.slices import parse_slice
@@ -24,18 +25,13 @@ worth less by arXiv 2305.16264: good for comparing rows, not for foretelling a c
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm budget``."""
+    """Runs the command ``t5x-llm budget``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    flags = parse_flags(argv)
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm budget",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = gin_parser("t5x-llm budget", DESCRIPTION)
     add = parser.add_argument
     add("--parameters", type=float, help="N, such as 7e9")
     add("--tokens", type=float, help="a length of your own")
@@ -45,6 +41,12 @@ def _main(argv: Sequence[str]) -> None:
     add("--mfu", type=float, default=0.4, help="model FLOP utilisation (default 0.4)")
     add("--price", type=float, help="of a chip-hour: adds money")
     add("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv)
+    parser = build_parser()
     args = parser.parse_args(flags.rest)
     from_gin = bool(flags.gin_files or flags.bindings)
     if from_gin == (args.parameters is not None):

@@ -1,7 +1,8 @@
-"""From dirty text to clean text: ``t5x-llm data clean``, ``dedup`` and ``decontaminate``."""
+"""The commands ``t5x-llm data clean``, ``dedup`` and ``decontaminate``: dirty text made clean."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -40,14 +41,19 @@ register(Clean, Input, Limits, Dedup, MinHash, Repeats, Suffix, Decontaminate, E
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The commands ``t5x-llm data clean``, ``dedup`` and ``decontaminate``."""
+    """Runs ``t5x-llm data clean``, ``dedup`` and ``decontaminate``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Returns the parser of one of the three commands' own flags."""
+    description = DESCRIPTION.format(what=WHAT[command], command=command)
+    return gin_parser(f"t5x-llm data {command}", description)
 
 
 def _main(argv: Sequence[str]) -> None:
     command, flags = argv[0], parse_flags(argv[1:])
-    description = DESCRIPTION.format(what=WHAT[command], command=command)
-    gin_parser(f"t5x-llm data {command}", description).parse_args(flags.rest)
+    build_parser(command).parse_args(flags.rest)
     clean, unused = load_clean(flags)
     if unused:
         print(f"note: Clean does not use {', '.join(unused)}", file=sys.stderr)
@@ -64,7 +70,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def load_clean(flags: Flags) -> tuple[Clean, tuple[str, ...]]:
-    """The cleaning that gin flags describe, and what they set that it does not use.
+    """Returns the cleaning that gin flags describe, and what they set that it does not use.
 
     Raises:
       ConfigError: for any mistake in it.

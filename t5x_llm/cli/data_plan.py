@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -27,11 +28,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
+def build_parser(command: str = "plan") -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    return data_parser(command, DESCRIPTION)
+
+
 def _main(argv: Sequence[str]) -> None:
     from t5x_llm.data.data_plan import data_plan
 
     flags = parse_flags(argv[1:])
-    args = data_parser("plan", DESCRIPTION).parse_args(flags.rest)
+    args = build_parser().parse_args(flags.rest)
     run, _, stream = opened(flags, args.directory)
     plan = data_plan(stream, run.loop.examples, run.loop.step_at)
     if not args.json:

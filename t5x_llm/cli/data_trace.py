@@ -1,7 +1,8 @@
-"""Which documents a batch is made of, and where they came from."""
+"""The command ``t5x-llm data trace``: documents of a batch, and where they came from."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -23,19 +24,22 @@ stream is a function of the position, so nothing is replayed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm data trace``."""
+    """Runs the command ``t5x-llm data trace``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def build_parser(command: str = "trace") -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = data_parser(command, DESCRIPTION)
+    parser.add_argument("--step", type=int, required=True, help="of the batch, from 1")
+    parser.add_argument("--rows", default=":", help="of the batch: 3, 0,5 or 0:8; all if not given")
+    parser.add_argument("--chars", type=int, default=72, help="of text shown (default 72)")
+    return parser
 
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv[1:])
-    arguments = data_parser("trace", DESCRIPTION)
-    arguments.add_argument("--step", type=int, required=True, help="of the batch, from 1")
-    arguments.add_argument(
-        "--rows", default=":", help="of the batch: 3, 0,5 or 0:8; all if not given"
-    )
-    arguments.add_argument("--chars", type=int, default=72, help="of text shown (default 72)")
-    args = arguments.parse_args(flags.rest)
+    args = build_parser().parse_args(flags.rest)
     if args.step < 1:
         raise ConfigError("--step", args.step, "at least 1, the first step")
     from t5x_llm.run.trace import opened, trace
@@ -56,7 +60,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def chosen_rows(text: str, size: int) -> list[int]:
-    """The rows that ``--rows`` names.
+    """Returns the rows that ``--rows`` names.
 
     Raises:
       ConfigError: it is not a list or a range of rows of the batch.

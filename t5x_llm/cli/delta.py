@@ -1,4 +1,4 @@
-"""Make and apply the difference of a tuned model from its base."""
+"""The command ``t5x-llm delta``: a tuned model as its difference from a base."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Pass on a tuned model without its base.
@@ -19,20 +20,16 @@ Apply takes both, and directories of differences made elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm delta``."""
+    """Runs the command ``t5x-llm delta``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     from t5x_llm.hf import delta
     from t5x_llm.hf.export import MAX_SHARD_BYTES
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm delta",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm delta", DESCRIPTION)
     actions = parser.add_subparsers(dest="action", required=True)
     make = actions.add_parser("make", help="OUT = TUNED - BASE", allow_abbrev=False)
     apply = actions.add_parser("apply", help="OUT = BASE + DELTA", allow_abbrev=False)
@@ -48,7 +45,13 @@ def _main(argv: Sequence[str]) -> None:
         default="zeros",
         help="what rows beyond the base's are differences from, in a delta made elsewhere",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm.hf import delta
+
+    args = build_parser().parse_args(argv)
 
     limit = args.max_shard_bytes
     if args.action == "make":

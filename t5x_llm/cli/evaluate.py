@@ -1,7 +1,8 @@
-"""Held-out loss and bits per byte."""
+"""The command ``t5x-llm eval``: held-out loss and bits per byte."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -19,52 +20,28 @@ A Hugging Face directory needs gin flags that say which data; its tokenizer must
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm eval``."""
+    """Runs the command ``t5x-llm eval``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = gin_parser("t5x-llm eval", DESCRIPTION)
+    add_model_arguments(parser)
+    parser.add_argument("--sequence_length", type=int, help="tokens of a window; the run's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
-    parser = gin_parser("t5x-llm eval", DESCRIPTION)
-    from t5x_llm.run import load
+    args = build_parser().parse_args(flags.rest)
 
-    add_model_arguments(parser)
-    parser.add_argument("--sequence_length", type=int, help="tokens of a window; the run's")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(flags.rest)
+    from t5x_llm import api
+    from t5x_llm.run.resolved import resolve
 
-    import jax
-
-    from t5x_llm.data.catalog import open_objective, open_stores
-    from t5x_llm.evaluate.hooks import read_baseline
-    from t5x_llm.evaluate.perplexity import evaluate
-    from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
-    from t5x_llm.run.config import load_run
-    from t5x_llm.run.data import held_out
-
-    model = load.load(args.path, args.step)
-    run = load_run(flags)[0] if flags.gin_files or flags.bindings else model.run
-    if run is None:
-        parser.error("a Hugging Face directory needs --gin_file=... that says which data")
-    length = args.sequence_length or run.loop.sequence_length
-    config = MeshConfig()
-    mesh, rules = make_mesh(config), config.rules()
-    axes, shapes = model.model.logical_axes(), model.model.abstract_params()
-    rows = -(-run.evaluation.batch_size // mesh.size) * mesh.size
-    opened = open_stores(run.data)
-    results = evaluate(
-        model.model,
-        jax.device_put(model.params, param_shardings(axes, shapes, mesh, rules)),
-        held_out(opened),
-        mesh,
-        rules,
-        length,
-        rows,
-        objective=open_objective(run.data, opened, length),
-    )
-    baseline = read_baseline(args.path) if load.is_run(args.path) else None
-    if baseline is not None and baseline.length == length:
-        results = baseline.compared(results, full=True)
+    run = resolve(flags) if flags.gin_files or flags.bindings else None
+    results = api.evaluate(args.path, run, step=args.step, sequence_length=args.sequence_length)
     if args.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return

@@ -1,13 +1,12 @@
-"""Write a checkpoint as a Hugging Face directory."""
+"""The command ``t5x-llm export``: a checkpoint as a Hugging Face directory."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.arguments import add_model_arguments, add_unproved
+from t5x_llm.cli.arguments import add_model_arguments, add_unproved, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Write a run's newest checkpoint as a Hugging Face directory.
@@ -21,21 +20,15 @@ pass. A model that differs is not written."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm export``."""
+    """Runs the command ``t5x-llm export``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.hf.convert import STORED, convert
-    from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, export_hf
-    from t5x_llm.run import load
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm export",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm export", DESCRIPTION)
     add_model_arguments(parser)
     parser.add_argument("out", nargs="?", help="hf/ of the run if left out")
     parser.add_argument(
@@ -43,17 +36,19 @@ def _main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
     add_unproved(parser)
-    args = parser.parse_args(argv[1:] if argv[:1] == ["hf"] else argv)
+    return parser
 
-    options = dict(max_shard_bytes=args.max_shard_bytes, unproved=args.unproved)
-    if load.is_run(args.path):
-        model = load.load(args.path, args.step, lazy=True)
-        model.run.check_exportable("There is no form of it that other programs read.")
-        out, dtype = args.out or os.path.join(args.path, "hf"), args.dtype or "float32"
-        report = export_hf(model.params, model.family, model.tokenizer, out, dtype=dtype, **options)
-    elif args.out is None:
-        parser.error("say where to write: t5x-llm export PATH OUT")
-    else:
-        out = args.out
-        report = convert(args.path, out, dtype=args.dtype or STORED, **options).report
-    print(f"Wrote {out}: {report.summary()}.")
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm import api
+
+    args = build_parser().parse_args(argv[1:] if argv[:1] == ["hf"] else argv)
+    done = api.export_model(
+        args.path,
+        args.out,
+        step=args.step,
+        dtype=args.dtype,
+        max_shard_bytes=args.max_shard_bytes,
+        unproved=args.unproved,
+    )
+    print(f"Wrote {done.directory}: {done.report.summary()}.")

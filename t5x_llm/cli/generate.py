@@ -1,4 +1,4 @@
-"""Let a model continue a text."""
+"""The command ``t5x-llm generate``: a model continues a text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.arguments import add_model_arguments
+from t5x_llm.cli.arguments import add_model_arguments, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Continue texts with a run's newest checkpoint, or with a Hugging Face model.
@@ -20,21 +20,17 @@ and writes its answer on the next line."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm generate``."""
+    """Runs the command ``t5x-llm generate``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.infer.sampler import Sampling, generate
-    from t5x_llm.run import load
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+
+    from t5x_llm.infer.sampler import Sampling
 
     default = Sampling()
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm generate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm generate", DESCRIPTION)
     add_model_arguments(parser)
     parser.add_argument("--prompt", action="append", help="repeatable")
     parser.add_argument("--max_tokens", type=int, default=default.max_tokens)
@@ -45,13 +41,19 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--stop", action="append", default=[], help="ends a text; repeatable")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations")
-    args = parser.parse_args(argv)
+    return parser
 
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm import api
+    from t5x_llm.infer.sampler import Sampling
+
+    args = build_parser().parse_args(argv)
     fields = {f.name for f in dataclasses.fields(Sampling)}
     values = {k: v for k, v in vars(args).items() if k in fields}
     sampling = Sampling(**values | {"stop": tuple(args.stop)})
     prompts = args.prompt or [line.rstrip("\n") for line in sys.stdin]
-    model = load.load(args.path, args.step, args.dtype)
+    model = api.load_model(args.path, args.step, args.dtype)
 
     def show(row: int, text: str) -> None:
         print(text, end="", flush=True)
@@ -60,7 +62,7 @@ def _main(argv: Sequence[str]) -> None:
     between = "" if model.model.config.kind == "decoder" else "\n"
     if stream is not None:
         print(prompts[0], end=between, flush=True)
-    done = generate(model.model, model.params, model.tokenizer, prompts, sampling, on_text=stream)
+    done = api.generate(model, prompts, sampling, on_text=stream)
     if stream is not None:
         print()
         return

@@ -1,4 +1,4 @@
-"""Give a tokenizer pieces of another language."""
+"""The command ``t5x-llm grow``: pieces of another language for a tokenizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_llm.cli.arguments import plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Add pieces of another language to a tokenizer; every old id keeps its meaning.
@@ -23,19 +24,15 @@ with growth.json, growth.md and growth.png. Then give the model its rows:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm grow``."""
+    """Runs the command ``t5x-llm grow``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     from t5x_llm.text.grow import ORDERS
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm grow",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm grow", DESCRIPTION)
     parser.add_argument("tokenizer", help="the old one: a file, or a directory")
     parser.add_argument("out", help="directory to write")
     parser.add_argument("--new", nargs="+", required=True, help="files of the new text: jsonl, txt")
@@ -52,7 +49,11 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--sample_bytes", type=int, default=10_000_000, help="to learn from")
     parser.add_argument("--measure_bytes", type=int, default=1_000_000, help="to measure on")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    args = build_parser().parse_args(argv)
 
     from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.paths import check_writable
@@ -96,7 +97,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _body(path: str) -> Any:
-    """The model beside the tokenizer, if there is one."""
+    """Returns the size of the model beside the tokenizer, None if there is none."""
     from t5x_llm.core.paths import as_path
     from t5x_llm.hf.import_ import family_of, read_config
     from t5x_llm.models.model import Model
@@ -114,7 +115,7 @@ def _body(path: str) -> Any:
 
 
 def _texts(files: Sequence[str], field: str, measured: int) -> tuple[list[str], list[str]]:
-    """Documents to learn from, and some ``measured`` bytes of others; chosen by hash."""
+    """Returns documents to learn from, and ``measured`` bytes of others; chosen by hash."""
     from t5x_llm.core.errors import DataError
     from t5x_llm.data.reading import find_files, plan_jobs, read, scan
     from t5x_llm.data.record import Record

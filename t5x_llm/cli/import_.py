@@ -1,12 +1,12 @@
-"""Write a Hugging Face or GGUF model as a verified Hugging Face directory."""
+"""The command ``t5x-llm import``: a Hugging Face or GGUF model as a verified directory."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import add_unproved, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Read a model, prove that ours computes the same logits, and write it out.
@@ -22,30 +22,31 @@ weights-only loader."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm import``."""
+    """Runs the command ``t5x-llm import``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli.arguments import add_unproved
-    from t5x_llm.hf.convert import STORED, convert
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    from t5x_llm.hf.convert import STORED
     from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm import",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm import", DESCRIPTION)
     parser.add_argument("source", help="a Hugging Face directory or a .gguf file")
     parser.add_argument("out", help="directory to write; new, empty, or an earlier export")
     parser.add_argument("--dtype", choices=(STORED, *DTYPES), default=STORED)
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
     add_unproved(parser)
-    kind = argv[0] if argv and argv[0] in ("hf", "gguf") else None
-    args = parser.parse_args(argv[1:] if kind else argv)
+    return parser
 
-    found = convert(
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm import api
+    from t5x_llm.config import bindings_of
+
+    kind = argv[0] if argv and argv[0] in ("hf", "gguf") else None
+    args = build_parser().parse_args(argv[1:] if kind else argv)
+    found = api.import_model(
         args.source,
         args.out,
         kind=kind,
@@ -54,12 +55,9 @@ def _main(argv: Sequence[str]) -> None:
         unproved=args.unproved,
     )
     print(f"Wrote {args.out} from {args.source}: {found.report.summary()}.")
-    family = type(found.family)
-    defaults = {f.name: f.default for f in dataclasses.fields(family)}
     print(f"To train on from it, bind Run.start_from = {args.out!r} and this model:")
-    print(f"  Run.model = @{family.__name__}()")
-    for name, value in vars(found.family).items():
-        if value != defaults[name]:
-            print(f"  {family.__name__}.{name} = {value!r}")
+    print(f"  Run.model = @{type(found.family).__name__}()")
+    for line in bindings_of(found.family):
+        print(f"  {line}")
     if found.has_tokenizer:
         print(f"  Data.tokenizer = {args.out!r}")

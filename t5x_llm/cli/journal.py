@@ -1,4 +1,4 @@
-"""Tells what happened to a run, and where its time went."""
+"""The command ``t5x-llm journal``: events of a run, and where its time went."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import plain_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm journal``."""
+    """Runs the command ``t5x-llm journal``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = plain_parser(
+        "t5x-llm journal",
+        "Tells the story of a run (starts, saves, preemptions, spikes, rewinds, "
+        "damage) and accounts for its time; works while the run goes on.",
+    )
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--all", action="store_true", help="every line, signs of life included")
+    parser.add_argument("--json", action="store_true", help="the figures, for programs")
+    return parser
 
 
 def _main(argv: Sequence[str]) -> None:
     from t5x_llm.train.goodput import goodput
     from t5x_llm.train.journal import JOURNAL, decisions, read_journal
-    from t5x_llm.train.story import story
+    from t5x_llm.train.summary import summary
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm journal",
-        description="Tells the story of a run (starts, saves, preemptions, spikes, rewinds, "
-        "damage) and accounts for its time; works while the run goes on.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", help="a run directory")
-    parser.add_argument("--all", action="store_true", help="every line, signs of life included")
-    parser.add_argument("--json", action="store_true", help="the figures, for programs")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     path = as_path(args.run) / JOURNAL
     lines = read_journal(path)
     if not lines:
@@ -49,6 +54,6 @@ def _main(argv: Sequence[str]) -> None:
         }
         print(json.dumps(figures, indent=1, ensure_ascii=False))
         return
-    print(story(lines, args.all, shutil.get_terminal_size((100, 24)).columns))
+    print(summary(lines, args.all, shutil.get_terminal_size((100, 24)).columns))
     print()
     print(account.table())

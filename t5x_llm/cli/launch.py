@@ -1,4 +1,4 @@
-"""Run a command as several processes of one run on this machine."""
+"""The command ``t5x-llm launch``: several processes of one run on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import plain_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.launch.local import Local, run
 
@@ -20,18 +21,14 @@ are passed on: the run saves, and is not started again."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm launch``."""
+    """Runs the command ``t5x-llm launch``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    split = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm launch",
-        usage="t5x-llm launch [--processes N] [...] -- COMMAND ...",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = plain_parser(
+        "t5x-llm launch", DESCRIPTION, usage="t5x-llm launch [--processes N] [...] -- COMMAND ..."
     )
     parser.add_argument("--processes", type=int, default=Local.processes)
     parser.add_argument("--devices", type=int, help="CPU devices of each process")
@@ -48,7 +45,12 @@ def _main(argv: Sequence[str]) -> None:
         default=Local.backoff_seconds,
         help="seconds before the first restart; doubled for each further one, up to a minute",
     )
-    args = parser.parse_args(argv[:split])
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    split = argv.index("--") if "--" in argv else len(argv)
+    args = build_parser().parse_args(argv[:split])
     job = Local(
         command=tuple(argv[split + 1 :]),
         processes=args.processes,

@@ -11,27 +11,48 @@ from typing import Any
 
 from t5x_llm.core.errors import T5xLLMError, nearest
 
-# Subcommand to (module in t5x_llm.cli, what it does).
-COMMANDS = {
-    "plan": ("plan", "compile the train step for a TPU slice that is not here; memory, time, cost"),
-    "budget": ("budget", "tokens, FLOPs, days and money of training a model"),
-    "data": ("data", "clean, deduplicate and decontaminate raw text"),
-    "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
-    "train": ("train", "train a model; the same as python train.py"),
-    "launch": ("launch", "run several processes on this machine, and again when one dies"),
-    "submit": ("submit", "run a job on Cloud TPU, GKE or here, and keep it alive"),
-    "eval": ("evaluate", "held-out loss and bits per byte of a run or a Hugging Face directory"),
-    "generate": ("generate", "let a run or a Hugging Face directory continue a text"),
-    "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
-    "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
-    "delta": ("delta", "make or apply the difference of a tuned model from its base"),
-    "merge": ("merge", "average models, or checkpoints of a run"),
-    "grow": ("grow", "give a tokenizer pieces of another language"),
-    "resize": ("resize", "give a model another vocabulary size"),
-    "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
-    "report": ("report", "rebuild report.html and loss.png of a run"),
-    "journal": ("journal", "what happened to a run, and where its time went"),
+# Group to subcommand to (module in t5x_llm.cli, what it does). A module has main(argv), and
+# build_parser() but for ``data``, whose own commands have.
+GROUPS = {
+    "data": {
+        "init": ("init", "write a commented gin file for text of your own"),
+        "data": ("data", "clean, deduplicate and decontaminate raw text; what a run reads of it"),
+        "grow": ("grow", "give a tokenizer pieces of another language"),
+        "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
+    },
+    "train": {
+        "train": ("train", "train a model; the same as python train.py"),
+        "plan": (
+            "plan",
+            "compile the train step for a TPU slice that is not here; memory, time, cost",
+        ),
+        "budget": ("budget", "tokens, FLOPs, days and money of training a model"),
+        "launch": ("launch", "run several processes on this machine, and again when one dies"),
+        "submit": ("submit", "run a job on Cloud TPU, GKE or here, and keep it alive"),
+    },
+    "use": {
+        "generate": ("generate", "let a run or a model directory continue a text"),
+        "eval": (
+            "evaluate",
+            "held-out loss and bits per byte of a run or a model directory",
+        ),
+    },
+    "convert": {
+        "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
+        "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
+        "merge": ("merge", "average models, or checkpoints of a run"),
+        "resize": ("resize", "give a model another vocabulary size"),
+        "delta": ("delta", "make or apply the difference of a tuned model from its base"),
+    },
+    "inspect": {
+        "fields": ("fields", "names, types, defaults and meaning of what a gin file can set"),
+        "report": ("report", "rebuild report.html and loss.png of a run"),
+        "journal": ("journal", "what happened to a run, and where its time went"),
+        "parity": ("parity", "compare a Hugging Face directory with our reading of it"),
+        "completion": ("completion", "print a script that completes commands, flags and gin names"),
+    },
 }
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 # What a user can do about a disk that refuses.
@@ -46,7 +67,7 @@ _DISK = {
 
 
 def _quieten() -> None:
-    """Libraries log what they raise as well, pages of it; what a user needs is in our message."""
+    """Turns down the libraries' own logs of errors; what a user needs is in our message."""
     import logging
 
     from absl import logging as absl_logging
@@ -94,16 +115,17 @@ def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
 
 
 def usage() -> str:
-    """What ``t5x-llm --help`` prints."""
+    """Returns the text that ``t5x-llm --help`` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    lines = []
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<{width}}  {text}" for name, (_, text) in commands.items()]
     return "\n".join(
         [
             "usage: t5x-llm COMMAND [--help] ...",
             "",
             "From raw text to a trained, evaluated and exported language model.",
-            "",
-            "commands:",
             *lines,
             "",
             "First run: python train.py --gin_file=configs/recipes/quickstart.gin",

@@ -1,4 +1,4 @@
-"""Average models, or checkpoints of a run, into one."""
+"""The command ``t5x-llm merge``: models, or checkpoints of a run, averaged into one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_llm.cli.arguments import add_unproved, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Average models of one shape, or the checkpoints of a run.
@@ -20,23 +21,17 @@ What is written is checked like any export."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm merge``."""
+    """Runs the command ``t5x-llm merge``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli.arguments import add_unproved
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     from t5x_llm.hf.convert import STORED
     from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
-    from t5x_llm.hf.merge import METHODS, merge
-    from t5x_llm.run import load
+    from t5x_llm.hf.merge import METHODS
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm merge",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm merge", DESCRIPTION)
     parser.add_argument(
         "paths", nargs="+", help="Hugging Face directories, or one run; then the one to write"
     )
@@ -47,6 +42,14 @@ def _main(argv: Sequence[str]) -> None:
     parser.add_argument("--dtype", choices=(STORED, *DTYPES), default=STORED)
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
     add_unproved(parser)
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm.hf.merge import merge
+    from t5x_llm.run import load
+
+    parser = build_parser()
     args = parser.parse_args(argv)
     if len(args.paths) < 2:
         parser.error("say what to merge and where to write")

@@ -1,4 +1,4 @@
-"""Compare a Hugging Face model with our reading of it."""
+"""The command ``t5x-llm parity``: a Hugging Face model compared with our reading of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Compare our logits of a Hugging Face directory or GGUF file with the reference's.
@@ -17,21 +18,21 @@ pass; both compute in float32 on a prompt of 512 tokens."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm parity``."""
+    """Runs the command ``t5x-llm parity``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = plain_parser("t5x-llm parity", DESCRIPTION)
+    parser.add_argument("path", help="a Hugging Face directory or a .gguf file")
+    return parser
 
 
 def _main(argv: Sequence[str]) -> None:
     from t5x_llm.hf.import_ import import_model
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm parity",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("path", help="a Hugging Face directory or a .gguf file")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
 
     report = import_model(args.path).report
     assert report is not None

@@ -1,16 +1,24 @@
-"""Compile the real train step for a slice that is not here, and say what a run would take."""
+"""The command ``t5x-llm plan``: the train step compiled for a slice that is not here."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import parse_flags
+
+if TYPE_CHECKING:
+    from t5x_llm.core.slices import Slice
+    from t5x_llm.plan.compile import Plan
+    from t5x_llm.plan.gpus import Cluster
+    from t5x_llm.plan.report import Work
+    from t5x_llm.run.config import Run
 
 DESCRIPTION = """Compile the train step of a run for a described TPU slice, on this CPU.
 
@@ -26,12 +34,12 @@ for the devices of this machine and keeps the step: training finds it in the com
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm plan``."""
+    """Runs the command ``t5x-llm plan``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    flags = parse_flags(argv)
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     parser = gin_parser("t5x-llm plan", DESCRIPTION)
     add = parser.add_argument
     add("--slice", required=True, help="such as v5p-128, h100-64, or here")
@@ -41,31 +49,34 @@ def _main(argv: Sequence[str]) -> None:
     add("--search", action="store_true", help="try other meshes, microbatches and remat choices")
     add("--most", type=int, default=12, help="compilations of a search (default 12)")
     add("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(flags.rest)
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv)
+    args = build_parser().parse_args(flags.rest)
     check(args)
     if args.slice != "here":
         # The described devices are the only TPU; this machine's own are not asked.
         os.environ["JAX_PLATFORMS"] = "cpu"
 
-    from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.slices import Slice
-    from t5x_llm.plan.gpus import Cluster, parse_machine
+    from t5x_llm.plan.planned import parse_machines, plan_run
     from t5x_llm.run.config import load_run
     from t5x_llm.run.precision import no_faster_on
 
-    machine = None if args.slice == "here" else parse_machine("--slice", args.slice)
-    if isinstance(machine, Cluster) and args.slices > 1:
-        raise ConfigError("--slices", args.slices, "1 for GPUs: their name says how many there are")
+    machine = parse_machines(args.slice, args.slices)
     run = load_run(flags)[0]
     if isinstance(machine, Slice) and (reason := no_faster_on(run.precision, machine.generation)):
         print(f"warning: {reason}", file=sys.stderr)
     if args.search:
         _search(run, machine, args)
-    else:
-        _report(run, *_planned(run, machine, args), machine, args)
+        return
+    planned = plan_run(run, machine, args.slices, args.tokens, args.price)
+    print(json.dumps(planned.figures(), indent=1) if args.json else planned.text())
 
 
-def check(args: Any) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raises ConfigError for numbers that are none, and for what does not go together."""
     from t5x_llm.core.errors import ConfigError, check_number
 
@@ -79,47 +90,22 @@ def check(args: Any) -> None:
         raise ConfigError(flag, True, "a described slice: with --slice=here the mesh is as it is")
 
 
-def _planned(run: Any, machine: Any, args: Any) -> tuple[Any, Any]:
-    """Compiled where there is a compiler, reckoned for GPUs."""
+def _search(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace) -> None:
     from t5x_llm.plan.gpus import Cluster
-    from t5x_llm.plan.of_run import compile_run, reckon_run
-
-    if isinstance(machine, Cluster):
-        return reckon_run(run, machine, args.slices, args.tokens, args.price)
-    if machine is not None:
-        return compile_run(run, machine, args.slices, args.tokens, args.price)
-    from t5x_llm import parallel
-    from t5x_llm.plan.host import this_machine
-    from t5x_llm.train.ahead import keep_compiled
-
-    parallel.initialize()
-    keep_compiled(run.directory)
-    here = this_machine(run.precision.compute)
-    return compile_run(run, here, 1, args.tokens, args.price)
-
-
-def _report(run: Any, plan: Any, work: Any, machine: Any, args: Any) -> None:
-    from t5x_llm.plan.report import figures, text
-    from t5x_llm.plan.search import remedies
-
-    if args.json:
-        print(json.dumps(figures(plan, work), indent=1))
-    elif plan.fits or machine is None:
-        print(text(plan, work))
-    else:
-        print(text(plan, work, *remedies(run, machine, args.slices)))
-
-
-def _search(run: Any, machine: Any, args: Any) -> None:
-    from t5x_llm.plan.gpus import Cluster
+    from t5x_llm.plan.planned import PlannedRun, plan_run
     from t5x_llm.plan.report import figures
     from t5x_llm.plan.search import bindings, candidates, reckoned, search, table
 
+    def planned(other: Run) -> tuple[Plan, Work]:
+        found = plan_run(other, machine, args.slices, args.tokens, args.price)
+        return found.plan, found.work
+
+    assert machine is not None  # ``check`` refuses a search of this machine
     found = candidates(run, machine, args.slices, args.tokens, args.price)
     if isinstance(machine, Cluster):
         done = reckoned(found)
     else:
-        done = search(found, args.most, lambda other: _planned(other, machine, args))
+        done = search(found, args.most, planned)
     compiled = [(c.plan, c.work) for c in done if c.plan is not None]
     if args.json:
         print(json.dumps([figures(*each) for each in compiled], indent=1))
@@ -129,4 +115,4 @@ def _search(run: Any, machine: Any, args: Any) -> None:
     assert best.plan is not None
     print("\nThe fastest that fits:" if best.plan.fits else "\nNone fits; the nearest:")
     print("\n".join(f"  {binding}" for binding in bindings(best)) + "\n")
-    _report(best.run, best.plan, best.work, machine, args)
+    print(PlannedRun(best.run, machine, best.plan, best.work).text())

@@ -1,7 +1,8 @@
-"""Tokenizer and token stores of a run, built before training starts."""
+"""The command ``t5x-llm prepare``: tokenizer and token stores, built before training starts."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,12 +16,12 @@ What is there already and unchanged is kept."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm prepare``."""
+    """Runs the command ``t5x-llm prepare``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    flags = parse_flags(argv)
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     parser = gin_parser("t5x-llm prepare", DESCRIPTION)
     parser.add_argument(
         "--force", action="store_true", help="read seqio tasks again even if they seem unchanged"
@@ -31,13 +32,17 @@ def _main(argv: Sequence[str]) -> None:
         default=0,
         help="where several processes prepare one bucket: 0 builds, the others wait for it",
     )
-    args = parser.parse_args(flags.rest)
+    return parser
 
-    from t5x_llm.data.prepare import prepare
-    from t5x_llm.run.config import load_run
 
-    run, _ = load_run(flags)
-    prepare(run.data, force=args.force, process_index=args.process_index)
+def _main(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv)
+    args = build_parser().parse_args(flags.rest)
+
+    from t5x_llm import api
+    from t5x_llm.run.resolved import resolve
+
+    api.prepare(resolve(flags), force=args.force, process_index=args.process_index)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Give a model another vocabulary size."""
+"""The command ``t5x-llm resize``: a model with another vocabulary size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import add_unproved, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Write a model with rows for another tokenizer, or so many rows.
@@ -18,23 +19,16 @@ give every old id its old meaning."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm resize``."""
+    """Runs the command ``t5x-llm resize``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    from t5x_llm.cli.arguments import add_unproved
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     from t5x_llm.hf.export import MAX_SHARD_BYTES
-    from t5x_llm.hf.resize import resize
-    from t5x_llm.models.vocabulary import HOW, Growth
-    from t5x_llm.text import load_tokenizer
+    from t5x_llm.models.vocabulary import HOW
 
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm resize",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser("t5x-llm resize", DESCRIPTION)
     parser.add_argument("model", help="a Hugging Face directory")
     parser.add_argument("out", help="directory to write; new, empty, or an earlier export")
     parser.add_argument("--tokenizer", help="the new one; the model's own if left out")
@@ -50,7 +44,15 @@ def _main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
     add_unproved(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: Sequence[str]) -> None:
+    from t5x_llm.hf.resize import resize
+    from t5x_llm.models.vocabulary import Growth
+    from t5x_llm.text import load_tokenizer
+
+    args = build_parser().parse_args(argv)
 
     before, after, report = resize(
         args.model,

@@ -1,4 +1,4 @@
-"""Submit a job to Cloud TPU, GKE or this machine, and keep it alive."""
+"""The command ``t5x-llm submit``: a job on Cloud TPU, GKE or this machine, kept alive."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import load, parse_flags, register
 from t5x_llm.core.errors import ConfigError
@@ -29,28 +30,32 @@ or it leaves with status 75, 76 or 77 or by a signal, it is started again, after
 doubles. Any other status ends the job; the machines are given back. Ctrl-C leaves it running: the
 same command finds it again, --delete ends it."""
 
+register(Job, QueuedResource, Gke, LocalProcesses)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``t5x-llm submit``."""
+    """Runs the command ``t5x-llm submit``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
+    parser = gin_parser(
+        "t5x-llm submit",
+        DESCRIPTION,
+        usage="t5x-llm submit --gin_file=JOB [--gin.NAME=VALUE ...] [--dry_run] -- COMMAND ...",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print what would run, and stop")
+    parser.add_argument("--delete", action="store_true", help="end the job, free its machines")
+    return parser
 
 
 def _main(argv: Sequence[str]) -> None:
     split = argv.index("--") if "--" in argv else len(argv)
     flags, command = parse_flags(argv[:split]), tuple(argv[split + 1 :])
-    parser = argparse.ArgumentParser(
-        prog="t5x-llm submit",
-        usage="t5x-llm submit --gin_file=JOB [--gin.NAME=VALUE ...] [--dry_run] -- COMMAND ...",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print what would run, and stop")
-    parser.add_argument("--delete", action="store_true", help="end the job, free its machines")
-    args = parser.parse_args(flags.rest)
+    args = build_parser().parse_args(flags.rest)
     if not flags.gin_files and not flags.bindings:
         raise ConfigError("--gin_file", None, "a job file, such as configs/jobs/v5p_128.gin")
-    register(Job, QueuedResource, Gke, LocalProcesses)
     bindings = [*flags.bindings, *([f"Job.command = {command!r}"] if command else [])]
     resolved = load("Job", flags.gin_files, bindings, flags.search_paths, flags.allow_imports)
     for name in resolved.unused_own:
@@ -60,7 +65,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _submit(job: Job, dry_run: bool, delete: bool) -> int:
-    """Does what was asked; the status to exit with."""
+    """Does what was asked and returns the status to exit with."""
     if isinstance(job.target, LocalProcesses):
         return _run_here(job, dry_run)
     if isinstance(job.target, Gke):

@@ -1,7 +1,8 @@
-"""Assembles a run from its configuration and trains."""
+"""The command ``python train.py``, also ``t5x-llm train``."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -19,12 +20,12 @@ A run directory that holds checkpoints is continued."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python train.py`` and ``t5x-llm train``."""
+    """Runs the command ``python train.py`` and ``t5x-llm train``."""
     guard(_main, sys.argv[1:] if argv is None else list(argv))
 
 
-def _main(argv: Sequence[str]) -> None:
-    flags = parse_flags(argv)
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's own flags."""
     parser = gin_parser("train.py", DESCRIPTION)
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan of the run and stop before training"
@@ -35,18 +36,20 @@ def _main(argv: Sequence[str]) -> None:
         default="auto",
         help="auto continues a run that has checkpoints; never refuses to; always insists on it",
     )
-    args = parser.parse_args(flags.rest)
+    return parser
 
-    from t5x_llm.run.config import load_run
 
-    run, resolved = load_run(flags)
-    if resolved.unused_own:
-        print(f"note: this run does not use {', '.join(resolved.unused_own)}", file=sys.stderr)
+def _main(argv: Sequence[str]) -> None:
+    flags = parse_flags(argv)
+    args = build_parser().parse_args(flags.rest)
+
+    from t5x_llm import api
+    from t5x_llm.run.resolved import resolve
+
+    run = resolve(flags)
+    if run.resolved.unused_own:
+        print(f"note: this run does not use {', '.join(run.resolved.unused_own)}", file=sys.stderr)
     if args.dry_run:
-        from t5x_llm.plan.describe import describe
-
-        print(describe(run, resolved))
-        return
-    from t5x_llm.run.session import train
-
-    train(run, resolved.operative_config_text(), args.resume)
+        print(api.describe(run))
+    else:
+        api.train(run, args.resume)

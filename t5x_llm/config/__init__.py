@@ -1,6 +1,19 @@
 """Gin at the door: parse, check, freeze, write down."""
 
 from t5x_llm.config.describe import to_dict
-from t5x_llm.config.gin_door import Flags, Resolved, load, parse_flags, register
+from t5x_llm.config.gin_door import Flags, Resolved, load, parse_flags, register, registered
+from t5x_llm.config.listing import ClassEntry, FieldEntry, bindings_of, class_entry
 
-__all__ = ["Flags", "Resolved", "load", "parse_flags", "register", "to_dict"]
+__all__ = [
+    "ClassEntry",
+    "FieldEntry",
+    "Flags",
+    "Resolved",
+    "bindings_of",
+    "class_entry",
+    "load",
+    "parse_flags",
+    "register",
+    "registered",
+    "to_dict",
+]

@@ -34,6 +34,11 @@ def register(*objects: Callable[..., Any]) -> None:
             raise ValueError(f"{obj!r} and {known!r} cannot both be configured as {obj.__name__}")
 
 
+def registered() -> dict[str, Callable[..., Any]]:
+    """Returns what ``register`` was given so far, by name."""
+    return dict(_REGISTRY)
+
+
 class Flags(NamedTuple):
     """The command line, taken apart: the first three and the last are arguments of ``load``."""
 

@@ -49,7 +49,7 @@ class DataState:
         }
 
     def part(self, position: int) -> int:
-        """Which part of the mixture's history an example belongs to."""
+        """Number of the part of the mixture's history that an example belongs to."""
         at = Skips(self.skips).stream_position(position)
         return bisect.bisect_right([start for start, _ in self.history], at)
 

@@ -1,4 +1,4 @@
-"""Evaluation while training, and what a model has forgotten since its start."""
+"""Evaluates while training, and measures what a model has forgotten since its start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
@@ -19,11 +18,11 @@ BASELINE = "baseline.json"
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """Results of a model before it was trained on.
+    """Results of a model before the run trained it.
 
     Attributes:
       limited: results over the documents of evaluations before the last.
-      full: over all documents.
+      full: results over all documents.
       length: tokens of a window; results of another length do not compare.
     """
 
@@ -32,27 +31,31 @@ class Baseline:
     length: int
 
     def compared(self, results: Results, full: bool) -> Results:
-        """``results`` with ``change``, how much larger bits per byte are (0.02 is 2%), or the loss.
+        """Adds ``change`` to results: the rise of bits per byte, or of the loss (0.02 is 2%).
 
-        A source that the baseline lacks, or that was read to another extent, has none.
+        A source that the baseline lacks, or that was read to another extent, has no ``change``.
+
+        Args:
+          results: results by source.
+          full: True if they are over all documents.
         """
-        before = self.full if full else self.limited
-        out = {}
-        for name, now in results.items():
-            was = before.get(name, {})
-            key = "bits_per_byte" if "bits_per_byte" in now else "loss"
-            same = was.get("documents") == now.get("documents")
-            if same and was.get(key):
-                now = now | {"change": now[key] / was[key] - 1}
-            out[name] = now
-        return out
+        baseline = self.full if full else self.limited
+        compared = {}
+        for name, result in results.items():
+            earlier = baseline.get(name, {})
+            key = "bits_per_byte" if "bits_per_byte" in result else "loss"
+            same = earlier.get("documents") == result.get("documents")
+            if same and earlier.get(key):
+                result = result | {"change": result[key] / earlier[key] - 1}
+            compared[name] = result
+        return compared
 
 
 def read_baseline(directory: str | os.PathLike[str]) -> Baseline | None:
-    """The baseline of a run, None if it has none.
+    """Reads the baseline of a run directory; None if it has none.
 
     Raises:
-      DataError: the file is not one.
+      DataError: the file is no baseline.
     """
     path = as_path(directory) / BASELINE
     if not path.exists():
@@ -67,15 +70,15 @@ def read_baseline(directory: str | os.PathLike[str]) -> Baseline | None:
 class EvaluationHook(Hook):
     """Evaluates every ``Loop.eval_every`` steps, and in full at the last step.
 
-    Give it before the Checkpoint hook, so that a resumed run has it behind it.
+    Give it before the Checkpoint hook, so that a checkpoint is saved after the evaluation.
 
     Args:
       evaluator: compiled once, used every time.
-      held_out: by source.
+      held_out: held-out documents, by source.
       limit: tokens of each source for evaluations before the last; None for all.
-      compare: whether a fresh run is evaluated before its first step as well; all later results
-        then have ``change`` (see ``Baseline``).
-      baseline: what to compare with instead, from an earlier run.
+      compare: True evaluates a fresh run before its first step as well; all later results then
+        have ``change`` (see ``Baseline``).
+      baseline: baseline of an earlier run, to compare with instead.
     """
 
     name = "evaluation"
@@ -93,7 +96,7 @@ class EvaluationHook(Hook):
         self.results: Results = {}
 
     def on_start(self, trainer: Trainer) -> None:
-        """Finds the baseline, or makes it; of a fresh run all hooks hear where it begins."""
+        """Reads the baseline or makes it; gives all hooks the results of a fresh run's start."""
         if not self.compare:
             return
         self.baseline = self.baseline or read_baseline(trainer.directory)
@@ -111,7 +114,7 @@ class EvaluationHook(Hook):
             trainer.evaluated(self.baseline.compared(limited, full=False))
 
     def on_dispatch(self, trainer: Trainer) -> None:
-        """Evaluates when due; all hooks hear of it."""
+        """Evaluates when due, and gives all hooks the results."""
         every = trainer.config.eval_every
         if not (trainer.last or (every and trainer.step % every == 0)):
             return
@@ -124,15 +127,15 @@ class EvaluationHook(Hook):
 
 
 class Every(Hook):
-    """Calls a function every so many steps and at the last, e.g. to write samples.
+    """Calls a function at an interval of steps and at the last one, e.g. to write samples.
 
     Args:
-      name: under which its time is accounted.
+      name: name under which its time is accounted.
       steps: the interval; 0 calls at the last step alone.
-      function: called with the run.
+      function: called with the trainer.
     """
 
-    def __init__(self, name: str, steps: int, function: Callable[[Trainer], Any]):
+    def __init__(self, name: str, steps: int, function: Callable[[Trainer], object]):
         self.name, self.steps, self.function = name, steps, function
 
     def on_dispatch(self, trainer: Trainer) -> None:

@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.row_objective import RowObjective
-from t5x_llm.infer.placement import Placement
+from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.infer.score import Request, Scorer, pack
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, check_divisible, global_batch, replicated, use
@@ -141,7 +141,7 @@ class Evaluator:
         self.mesh, self.rules, self.length, self.batch_size = mesh, rules, length, batch_size
         self.objective = objective
         if objective is None:
-            self._scorer = Scorer(model, length, batch_size, Placement(mesh, rules))
+            self._scorer = Scorer(model, length, batch_size, MeshScope(mesh, rules))
             return
 
         def nats(params: Any, batch: Batch) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.infer.placement import Placement
+from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.infer.sampling import Sampling, Seeds, Switches, draw, row_seeds
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, constrain
@@ -83,15 +83,15 @@ class _State:
     done: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "placement", "switches", "length"))
+@functools.partial(jax.jit, static_argnames=("model", "scope", "switches", "length"))
 def _prefill(
-    model: Model, placement: Placement, switches: Switches, length: int, params: Any, start: _Start
+    model: Model, scope: MeshScope, switches: Switches, length: int, params: Any, start: _Start
 ) -> _State:
     """Runs the prompts into a cache of ``length`` places a row.
 
     An encoder-decoder's encoder reads them, and its decoder the token it starts with.
     """
-    with placement.current():
+    with scope.current():
         tokens = constrain(jnp.asarray(start.tokens), ("batch", None))
         lengths, size = jnp.asarray(start.lengths), len(start.tokens)
         place = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -123,12 +123,12 @@ def _prefill(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "placement", "switches", "ends"),
+    static_argnames=("model", "scope", "switches", "ends"),
     donate_argnames=("state",),
 )
 def _decode(
     model: Model,
-    placement: Placement,
+    scope: MeshScope,
     switches: Switches,
     ends: tuple[int, ...],
     params: Any,
@@ -173,7 +173,7 @@ def _decode(
         )
         return step + 1, state, out
 
-    with placement.current():
+    with scope.current():
         state = dataclasses.replace(state, done=state.done | finished)
         shape = (len(rows), _CHUNK)
         nothing = jnp.full(shape, -1, jnp.int32), *(jnp.zeros(shape, jnp.float32),) * 2
@@ -190,11 +190,11 @@ class Decoding:
 
     Args:
       model: its policy's compute dtype is used.
-      params: parameter tree, on the mesh of ``placement`` if that has one.
+      params: parameter tree, on the mesh of ``scope`` if that has one.
       prompts: token ids of each prompt.
       sampling: how tokens are drawn; stop strings are not looked at.
       end_ids: tokens that end a completion.
-      placement: where it runs.
+      scope: where it runs.
 
     Raises:
       ConfigError: a prompt is empty (unless an encoder reads it), has an id that the vocabulary
@@ -208,22 +208,22 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         end_ids: Sequence[int] = (),
-        placement: Placement | None = None,
+        scope: MeshScope | None = None,
     ):
         self.model, self.params, self.sampling = model, params, sampling
-        self.placement = placement or Placement()
+        self.scope = scope or MeshScope()
         self._ends = tuple(sorted(set(map(int, end_ids))))
         for i, ids in enumerate(prompts):
             _check_prompt(model, i, ids)
         rows = [list(map(int, ids)) for ids in prompts for _ in range(sampling.n)]
         self.rows = len(rows)
         start, length = self._start(rows)
-        self._state = _prefill(model, self.placement, sampling.switches, length, params, start)
+        self._state = _prefill(model, self.scope, sampling.switches, length, params, start)
 
     def _start(self, rows: list[list[int]]) -> tuple[_Start, int]:
         """Pads the prompts at their ends; also the length of the cache."""
         model, most = self.model, self.sampling.max_tokens
-        size = self.placement.rows(self.rows)
+        size = self.scope.rows(self.rows)
         width = -(-max(1, *map(len, rows)) // _BUCKET) * _BUCKET
         tokens, lengths = np.zeros((size, width), np.int32), np.ones(size, np.int32)
         for row, ids in enumerate(rows):
@@ -248,7 +248,7 @@ class Decoding:
         stopped[: self.rows] = np.asarray(finished, bool)
         self._state, out = _decode(
             self.model,
-            self.placement,
+            self.scope,
             self.sampling.switches,
             self._ends,
             self.params,
@@ -310,24 +310,21 @@ def generate_ids(
     Raises:
       ConfigError: see ``Decoding``; or there are stop strings, or a mesh without rules.
     """
-    sampling, placement = sampling or Sampling(), Placement(mesh, rules)
+    sampling, scope = sampling or Sampling(), MeshScope(mesh, rules)
     if sampling.stop:
         raise ConfigError(
             "Sampling.stop", sampling.stop, "() where there is no text", "Use end_ids."
         )
     if not prompts:
         return []
-    decoding = Decoding(model, params, prompts, sampling, end_ids, placement)
+    decoding = Decoding(model, params, prompts, sampling, end_ids, scope)
     chunks, done = [], np.zeros(decoding.rows, bool)
     while not done.all():
         chunks.append(decoding.advance(done))
         done = chunks[-1].done
     whole = [np.concatenate(parts, axis=1) for parts in list(zip(*chunks, strict=True))[:3]]
     ends = set(map(int, end_ids))
-    tokens, log_probs, sampled = whole
-    found = [
-        _generated(tokens[row], log_probs[row], sampled[row], ends) for row in range(decoding.rows)
-    ]
+    found = [_generated(t, raw, drawn, ends) for t, raw, drawn in zip(*whole, strict=True)]
     return [found[i : i + sampling.n] for i in range(0, len(found), sampling.n)]
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.infer.decode import Decoding
 from t5x_llm.infer.detokenize import Detokenizer, first_stop, held_back
-from t5x_llm.infer.placement import Placement
+from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.infer.sampling import Sampling
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules
@@ -82,8 +82,8 @@ def generate(
         return []
     encoded = [_encode(model, tokenizer, i, prompt, add_bos) for i, prompt in enumerate(prompts)]
     ends = {*end_ids, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])}
-    placement = Placement(mesh, rules)
-    decoding = Decoding(model, params, encoded, sampling, tuple(ends), placement)
+    scope = MeshScope(mesh, rules)
+    decoding = Decoding(model, params, encoded, sampling, tuple(ends), scope)
     answers = model.config.kind == "encoder_decoder"
     rows = []
     for i in range(decoding.rows):

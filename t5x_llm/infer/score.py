@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.batch import Batch
-from t5x_llm.infer.placement import Placement
+from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, check_divisible, constrain, global_batch
 
@@ -92,11 +92,11 @@ def pack(windows: Iterable[W], length: int, places: Callable[[W], int]) -> Itera
     yield from rows
 
 
-@functools.partial(jax.jit, static_argnames=("model", "placement"))
+@functools.partial(jax.jit, static_argnames=("model", "scope"))
 def _log_probs(
-    model: Model, placement: Placement, params: Any, batch: Batch
+    model: Model, scope: MeshScope, params: Any, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
-    with placement.current():
+    with scope.current():
         found, best = model.log_probs(params, batch)
         return constrain(found, (None, None)), constrain(best, (None, None))
 
@@ -108,7 +108,7 @@ class Scorer:
       model: the model.
       length: T, the most tokens that are read of a request (of either side of an encoder-decoder).
       batch_size: rows computed at once; the mesh must divide it.
-      placement: where it runs.
+      scope: where it runs.
 
     Raises:
       ConfigError: the mesh does not divide the batch, T is too long for the model, or the model is
@@ -120,10 +120,10 @@ class Scorer:
         model: Model,
         length: int,
         batch_size: int = 8,
-        placement: Placement | None = None,
+        scope: MeshScope | None = None,
     ):
-        self.placement = placement or Placement()
-        mesh, rules = self.placement.mesh, self.placement.rules
+        self.scope = scope or MeshScope()
+        mesh, rules = self.scope.mesh, self.scope.rules
         if mesh is not None and rules is not None:
             check_divisible(mesh, rules, "batch", "batch_size", batch_size)
         if model.max_length is not None and length > model.max_length:
@@ -141,7 +141,7 @@ class Scorer:
         """Yields (number of the request, its score), each once, in the order they are ready.
 
         Args:
-          params: on the mesh of the placement, if it has one.
+          params: on the mesh of the scope, if it has one.
           requests: read as needed, a few batches ahead.
 
         Raises:
@@ -195,7 +195,7 @@ class Scorer:
         return segment
 
     def _run(self, params: Any, rows: list[list[_Segment]]) -> Any:
-        batch, place = _batch(rows, self.batch_size, self.length), self.placement
+        batch, place = _batch(rows, self.batch_size, self.length), self.scope
         if place.mesh is not None and place.rules is not None:
             batch = global_batch(
                 lambda part: jax.tree.map(lambda x: x[part], batch),
@@ -230,7 +230,9 @@ def _batch(rows: list[list[_Segment]], size: int, length: int) -> Batch:
     return Batch(tokens, targets, positions, segments, mask, source, extra)
 
 
-def _collect(found: Any, rows: list[list[_Segment]]) -> Iterator[tuple[int, Score]]:
+def _collect(
+    found: tuple[jax.Array, jax.Array], rows: list[list[_Segment]]
+) -> Iterator[tuple[int, Score]]:
     log_probs, best = (np.asarray(x) for x in found)
     for i, row in enumerate(rows):
         at = 0
@@ -277,6 +279,6 @@ def score(
         length = -(-max(longest, 1) // _BUCKET) * _BUCKET
         if model.max_length is not None:
             length = min(length, model.max_length)
-    scorer = Scorer(model, length, batch_size, Placement(mesh, rules))
+    scorer = Scorer(model, length, batch_size, MeshScope(mesh, rules))
     found = dict(scorer(params, requests))
     return [found[i] for i in range(len(requests))]

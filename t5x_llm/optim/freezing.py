@@ -13,16 +13,16 @@ from t5x_llm.optim.masks import keys_of
 
 
 def trained_mask(tree: Any, trained: Sequence[str], is_leaf: Any = None) -> Any:
-    """A tree of bool: whether each parameter is trained.
+    """Returns a tree of bool, True for each parameter that is trained.
 
     Args:
-      tree: like the parameters.
-      trained: what is: the first keys of a path, as 'embed' or 'group_0.block_1', or a pattern for
-        the whole path with * in it, as '*_norm.scale'. None of them trains all.
-      is_leaf: as of ``jax.tree.map``.
+      tree: a tree like the parameters.
+      trained: the trained ones: the first keys of a path, as 'embed' or 'group_0.block_1', or a
+        pattern for the whole path with * in it, as '*_norm.scale'. None of them trains all.
+      is_leaf: as in ``jax.tree.map``.
 
     Raises:
-      ConfigError: one that is no parameter's.
+      ConfigError: an entry of ``trained`` matches no parameter.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     names = [".".join(keys_of(path)) for path, _ in flat]
@@ -49,13 +49,13 @@ def _is(name: str, pattern: str) -> bool:
     return f"{name}.".startswith(f"{pattern.lower()}.")
 
 
-def only(mask: Any, tree: Any) -> Any:
-    """``tree`` with None, which is no leaf to JAX, in the place of what ``mask`` has False for."""
-    return jax.tree.map(lambda kept, x: x if kept else None, mask, tree)
+def select_trained(mask: Any, tree: Any) -> Any:
+    """Returns ``tree`` with None, which is no leaf to JAX, wherever ``mask`` is False."""
+    return jax.tree.map(lambda trained, x: x if trained else None, mask, tree)
 
 
-def merge(part: Any, whole: Any) -> Any:
-    """``part``, and ``whole`` where it has None."""
+def merge_frozen(trained: Any, whole: Any) -> Any:
+    """Returns ``trained``, with the leaves of ``whole`` where it has None."""
     return jax.tree.map(
-        lambda x, other: other if x is None else x, part, whole, is_leaf=lambda x: x is None
+        lambda x, other: other if x is None else x, trained, whole, is_leaf=lambda x: x is None
     )

@@ -10,20 +10,22 @@ import math
 import os
 import pathlib
 import textwrap
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from t5x_llm import parallel
+from t5x_llm.config import Resolved
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.units import size
 from t5x_llm.data.catalog import Opened, open_stores
 from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.reading import find_files
+from t5x_llm.data.sources import Source
+from t5x_llm.models.model import Model
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
-from t5x_llm.optim.freezing import only
+from t5x_llm.optim.freezing import select_trained
 from t5x_llm.plan.estimate import Estimate, estimate
 from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
@@ -35,18 +37,18 @@ from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
 
 
-def describe(run: Run, resolved: Any) -> str:
+def describe(run: Run, resolved: Resolved) -> str:
     """Checks a run and describes it.
 
     Args:
-      run: what would run.
-      resolved: the ``config.Resolved`` it came from.
+      run: the run.
+      resolved: the config that it came from.
 
     Returns:
       The resolved config, parameters, mesh and shardings, mixture, memory and FLOPs, as text.
 
     Raises:
-      T5xLLMError: whatever the run itself would raise before its first step.
+      T5xLLMError: any error that the run itself would raise before its first step.
     """
     check_can_write("Run.directory", run.directory)
     mesh, note = planned_mesh(run)
@@ -81,10 +83,10 @@ def describe(run: Run, resolved: Any) -> str:
 
 
 def planned_mesh(run: Run) -> tuple[Mesh | AbstractMesh, str]:
-    """The mesh of this machine if the run fits it, else one of sizes alone and a note saying so.
+    """Returns this machine's mesh if the run fits it, else one of sizes alone and a note about it.
 
     Raises:
-      ConfigError: if the axes leave the number of devices open and this machine's cannot be it.
+      ConfigError: the axes leave the number of devices open and this machine's cannot be it.
     """
     here = jax.device_count()
     asked = [getattr(run.mesh, axis) for axis in parallel.AXES]
@@ -114,7 +116,7 @@ def check_can_write(field: str, directory: str) -> None:
 
 
 def _prepared(run: Run) -> tuple[Opened | None, str]:
-    """The stores, or why there are none; then the inputs must be there."""
+    """Opens the stores; if there are none, checks the inputs and returns the reason."""
     try:
         return open_stores(run.data), ""
     except DataError as e:
@@ -126,7 +128,7 @@ def _prepared(run: Run) -> tuple[Opened | None, str]:
     return None, why
 
 
-def _parameters(run: Run, model: Any) -> str:
+def _parameters(run: Run, model: Model) -> str:
     counts = model.parameter_count()
     lines = [f"{name:<16} {count:>16,}" for name, count in counts.items()]
     params, axes = model.abstract_params(), model.logical_axes()
@@ -139,8 +141,8 @@ def _parameters(run: Run, model: Any) -> str:
         text += f"{sum(sizes[n] for n in names):,} in {', '.join(names) or 'nothing'}"
         lines.append(textwrap.fill(text, 100, subsequent_indent="  ", break_long_words=False))
     if (mask := run.optimizer.trained_mask(params)) is not None:
-        kept = only(mask, params)
-        trained = sum(math.prod(x.shape) for x in jax.tree.leaves(kept))
+        leaves = jax.tree.leaves(select_trained(mask, params))
+        trained = sum(math.prod(x.shape) for x in leaves)
         lines.append(f"trained {trained:>25,} by Optimizer.trained; the others are frozen")
     return "\n".join(lines)
 
@@ -152,7 +154,7 @@ def _mesh(mesh: Mesh | AbstractMesh, note: str) -> str:
     return "\n".join([f"{axes or 'one device'} ({count}{kind})", *([note] if note else [])])
 
 
-def _pipeline(run: Run, model: Any, mesh: Any) -> list[tuple[str, str]]:
+def _pipeline(run: Run, model: Model, mesh: Mesh | AbstractMesh) -> list[tuple[str, str]]:
     if (planned := plan_pipeline(model.config, mesh, run.mesh.rules())) is None:
         return []
     schedule, layout = planned
@@ -196,7 +198,7 @@ def _mixture(run: Run, opened_data: OpenData | None, why: str) -> str:
     return "\n".join(lines)
 
 
-def _source_files(source: Any) -> str:
+def _source_files(source: Source) -> str:
     if source.kind == "tfds":
         return f"{source.name:<16} tfds {source.tfds} {source.tfds_split}"
     return f"{source.name:<16} {source.kind} {', '.join(source.paths)}"

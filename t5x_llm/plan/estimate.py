@@ -1,4 +1,4 @@
-"""Bytes that a device holds during a train step, from abstract values alone."""
+"""Estimates the bytes that a device holds during a train step, from abstract values alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
@@ -15,6 +16,7 @@ from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
 from t5x_llm.parallel import Rules, ways
+from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.train.task import TrainTask
 
@@ -29,12 +31,12 @@ class Estimate:
     """Bytes on one device.
 
     Attributes:
-      params: exact, from shapes and shardings.
-      gradients: exact, ``buffers`` copies of them.
+      params: parameters, exact, from shapes and shardings.
+      gradients: gradients of what is trained, exact, ``buffers`` copies.
       buffers: 1, or 2 where microbatches add up: the sum and the part being added.
-      optimizer: exact.
-      activations: what differentiation keeps for the backward pass under the run's remat choice,
-        before the compiler fuses anything; attention scores left out.
+      optimizer: optimizer state, exact.
+      activations: values that differentiation keeps for the backward pass under the run's remat
+        choice, before the compiler fuses anything; attention scores left out.
       casts: parameters in the compute dtype that it keeps, lying as the parameters lie.
       logits: float32 logits of one chunk and their gradient.
       scores: [T, T] attention scores that it would keep where attention is not a fused kernel.
@@ -51,7 +53,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All but the scores."""
+        """Sums all but the scores."""
         return (
             self.params
             + self.gradients
@@ -67,7 +69,7 @@ def estimate(assembled: Assembled) -> Estimate:
 
     Activations are those of the model that one device computes (its rows, its share of heads,
     feed-forward and vocabulary), found by differentiating the task's loss with it abstractly for
-    one row and for two: what grows with the rows are activations, the rest are casts of parameters.
+    one row and for two: activations grow with the rows, casts of parameters do not.
 
     Args:
       assembled: the run; the devices of its mesh need not exist.
@@ -106,13 +108,15 @@ def estimate(assembled: Assembled) -> Estimate:
     )
 
 
-def _stream_pieces(config: DecoderConfig, mesh: Any, rules: Rules, length: int) -> int:
-    """Pieces of what is kept between layers, besides those of the sequence within layers."""
+def _stream_pieces(
+    config: DecoderConfig, mesh: Mesh | AbstractMesh, rules: Rules, length: int
+) -> int:
+    """Counts the pieces of what is kept between layers, besides those of the sequence in them."""
     pieces = ways(mesh, rules, "stream") // ways(mesh, rules, "length")
     return pieces if length % pieces == 0 or config.d_model % pieces == 0 else 1
 
 
-def _bytes(x: Any) -> int:
+def _bytes(x: jax.ShapeDtypeStruct) -> int:
     return math.prod(x.shape) * x.dtype.itemsize
 
 
@@ -123,8 +127,13 @@ def _held(tree: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def _local(config: DecoderConfig, mesh: Any, rules: Rules, staged: Any = None) -> DecoderConfig:
-    """The decoder that one device computes: its share of what the mesh cuts."""
+def _local(
+    config: DecoderConfig,
+    mesh: Mesh | AbstractMesh,
+    rules: Rules,
+    staged: tuple[PipelineSchedule, StageLayout] | None = None,
+) -> DecoderConfig:
+    """Returns the decoder that one device computes: its share of what the mesh cuts."""
 
     def share(axis: str, count: int) -> int:
         pieces = ways(mesh, rules, axis)
@@ -173,7 +182,7 @@ def _local(config: DecoderConfig, mesh: Any, rules: Rules, staged: Any = None) -
 
 
 def _unmistakable(length: int, model: Model) -> int:
-    """A length like ``length`` that no dimension of a parameter has, so that scores are told by it.
+    """Returns a length that no parameter has as a dimension, by which scores are recognised.
 
     Activations grow with the length and scores with its square, so that another will do.
     """
@@ -184,7 +193,7 @@ def _unmistakable(length: int, model: Model) -> int:
 
 
 def _row_shapes(task: TrainTask, length: int, traced: int) -> _RowShapes:
-    """The batch of a task as if ``length`` tokens were ``traced``, the rest in proportion."""
+    """Returns the batch of a task with ``traced`` tokens for ``length``, the rest in proportion."""
     leaves, treedef = jax.tree.flatten(task.abstract_batch(1))
     sizes = [tuple(n * traced // length for n in x.shape[1:2]) + x.shape[2:] for x in leaves]
     return treedef, tuple(zip(sizes, (x.dtype for x in leaves), strict=True))
@@ -192,8 +201,12 @@ def _row_shapes(task: TrainTask, length: int, traced: int) -> _RowShapes:
 
 @functools.lru_cache(256)
 def _kept(model: Model, shapes: _RowShapes, rows: int, length: int) -> tuple[int, ...]:
-    """Bytes that the backward pass of so many rows keeps besides parameters, those of scores, and
-    of the first those that lie between layers: [rows, length, D]."""
+    """Counts the bytes that the backward pass of ``rows`` rows keeps besides parameters.
+
+    Returns:
+      (bytes without scores, bytes of scores, bytes of the first that lie between layers:
+      [rows, length, D]).
+    """
     treedef, arrays = shapes
     batch = treedef.unflatten(jax.ShapeDtypeStruct((rows, *size), dtype) for size, dtype in arrays)
     params = model.abstract_params()

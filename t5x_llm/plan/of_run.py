@@ -1,4 +1,4 @@
-"""The step of a run on devices that are described: compiled, or reckoned from its shapes alone."""
+"""Plans the step of a run on described devices: compiled, or reckoned from its shapes alone."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def compile_run(
     """Compiles the step that ``train.py`` would run on a slice.
 
     Args:
-      run: whose mesh has as many devices as the slices.
+      run: a run whose mesh has as many devices as the slices.
       slice_: one slice, or this machine.
-      slices: how many.
+      slices: number of slices.
       tokens: see ``Work``.
-      price: likewise.
+      price: see ``Work``.
 
     Raises:
       ConfigError: the run does not fit the mesh, libtpu is missing, or the compiler does not take
@@ -87,10 +87,10 @@ def _work(
 
 
 def abstract_mesh(run: Run, devices: int) -> AbstractMesh:
-    """The run's mesh over so many devices that are nowhere.
+    """Returns the run's mesh over ``devices`` devices, with sizes alone.
 
     Raises:
-      ConfigError: its axes are not so many.
+      ConfigError: the product of its axes is another number.
     """
     sizes = run.mesh.shape(devices)
     kind = (AxisType.Auto,) * len(sizes)
@@ -104,14 +104,14 @@ def reckon_run(
     tokens: float | None = None,
     price: float | None = None,
 ) -> tuple[Plan, Work]:
-    """The plan by arithmetic: exact state, and by ``plan/analytic.py`` the rest.
+    """Plans by arithmetic: state is exact, the rest is estimated by ``plan/analytic.py``.
 
     Args:
-      run: whose mesh has as many devices as there are.
+      run: a run whose mesh has as many devices as there are.
       machine: a slice or GPUs.
-      slices: of TPU, how many.
+      slices: number of TPU slices.
       tokens: see ``Work``.
-      price: likewise.
+      price: see ``Work``.
 
     Raises:
       ConfigError: the run does not fit the mesh.

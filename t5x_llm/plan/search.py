@@ -1,4 +1,4 @@
-"""Other meshes, microbatches and remat choices for a run: which to compile, and their table."""
+"""Searches meshes, microbatches and remat choices for a run: candidates and their table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.slices import Slice
 from t5x_llm.core.units import size
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.plan.compile import Plan
+from t5x_llm.plan.gpus import Cluster
 from t5x_llm.plan.of_run import abstract_mesh, reckon_run
 from t5x_llm.plan.report import Change, Work, figures
 from t5x_llm.run.checks import check_fits
 from t5x_llm.run.config import Run
 
 _REMAT = ("save_projections", "save_attention_up", "save_attention", "save_qkv", "full")
-# What arithmetic puts this far beyond a device's memory is not compiled: its activations are those
-# before fusion, and have been half as much again as the compiler's.
+# A candidate that by arithmetic needs more than this times a device's memory is not compiled: the
+# activations are those before fusion, and have been half as much again as the compiler's.
 FAR = 1.6
 _TWIN = 1.1
 _LONG = 16384  # tokens of a row from which splits of the sequence are tried
@@ -29,13 +31,13 @@ _LONG = 16384  # tokens of a row from which splits of the sequence are tried
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One of a search.
+    """Candidate of a search.
 
     Attributes:
-      run: what would run.
+      run: the run with its mesh, microbatches and remat choice.
       reckoned: its plan by arithmetic.
-      work: what it does.
-      plan: compiled, or None where that was not worth it.
+      work: the work of its step.
+      plan: its compiled plan, or None if it was not compiled.
     """
 
     run: Run
@@ -45,7 +47,7 @@ class Candidate:
 
     @property
     def exceeds_memory(self) -> bool:
-        """True where arithmetic says that memory does not suffice: by far, or by what is exact."""
+        """Returns True if by arithmetic memory does not suffice: by far, or for what is exact."""
         memory = self.reckoned.memory
         assert memory is not None
         exact = memory.parameters + memory.optimizer
@@ -53,17 +55,29 @@ class Candidate:
 
     @property
     def order(self) -> tuple[bool, float]:
-        """Sort key of compilation: candidates that should fit come first, the fastest of them
-        before.
-        """
+        """Sort key of compilation: candidates that should fit come first, by their time."""
         assert self.reckoned.time is not None
         # To arithmetic a second data axis is all but the same: others are tried before.
         twin = _TWIN if self.work.mesh["data"] > 1 else 1.0
         return not self.reckoned.fits, twin * self.reckoned.time.total
 
 
-def candidates(run: Run, machine: Any, slices: int, tokens: Any, price: Any) -> list[Candidate]:
-    """The run, and others like it that its mesh and batch allow, the likeliest first."""
+def candidates(
+    run: Run,
+    machine: Slice | Cluster,
+    slices: int = 1,
+    tokens: float | None = None,
+    price: float | None = None,
+) -> list[Candidate]:
+    """Returns the run, and others like it that its mesh and batch allow, the likeliest first.
+
+    Args:
+      run: see ``reckon_run``, as for the others.
+      machine: a slice or GPUs.
+      slices: number of TPU slices.
+      tokens: see ``Work``.
+      price: see ``Work``.
+    """
     first = Candidate(run, *reckon_run(run, machine, slices, tokens, price))
     devices = math.prod(first.work.mesh.values())
     seen, found = {_key(run, devices)}, []
@@ -80,13 +94,13 @@ def candidates(run: Run, machine: Any, slices: int, tokens: Any, price: Any) -> 
     return [first, *sorted(found, key=lambda c: c.order)]
 
 
-def _key(run: Run, devices: int) -> Any:
+def _key(run: Run, devices: int) -> tuple[object, ...]:
     shape = tuple(run.mesh.shape(devices).items())
     return shape, run.mesh.sequence_sharded, run.loop.microbatches, run.remat
 
 
 def _changes(run: Run, devices: int) -> Iterator[dict[str, Any]]:
-    """Fields of runs: splits of the devices between the axes, microbatches, remat choices."""
+    """Yields fields of runs: splits of the devices between axes, microbatches, remat choices."""
     mesh, loop = run.mesh, run.loop
     rest = mesh.shape(devices)
     free = devices // (rest["replica"] * rest["stage"] * rest["expert"])
@@ -160,24 +174,24 @@ def _rank(candidate: Candidate) -> tuple[bool, float]:
 
 
 def row(candidate: Candidate) -> str:
-    """A line of the table."""
+    """Formats a line of the table."""
     plan, work = candidate.plan or candidate.reckoned, candidate.work
     axes = " ".join(f"{axis}={n}" for axis, n in work.mesh.items() if n > 1) or "one device"
     loop = candidate.run.loop
-    said = f"{axes:<28}{loop.microbatches:>4}  {candidate.run.remat:<18}"
+    line = f"{axes:<28}{loop.microbatches:>4}  {candidate.run.remat:<18}"
     if plan.memory is None:
-        return f"{said}{'':>12}{'':>11}{'':>8}  refused: over by {size(plan.over)}"
-    said += f"{size(plan.memory.total):>12}"
+        return f"{line}{'':>12}{'':>11}{'':>8}  refused: over by {size(plan.over)}"
+    line += f"{size(plan.memory.total):>12}"
     if plan.time is not None:
-        said += f"{plan.time.total:>9.4f} s{figures(plan, work)['mfu']:>8.1%}"
+        line += f"{plan.time.total:>9.4f} s{figures(plan, work)['mfu']:>8.1%}"
     note = "" if plan.fits else f"over by {size(plan.over)}"
     if candidate.plan is None:
         note = "by arithmetic" + (f": {note}" if note else "")
-    return f"{said}  {note}".rstrip()
+    return f"{line}  {note}".rstrip()
 
 
 def table(done: Sequence[Candidate], most: int = 12) -> list[str]:
-    """The plans, and as much of the rest as ``most`` lines have room for."""
+    """Formats the plans, and as much of the rest as ``most`` lines have room for."""
     head = f"{'mesh':<28}{'parts':>4} {'remat':<18}{'memory':>12}{'step':>11}{'MFU':>8}"
     compiled = [c for c in done if c.plan is not None]
     out = [c for c in done if c.plan is None and c.exceeds_memory]
@@ -195,14 +209,14 @@ def table(done: Sequence[Candidate], most: int = 12) -> list[str]:
 
 
 def bindings(candidate: Candidate) -> list[str]:
-    """Gin lines of what a search chooses."""
+    """Returns the gin bindings that a search chooses."""
     run, shape = candidate.run, candidate.work.mesh
     lines = [f"MeshConfig.{axis} = {n}" for axis, n in shape.items() if axis != "stage"]
     lines.append(f"MeshConfig.sequence_sharded = {run.mesh.sequence_sharded}")
     return [*lines, f"Loop.microbatches = {run.loop.microbatches}", f"Run.remat = {run.remat!r}"]
 
 
-def remedies(run: Run, machine: Any, slices: int) -> tuple[list[Change], float]:
+def remedies(run: Run, machine: Slice | Cluster, slices: int) -> tuple[list[Change], float]:
     """Returns changes that make a run fit, the fastest first, and the run's own memory in bytes.
 
     One change at a time, then two; memory by arithmetic.
@@ -235,7 +249,7 @@ def remedies(run: Run, machine: Any, slices: int) -> tuple[list[Change], float]:
         except ConfigError:
             continue
         if other != run and plan.memory is not None and plan.time is not None:
-            change_ = Change(words, plan.memory.total, plan.fits)
-            found.append((not plan.fits, plan.time.total if plan.fits else plan.over, change_))
+            proposed = Change(words, plan.memory.total, plan.fits)
+            found.append((not plan.fits, plan.time.total if plan.fits else plan.over, proposed))
     found.sort(key=lambda each: each[:2])
     return [each[2] for each in found], own.reckoned.memory.total

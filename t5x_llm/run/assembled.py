@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import AbstractMesh, Mesh
+from jax.stages import Wrapped
 
 from t5x_llm.data.row_objective import planned_objective
 from t5x_llm.models.model import Model
@@ -20,7 +21,6 @@ from t5x_llm.train.flops import flops_per_token
 from t5x_llm.train.state import Placement, TrainState, abstract_state, place, with_shardings
 from t5x_llm.train.step import (
     Control,
-    StepFunction,
     StepOptions,
     control_sharding,
     make_train_step,
@@ -49,49 +49,50 @@ class Assembled:
 
     @property
     def mesh(self) -> Mesh | AbstractMesh:
-        """The devices, or their number along each axis."""
+        """Returns the devices, or their number along each axis."""
         return self.placement.mesh
 
     @property
     def rules(self) -> Rules:
-        """How logical axes lie on the mesh."""
+        """Returns the rules of how logical axes lie on the mesh."""
         return self.placement.rules
 
     @functools.cached_property
     def state(self) -> TrainState:
-        """The state as ``jax.ShapeDtypeStruct`` with shardings."""
+        """State of training as ``jax.ShapeDtypeStruct`` with shardings."""
         return with_shardings(abstract_state(self.task, self.tx), self.placement.state)
 
     def batch_of(self, rows: int) -> Any:
-        """A batch of so many rows as ``jax.ShapeDtypeStruct`` with shardings."""
+        """Returns a batch of ``rows`` rows as ``jax.ShapeDtypeStruct`` with shardings."""
         return with_shardings(self.task.abstract_batch(rows), self.placement.batch)
 
     @functools.cached_property
     def batch(self) -> Any:
-        """A batch of ``Loop.batch_size`` rows, at which a ramp ends."""
+        """Batch of ``Loop.batch_size`` rows, at which a ramp ends; see ``batch_of``."""
         return self.batch_of(self.run.loop.batch_size)
 
     @functools.cached_property
     def control(self) -> Control:
-        """A ``Control`` as ``jax.ShapeDtypeStruct`` with shardings."""
+        """``Control`` of the step as ``jax.ShapeDtypeStruct`` with shardings."""
         mesh = self.placement.devices
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            *(quiet_control(mesh), control_sharding(mesh)),
+            quiet_control(mesh),
+            control_sharding(mesh),
         )
 
     @property
     def arguments(self) -> tuple[TrainState, Any, Control]:
-        """The arguments of ``step``, as ``jax.ShapeDtypeStruct`` with shardings."""
+        """Returns the arguments of ``step``, as ``jax.ShapeDtypeStruct`` with shardings."""
         return self.state, self.batch, self.control
 
     @functools.cached_property
-    def step(self) -> StepFunction:
-        """The guarded step that training runs: (state, batch, control) -> (state, metrics)."""
+    def step(self) -> Wrapped:
+        """Guarded step that training runs: (state, batch, control) -> (state, metrics)."""
         return self.make_step(guarded=True)
 
-    def make_step(self, guarded: bool) -> StepFunction:
-        """The jitted step, with or without a ``Control``; see ``make_train_step``."""
+    def make_step(self, guarded: bool) -> Wrapped:
+        """Makes the jitted step, with or without a ``Control``; see ``make_train_step``."""
         run = self.run
         options = StepOptions(
             schedule=run.optimizer.schedule.build(run.loop.steps),
@@ -103,7 +104,7 @@ class Assembled:
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs of one token, by the convention of ``train/flops.py``."""
+        """Returns the training FLOPs of one token; see ``token_flops``."""
         return token_flops(self.run, self.model)
 
 
@@ -134,7 +135,7 @@ def assemble(
 
 
 def lm_task(run: Run, model: Model, data: OpenData | None = None) -> LmTask:
-    """The prediction of a run's tokens, by its objective; see ``assemble``."""
+    """Makes the task that predicts a run's tokens, by its objective; see ``assemble``."""
     if data is not None:
         sources, objective = tuple(data.stream.sources), data.stream.objective
     else:
@@ -153,7 +154,7 @@ def lm_task(run: Run, model: Model, data: OpenData | None = None) -> LmTask:
 
 
 def token_flops(run: Run, model: Model) -> float:
-    """Training FLOPs of one token, by the convention of ``train/flops.py``."""
+    """Computes the training FLOPs of one token, by the convention of ``train/flops.py``."""
     config, counts = model.config, model.parameter_count()
     tables = counts.get("position_embed", 0) + (0 if config.tied else counts["embed"])
     used = counts["total"] - tables - model.idle_parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
@@ -11,14 +11,14 @@ from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.parallel import check_divisible, ways
 from t5x_llm.run.config import Run
 from t5x_llm.run.objective import check_ids
-from t5x_llm.text import TokenizerTraining
+from t5x_llm.text import Tokenizer, TokenizerTraining
 
 # Logical axes that the mesh cuts, and the fields of layers that are their sizes.
 _CUT = {"heads": "n_heads", "mlp": "d_ff", "inner": "d_inner", "experts": "n_experts"}
 
 
-def check_fits(run: Run, mesh: Any) -> None:
-    """The checks that span parts: tokenizer and model, mesh and batch, mesh and model.
+def check_fits(run: Run, mesh: Mesh | AbstractMesh) -> None:
+    """Checks what spans parts: tokenizer and model, mesh and batch, mesh and model.
 
     Raises:
       ConfigError: naming the field, the mesh axes and the remedy.
@@ -47,7 +47,7 @@ def check_fits(run: Run, mesh: Any) -> None:
                     check_divisible(mesh, rules, "scan_heads", f"{model}.n_heads", heads)
 
 
-def check_pipeline(run: Run, mesh: Any) -> None:
+def check_pipeline(run: Run, mesh: Mesh | AbstractMesh) -> None:
     """Raises ConfigError unless the layers go into the stages, and batches into microbatches."""
     rules = run.mesh.rules()
     if (planned := plan_pipeline(run.decoder(), mesh, rules)) is None:
@@ -67,12 +67,12 @@ def check_pipeline(run: Run, mesh: Any) -> None:
             )
 
 
-def check_tokenizer_size(run: Run, tokenizer: Any) -> None:
+def check_tokenizer_size(run: Run, tokenizer: Tokenizer | TokenizerTraining) -> None:
     """Raises ConfigError unless the model has one row for every token, and the same special ids.
 
     Args:
       run: with the model.
-      tokenizer: or how it will be trained; it then has exactly the size asked for.
+      tokenizer: the tokenizer, or how it will be trained; it then has exactly the size asked for.
     """
     if tokenizer.vocab_size != run.model.vocab_size:
         raise ConfigError(

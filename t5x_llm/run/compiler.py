@@ -13,7 +13,7 @@ from t5x_llm.core.errors import ConfigError
 
 
 def options_for(mesh: Mesh, options: dict[str, Any]) -> dict[str, Any] | None:
-    """``Run.compiler_options`` on TPUs; None elsewhere, where compilers know none of them."""
+    """Returns ``Run.compiler_options`` for TPUs; None elsewhere, where no compiler knows them."""
     return options if options and mesh.devices.flat[0].platform == "tpu" else None
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run, as gin fills it: one field a part of the house."""
+"""Configuration of a run, as gin fills it: one field a part of the house."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ OPERATIVE_CONFIG = "operative_config.gin"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Held-out loss and bits per byte, by source.
+    """Evaluation of held-out loss and bits per byte, by source.
 
     Attributes:
       batch_size: rows evaluated at once.
       limit: tokens of each source read by evaluations before the last; None reads all.
-      compare: whether to evaluate before the first step as well, and to say at every evaluation by
-        how much bits per byte rose or fell since; None does so where ``Run.start_from`` is set.
+      compare: True evaluates before the first step as well, and says at every evaluation by how
+        much bits per byte rose or fell since; None does so where ``Run.start_from`` is set.
       baseline: run directory of an earlier stage, to compare with what it began with.
     """
 
@@ -59,8 +59,8 @@ class Samples:
     """Texts the model writes while it learns; they go to ``samples.txt``.
 
     Attributes:
-      prompts: what it continues; none writes no samples.
-      sampling: how.
+      prompts: texts that the model continues; none writes no samples.
+      sampling: how each next token is chosen.
       every: steps between samples; 0 writes them at the end alone.
     """
 
@@ -76,11 +76,11 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The Hugging Face directory written at the end, to ``hf/`` of the run.
+    """Export of a Hugging Face directory at the end, to ``hf/`` of the run.
 
     Attributes:
-      enabled: whether to write it.
-      dtype: of the stored weights.
+      enabled: False writes none.
+      dtype: dtype of the stored weights.
       max_shard_bytes: limit on one safetensors file.
     """
 
@@ -102,27 +102,27 @@ class Run:
       model: a family preset, such as ``@Llama()``.
       data: sources, tokenizer and store.
       loop: steps, batch, sequence length, seed.
-      mesh: the devices.
-      optimizer: with its schedule.
+      mesh: how the devices are split among the axes.
+      optimizer: the optimizer with its learning rate schedule.
       precision: parameter and compute dtypes.
       remat: what the backward pass finds saved: none, full, dots, save_qkv, save_qkv_context,
         save_attention, save_attention_up (and one of a gated layer's two products),
         save_projections; or in the host's memory, offload_stream (layers' inputs, as full has them)
         and offload_projections (what save_projections keeps).
       compiler_options: XLA's, for the train step on TPU alone; those of libtpu have names of
-        ``xla_tpu_...``. Other platforms know none of these and are not told.
+        ``xla_tpu_...``. Other platforms know none of these and are given none.
       stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
       embed_gradient: share of the gradient that reaches the embedding table by way of the input,
         by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the preset's.
       neftune: alpha of NEFTune's noise on embeddings (arXiv 2310.05914; 5 to 15), or None.
       start_from: a Hugging Face directory whose weights a fresh run starts from.
-      checkpoint: when to save.
+      checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
-      life: how long to wait for a step, and for leaving.
-      evaluation: how to evaluate.
-      samples: what to write.
-      export: what to leave with.
+      life: how long to wait for a step, and for the process to end.
+      evaluation: rows, tokens and baseline of evaluations.
+      samples: texts that the model writes while it learns.
+      export: the Hugging Face directory written at the end.
     """
 
     directory: str
@@ -171,7 +171,7 @@ class Run:
             )
 
     def decoder(self) -> DecoderConfig:
-        """What is trained: the preset's, with this run's changes."""
+        """Returns the model config that is trained: the preset's, with this run's changes."""
         config = self.model.decoder()
         for name in ("stability", "embed_gradient", "neftune"):
             if getattr(self, name) is not None and not isinstance(config, DecoderConfig):
@@ -182,7 +182,7 @@ class Run:
         return config if self.neftune is None else dataclasses.replace(config, neftune=self.neftune)
 
     def build_model(self) -> Model:
-        """The model, without parameters."""
+        """Makes the model, without parameters."""
         return cached_model(self.decoder(), self.precision, self.remat)
 
     def check_exportable(self, remedy: str) -> None:
@@ -196,7 +196,7 @@ class Run:
                 raise ConfigError("Run.stability", self.stability, expected, remedy)
 
     def shared(self) -> dict[str, Any]:
-        """The parts that a resumed run must share with the one it continues."""
+        """Returns the parts that a resumed run must share with the one it continues, by name."""
         stability = {} if self.stability is None else {"stability": self.stability}
         return stability | {
             "model": self.model,
@@ -215,30 +215,38 @@ def _check_options(options: dict[str, str | int | float | bool]) -> None:
 
 
 register(
-    *(
-        Run,
-        Data,
-        Denoising,
-        Mixture,
-        Source,
-        TokenizerTraining,
-        Loop,
-        BatchRamp,
-        MeshConfig,
-        Pipeline,
-        Optimizer,
-    ),
-    *(Schedule, Policy, CheckpointConfig, SpikeConfig, LifeConfig, Evaluation, Samples),
-    *(Sampling, Export, RotaryScaling, Stability, Piecewise),
+    Run,
+    Data,
+    Denoising,
+    Mixture,
+    Source,
+    TokenizerTraining,
+    Loop,
+    BatchRamp,
+    MeshConfig,
+    Pipeline,
+    Optimizer,
+    Schedule,
+    Policy,
+    CheckpointConfig,
+    SpikeConfig,
+    LifeConfig,
+    Evaluation,
+    Samples,
+    Sampling,
+    Export,
+    RotaryScaling,
+    Stability,
+    Piecewise,
     *FAMILIES.values(),
 )
 
 
 def load_run(flags: Flags) -> tuple[Run, Resolved]:
-    """The run that gin flags describe.
+    """Returns the run that gin flags describe, and the config as it was resolved.
 
     Raises:
-      ConfigError: for any mistake in it.
+      ConfigError: the config has a mistake.
     """
     if not flags.gin_files and not flags.bindings:
         raise ConfigError(
@@ -252,10 +260,10 @@ def load_run(flags: Flags) -> tuple[Run, Resolved]:
 
 
 def load_saved(directory: str) -> tuple[Run, Resolved]:
-    """The run of a run directory, from its operative config.
+    """Returns the run of a run directory, from its operative config; see ``load_run``.
 
     Raises:
-      ConfigError: if there is none.
+      ConfigError: the directory has no operative config.
     """
     path = as_path(directory) / OPERATIVE_CONFIG
     if not path.exists():

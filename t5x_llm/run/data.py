@@ -14,10 +14,10 @@ from t5x_llm.run.config import Run
 
 @dataclasses.dataclass(frozen=True)
 class OpenData:
-    """What training reads.
+    """Data of a run, opened for training.
 
     Attributes:
-      opened: stores and tokenizer.
+      opened: the stores and the tokenizer.
       stream: the training rows.
     """
 
@@ -26,7 +26,7 @@ class OpenData:
 
 
 def held_out(opened: Opened) -> list[HeldOut]:
-    """The held-out documents of every source that has any."""
+    """Returns the held-out documents of every source that has any."""
     return [
         HeldOut(name, store.validation, opened.languages[name])
         for name, store in opened.stores.items()
@@ -35,18 +35,18 @@ def held_out(opened: Opened) -> list[HeldOut]:
 
 
 def open_data(run: Run) -> OpenData:
-    """Prepared stores and the stream over them.
+    """Opens the prepared stores, and the stream over them.
 
     Raises:
-      ConfigError: if the run asks for more than its budgets or ``Mixture.max_epochs`` allow.
-      DataError: if they were not prepared, or for another configuration.
+      ConfigError: the run asks for more than its budgets or ``Mixture.max_epochs`` allow.
+      DataError: they were not prepared, or for another configuration.
     """
     opened = open_stores(run.data)
     return OpenData(opened, open_run_stream(run, opened))
 
 
 def open_run_stream(run: Run, opened: Opened) -> Stream:
-    """The stream of a run, its data plan checked; see ``open_data``."""
+    """Opens the stream of a run and checks its data plan; see ``open_data``."""
     loop = run.loop
     stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, loop.examples_after)
     mixture = run.data.mixture
@@ -55,9 +55,9 @@ def open_run_stream(run: Run, opened: Opened) -> Stream:
 
 
 def planned_source_names(data: Data) -> tuple[str, ...]:
-    """Names of the sources that a run reads, in the order in which batches count them.
+    """Returns the names of a run's sources, in the order in which batches count them.
 
-    Of a seqio mixture that is not prepared yet, seqio is asked for them.
+    For a seqio mixture that is not prepared yet, seqio is asked for them.
     """
     if data.mixture is not None:
         return tuple(source.name for source in data.mixture.sources)

@@ -1,4 +1,4 @@
-"""The record that a run begins with, and the report, export and advice it ends with."""
+"""Record that a run begins with, and the report, export and advice it ends with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from t5x_llm.train.state import TrainState
 
 
 def facts(assembled: Assembled, data: OpenData) -> dict[str, Any]:
-    """What the record of a run begins with."""
+    """Returns the JSON that the record of a run begins with: parameters, mixture, mesh, machine."""
     mesh = assembled.placement.devices
     budgets = data_plan(data.stream, assembled.run.loop.examples).sources
     return {
@@ -32,7 +32,7 @@ def facts(assembled: Assembled, data: OpenData) -> dict[str, Any]:
 
 
 def finish(run: Run, state: TrainState, data: OpenData) -> None:
-    """Exports, reports, and says what to do next."""
+    """Exports the model, writes the report, and prints on stderr which command comes next."""
     from t5x_llm.hf.export import export_hf
 
     directory = as_path(run.directory)

@@ -36,9 +36,9 @@ def make_hooks(
     Args:
       assembled: the run.
       data: what it reads, and evaluates on.
-      checkpointer: of its directory.
-      journal: likewise.
-      preempted: tells whether this process was asked to leave.
+      checkpointer: the checkpoints of the run directory.
+      journal: the journal of the run directory.
+      preempted: returns True once this process was asked to end.
     """
     run, mesh = assembled.run, assembled.placement.devices
     directory = as_path(run.directory)
@@ -75,8 +75,12 @@ def evaluation_hook(assembled: Assembled, data: OpenData) -> EvaluationHook:
     """
     run, config = assembled.run, assembled.run.evaluation
     evaluator = Evaluator(
-        *(assembled.model, assembled.placement.devices, assembled.rules),
-        *(run.loop.sequence_length, config.batch_size, data.stream.objective),
+        assembled.model,
+        assembled.placement.devices,
+        assembled.rules,
+        run.loop.sequence_length,
+        config.batch_size,
+        data.stream.objective,
     )
     compare = config.compare
     if compare is None:
@@ -86,16 +90,18 @@ def evaluation_hook(assembled: Assembled, data: OpenData) -> EvaluationHook:
 
 
 def stage_baseline(run: Run) -> Baseline | None:
-    """What ``Evaluation.baseline`` began with; None if no stage is named.
+    """Reads the baseline of the stage that ``Evaluation.baseline`` names; None if it names none.
 
     Raises:
-      ConfigError: there is none, or one of windows of another length.
+      ConfigError: that run has none, or one of windows of another length.
     """
     if not (where := run.evaluation.baseline):
         return None
     if (found := read_baseline(where)) is None:
         raise ConfigError(
-            *("Evaluation.baseline", where, f"a run directory with {BASELINE}"),
+            "Evaluation.baseline",
+            where,
+            f"a run directory with {BASELINE}",
             "It is written by a run with Run.start_from or Evaluation.compare = True.",
         )
     if found.length != run.loop.sequence_length:
@@ -108,7 +114,7 @@ def stage_baseline(run: Run) -> Baseline | None:
 
 
 def sample_writer(assembled: Assembled, data: OpenData) -> Callable[[Trainer], None]:
-    """A function that lets the model continue the prompts and appends them to samples.txt."""
+    """Returns a function that lets the model continue the prompts and appends to samples.txt."""
     samples = assembled.run.samples
 
     def write(trainer: Trainer) -> None:
@@ -123,7 +129,7 @@ def sample_writer(assembled: Assembled, data: OpenData) -> Callable[[Trainer], N
         texts += [f"[{c.prompt}]{c.text}\n" for c in completions]
         path = trainer.directory / "samples.txt"
         earlier = path.read_text(encoding="utf-8") if path.exists() else ""
-        kept = earlier.split(texts[0])[0]  # what a resumed run writes again
-        path.write_text(kept + "\n".join(texts) + "\n", encoding="utf-8")
+        before = earlier.split(texts[0])[0]  # a resumed run writes this step's again
+        path.write_text(before + "\n".join(texts) + "\n", encoding="utf-8")
 
     return write

@@ -1,4 +1,4 @@
-"""A model to use, from wherever it lies: a run directory, a Hugging Face directory, a GGUF file."""
+"""Loads a model to use, from a run directory, a Hugging Face directory or a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
+from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 
 
@@ -15,13 +16,13 @@ class Loaded(NamedTuple):
 
     Attributes:
       family: the preset dataclass.
-      model: computes in the run's or the given dtype.
+      model: the model, which computes in the run's or the given dtype.
       params: nested dict of arrays.
-      tokenizer: or None where there is none.
+      tokenizer: the tokenizer, or None where there is none.
       run: the ``run.config.Run`` it comes from, or None.
     """
 
-    family: Any
+    family: Family
     model: Model
     params: Any
     tokenizer: Any
@@ -29,7 +30,7 @@ class Loaded(NamedTuple):
 
 
 def is_run(path: str) -> bool:
-    """Whether a run directory is there."""
+    """Returns True if ``path`` is a run directory."""
     from t5x_llm.run.config import OPERATIVE_CONFIG
 
     return (as_path(path) / OPERATIVE_CONFIG).exists()
@@ -47,7 +48,7 @@ def load(
       lazy: a run's parameters stay on disk, and slices of them are read when asked for.
 
     Raises:
-      ConfigError: if nothing can be loaded from there.
+      ConfigError: nothing can be loaded from there.
     """
     from t5x_llm.run.config import OPERATIVE_CONFIG
 

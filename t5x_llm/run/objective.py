@@ -1,11 +1,10 @@
-"""Whether a model can learn an objective, and agrees with the tokenizer on the ids it uses."""
+"""Checks that a model can learn an objective, and agrees with the tokenizer on special ids."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.denoising import Denoising, special_ids
+from t5x_llm.models.family import Family
 from t5x_llm.text import Tokenizer
 
 _LEARNS = {
@@ -16,13 +15,13 @@ _LEARNS = {
 }
 
 
-def check_objective(model: Any, denoising: Denoising, prompts: tuple[str, ...] = ()) -> None:
+def check_objective(model: Family, denoising: Denoising, prompts: tuple[str, ...] = ()) -> None:
     """Checks a family preset against what it is to learn.
 
     Args:
       model: the preset.
       denoising: the objective.
-      prompts: that it is to continue.
+      prompts: texts that the model is to continue.
 
     Raises:
       ConfigError: the objective's rows are of another kind of model, or an encoder has prompts.
@@ -42,7 +41,7 @@ def check_objective(model: Any, denoising: Denoising, prompts: tuple[str, ...] =
         raise ConfigError("Samples.prompts", prompts, f"none: {name} cannot continue a text")
 
 
-def check_ids(model: Any, denoising: Denoising, tokenizer: Tokenizer) -> None:
+def check_ids(model: Family, denoising: Denoising, tokenizer: Tokenizer) -> None:
     """Checks the ids that are part of a preset against the tokenizer's.
 
     Raises:

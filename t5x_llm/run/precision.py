@@ -1,11 +1,14 @@
-"""What is computed in which dtype, in words, and whether the chip is the faster for it."""
+"""Describes what is computed in which dtype, and where 8-bit products gain no speed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+
+import jax
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.slices import GENERATIONS, generation_of
+from t5x_llm.models.model import Model
 
 _FP8_GPU = 8.9  # compute capability of Ada; Hopper is 9.0
 _KINDS = {
@@ -14,13 +17,15 @@ _KINDS = {
 }
 
 
-def describe_precision(policy: Policy, model: Any, devices: Any = None) -> str:
-    """The policy as lines.
+def describe_precision(
+    policy: Policy, model: Model, devices: Sequence[jax.Device] | None = None
+) -> str:
+    """Describes a policy in lines of text.
 
     Args:
-      policy: the run's.
-      model: its ``Model``.
-      devices: of the mesh, where there are any.
+      policy: dtypes of the run.
+      model: the model of the run.
+      devices: devices of the mesh; None if they are not known.
     """
     lines = [f"parameters       {policy.params}", f"compute          {policy.compute}"]
     if not policy.quantized:
@@ -34,7 +39,7 @@ def describe_precision(policy: Policy, model: Any, devices: Any = None) -> str:
 
 
 def no_faster_on(policy: Policy, generation: str) -> str | None:
-    """Why ``Policy.quantized`` gains no speed on a TPU generation; None where it does."""
+    """Returns why ``Policy.quantized`` gains no speed on a TPU generation; None where it does."""
     kind, best = policy.quantized, GENERATIONS[generation].quantized
     if not kind or kind == best:
         return None
@@ -42,8 +47,8 @@ def no_faster_on(policy: Policy, generation: str) -> str | None:
     return f"Policy.quantized = {kind!r} is no faster than bfloat16 on {generation}; {other}."
 
 
-def no_faster(policy: Policy, devices: Any) -> str | None:
-    """The same of devices; None where nothing is known."""
+def no_faster(policy: Policy, devices: Sequence[jax.Device] | None) -> str | None:
+    """Returns why ``Policy.quantized`` gains no speed on ``devices``; None where it may."""
     if not policy.quantized or devices is None:
         return None
     kind = policy.quantized

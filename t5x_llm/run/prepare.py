@@ -1,4 +1,4 @@
-"""Preparation of a run's data in a process of its own."""
+"""Prepares a run's data in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 from t5x_llm.core.errors import DataError
+from t5x_llm.data.sources import Data
+from t5x_llm.run.config import Run
 
 
-def prepare_in_subprocess(run: Any, operative_config: str, process_index: int = 0) -> None:
+def prepare_in_subprocess(run: Run, operative_config: str, process_index: int = 0) -> None:
     """Runs ``t5x-llm prepare``, which does nothing where the stores are those of the inputs.
 
     A process of its own, since building imports TensorFlow and seqio, and training must not pay
@@ -28,7 +29,7 @@ def prepare_in_subprocess(run: Any, operative_config: str, process_index: int = 
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "t5x_llm.cli.prepare", f"--gin_file={path}"]
         command.append(f"--process_index={process_index}")
-        out = subprocess.DEVNULL if process_index else None  # one of them tells
+        out = subprocess.DEVNULL if process_index else None  # one of them reports
         done = subprocess.run(command, env=environment, stdout=out, check=False)
     if done.returncode == 2:  # a mistake of the user's; the message is printed
         sys.exit(2)
@@ -36,7 +37,7 @@ def prepare_in_subprocess(run: Any, operative_config: str, process_index: int = 
         raise DataError(f"Preparing the data ended with status {done.returncode}; see above.")
 
 
-def _inputs_are_elsewhere(data: Any) -> bool:
+def _inputs_are_elsewhere(data: Data) -> bool:
     from t5x_llm.data.catalog import open_stores
     from t5x_llm.data.reading import find_files
 

@@ -1,4 +1,4 @@
-"""One run from its configuration to its end: trains, evaluates, samples, exports, reports."""
+"""Runs one run from its configuration to its end: trains, evaluates, samples, exports, reports."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from t5x_llm.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
-class Life:
-    """What watches over the process that trains.
+class ProcessWatch:
+    """Objects that watch over the process that trains.
 
     Attributes:
-      journal: of the run.
-      preemption: knows whether the process was asked to leave.
-      watchdog: ends it when it hangs.
+      journal: the journal of the run.
+      preemption: knows if the process was asked to end.
+      watchdog: ends the process when it hangs.
     """
 
     journal: Journal
@@ -47,18 +47,18 @@ class Life:
 
 
 def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer:
-    """Trains, evaluates, samples, exports and reports: all that a run directory holds.
+    """Trains a run, and evaluates, samples, exports and reports: all that its directory holds.
 
     Args:
       run: the configuration.
-      operative_config: saved with the run; alone it reproduces it.
+      operative_config: gin text saved with the run; alone it reproduces the run.
       resume: ``auto``, ``never`` or ``always``.
 
     Returns:
       The trainer as the last step left it.
 
     Raises:
-      ConfigError: if the run directory is not what ``resume`` asks for.
+      ConfigError: the run directory is not what ``resume`` asks for.
     """
     parallel.initialize()
     mesh = parallel.make_mesh(run.mesh)
@@ -90,9 +90,9 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
         data = open_data(run)
         check_tokenizer_size(run, data.opened.tokenizer)
         journals.append(Journal(directory / JOURNAL, primary=primary))
-        life = Life(journals[0], preemption, watchdog)
+        watch = ProcessWatch(journals[0], preemption, watchdog)
         assembled = assemble(run, mesh, data)
-        trainer = _trained(assembled, data, found, operative_config, life)
+        trainer = _train(assembled, data, found, operative_config, watch)
     if primary:
         finish.finish(run, trainer.state, data)
     return trainer
@@ -112,20 +112,23 @@ def _check_resume(run: Run, resume: str, found: int | None) -> None:
 
 def _warn(run: Run, mesh: jax.sharding.Mesh) -> None:
     """Names parameters that every device holds whole, and 8-bit products that gain nothing."""
-    model = run.build_model()
-    for each in parallel.replicated_beyond(
-        *(model.logical_axes(), model.abstract_params(), mesh, run.mesh.rules()),
-        run.mesh.replication_tolerance,
-    ):
+    model, rules = run.build_model(), run.mesh.rules()
+    axes, shapes = model.logical_axes(), model.abstract_params()
+    tolerance = run.mesh.replication_tolerance
+    for each in parallel.replicated_beyond(axes, shapes, mesh, rules, tolerance):
         print(f"warning: {each}", file=sys.stderr)
     if reason := no_faster(run.precision, jax.devices()):
         print(f"warning: {reason}", file=sys.stderr)
 
 
 def compile_ahead(assembled: Assembled, found: int | None) -> StepFunction:
-    """The guarded step, whose compilation for the first batch begins in a thread.
+    """Returns the guarded step, whose compilation for the first batch begins in a thread.
 
-    Not so where the run is finished, nor where it stands somewhere on a ramp of batch sizes.
+    No compilation begins if the run is finished, or stands somewhere on a ramp of batch sizes.
+
+    Args:
+      assembled: the run.
+      found: the step of the checkpoint that it continues from; None for a fresh run.
     """
     loop_config = assembled.run.loop
     if found is not None and (found >= loop_config.steps or len(loop_config.sizes) > 1):
@@ -134,11 +137,15 @@ def compile_ahead(assembled: Assembled, found: int | None) -> StepFunction:
     return Ahead(assembled.step, state, assembled.batch_of(loop_config.sizes[0]), control)
 
 
-def _trained(
-    assembled: Assembled, data: OpenData, found: int | None, operative_config: str, life: Life
+def _train(
+    assembled: Assembled,
+    data: OpenData,
+    found: int | None,
+    operative_config: str,
+    watch: ProcessWatch,
 ) -> loop.Trainer:
-    """Trains to the end, from wherever the run stands."""
-    run, journal, heartbeat = assembled.run, life.journal, life.watchdog.heartbeat
+    """Trains to the end, from the newest checkpoint or from the beginning."""
+    run, journal, heartbeat = assembled.run, watch.journal, watch.watchdog.heartbeat
     directory, primary = as_path(run.directory), jax.process_index() == 0
     step = compile_ahead(assembled, found)
 
@@ -149,7 +156,7 @@ def _trained(
     checkpointer = Checkpointer(directory / "checkpoints", run.checkpoint, on_damage=damaged)
     try:
         hooks = make_hooks(
-            assembled, data, checkpointer, journal, lambda: life.preemption.requested
+            assembled, data, checkpointer, journal, lambda: watch.preemption.requested
         )
         origin = make_origin(assembled, data, checkpointer)
         recovery = Recovery(run.spike, checkpointer, hooks, journal, origin)
@@ -162,7 +169,10 @@ def _trained(
         record = loop.RunRecord(directory, finish.facts(assembled, data), journal, heartbeat)
         trainer = loop.Trainer(run.loop, start, assembled.task.measures, hooks, record)
         feed = StreamFeed(
-            *(data.stream, run.loop.size_at, assembled.placement, run.loop.prefetch),
+            data.stream,
+            run.loop.size_at,
+            assembled.placement,
+            run.loop.prefetch,
             expected=assembled.batch,
         )
         heartbeat("compilation of the first step")

@@ -1,4 +1,4 @@
-"""Where a run begins: its checkpoint, imported weights or fresh parameters."""
+"""Start of a run: its checkpoint, imported weights or fresh parameters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import collections
 from typing import Any
 
 import jax
+import numpy as np
 
 from t5x_llm.checkpoint import Checkpointer, check_compatible
 from t5x_llm.core.paths import as_path
@@ -23,10 +24,10 @@ _DESCRIBED = 512  # examples of a spike whose documents are looked up
 
 
 def resumed_step(run: Run) -> int | None:
-    """The step from which the run would continue, None if it would begin.
+    """Returns the step from which the run would continue, None if it would begin.
 
     Raises:
-      CheckpointError: if the checkpoint was made by a configuration that differs, naming fields.
+      CheckpointError: the checkpoint was made by a configuration that differs, naming fields.
     """
     directory = as_path(run.directory) / "checkpoints"
     if not directory.exists():
@@ -44,17 +45,17 @@ def resumed_step(run: Run) -> int | None:
 
 
 def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer) -> Origin:
-    """Restores what a run begins with or goes back to, and names the documents of a spike."""
-    run, parts = assembled.run, (assembled.task, assembled.tx)
+    """Returns the functions that restore a run's states and describe the documents of a spike."""
+    run, task, tx, placement = assembled.run, assembled.task, assembled.tx, assembled.placement
 
     def restore(step: int | None) -> Restored:
         if step is None:
             fresh = DataState(skips=merge_ranges(run.loop.skips))
             if run.start_from is not None:
                 params = imported(assembled)
-                return state_from_params(params, *parts, assembled.placement), fresh, {}
+                return state_from_params(params, task, tx, placement), fresh, {}
             key = named_key(run.loop.seed, "params")
-            return init_state(*parts, key, assembled.placement), fresh, {}
+            return init_state(task, tx, key, placement), fresh, {}
         state, meta = train_hooks.resume(checkpointer, assembled.state, run.shared(), step=step)
         return state, DataState.from_json(meta["data"]), meta
 
@@ -73,7 +74,7 @@ def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer
 
 
 def start_message(run: Run, step: int | None) -> str:
-    """Where training begins, for people; '' for a fresh run."""
+    """Returns a line for people about the step from which a run continues; '' for a fresh run."""
     if step is None:
         return ""
     if step >= run.loop.steps:
@@ -82,7 +83,7 @@ def start_message(run: Run, step: int | None) -> str:
 
 
 def imported(assembled: Assembled) -> Any:
-    """Parameters of ``Run.start_from``, checked against the run's model.
+    """Imports the parameters of ``Run.start_from``, checked against the run's model.
 
     Each goes to its devices as soon as it is read: the host never holds the model.
     """
@@ -95,7 +96,7 @@ def imported(assembled: Assembled) -> Any:
     shardings = flatten(assembled.placement.state.params)
     dtypes = {path: leaf.dtype for path, leaf in flatten(assembled.model.abstract_params()).items()}
 
-    def place(path: str, array: Any) -> jax.Array:
+    def place(path: str, array: np.ndarray) -> jax.Array:
         return jax.device_put(array.astype(dtypes[path]), shardings[path])
 
     return import_hf(run.start_from, place=place)[1]

@@ -1,23 +1,35 @@
-"""Documents of a batch: the stream of a run, fresh or as its journal says it went."""
+"""Traces the documents of a batch, in a fresh run or as the journal of a run records it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from t5x_llm.core.errors import ConfigError
 
-
-class Opened(NamedTuple):
-    """A run that is looked at: its config, its opened data, and its stream where it stands."""
-
-    run: Any
-    data: Any
-    stream: Any
+if TYPE_CHECKING:
+    from t5x_llm.config import Flags
+    from t5x_llm.data.catalog import Opened
+    from t5x_llm.data.stream import DocumentSpan, Stream
+    from t5x_llm.run.config import Run
 
 
-def opened(flags: Any, directory: str | None) -> Opened:
-    """The run of gin flags, or of a run directory with its history and its skips.
+class TracedRun(NamedTuple):
+    """A run whose batches are traced.
+
+    Attributes:
+      run: its config.
+      data: its stores and its tokenizer.
+      stream: its rows, with its history of mixtures and its skips.
+    """
+
+    run: Run
+    data: Opened
+    stream: Stream
+
+
+def opened(flags: Flags, directory: str | None) -> TracedRun:
+    """Opens the run of gin flags, or of a run directory with its history and its skips.
 
     Raises:
       ConfigError: neither or both are given.
@@ -34,7 +46,7 @@ def opened(flags: Any, directory: str | None) -> Opened:
         run = load_run(flags)[0]
         data = open_stores(run.data)
         stream = open_run_stream(run, data)
-        return Opened(run, data, stream.at(DataState(skips=merge_ranges(run.loop.skips))))
+        return TracedRun(run, data, stream.at(DataState(skips=merge_ranges(run.loop.skips))))
     if flags.gin_files or flags.bindings:
         expected = "no gin flags beside it: a run directory has its own configuration"
         raise ConfigError("run directory", directory, expected)
@@ -43,41 +55,43 @@ def opened(flags: Any, directory: str | None) -> Opened:
     lines = read_journal(as_path(directory) / JOURNAL)
     skips = merge_ranges([*run.loop.skips, *(d.skip for d in decisions(lines))])
     state = DataState(history=mixture_history(lines), skips=skips)
-    return Opened(run, data, open_run_stream(run, data).at(state))
+    return TracedRun(run, data, open_run_stream(run, data).at(state))
 
 
-def trace(found: Opened, first: int, rows: Sequence[int], chars: int) -> Iterator[dict[str, Any]]:
-    """What each row of a batch holds.
+def trace(
+    found: TracedRun, first: int, rows: Sequence[int], chars: int
+) -> Iterator[dict[str, Any]]:
+    """Yields what each row of a batch holds, as JSON.
 
     Args:
       found: the run.
       first: examples before the batch.
-      rows: of the batch.
-      chars: of text shown of each piece.
+      rows: indices of the rows within the batch.
+      chars: length of the text shown of each span.
     """
     for row in rows:
-        pieces = found.stream.documents(first + row)
-        source = pieces[0].source if pieces else ""
+        spans = found.stream.documents(first + row)
+        source = spans[0].source if spans else ""
         yield {
             "row": row,
             "example": first + row,
             "stream_position": found.stream.stream_position(first + row),
             "source": source,
-            "pieces": [_piece(found, piece, chars) for piece in pieces],
+            "pieces": [_span(found, span, chars) for span in spans],
         }
 
 
-def _piece(found: Opened, piece: Any, chars: int) -> dict[str, Any]:
-    split = found.data.stores[piece.source].train
-    tokens = split.document(piece.document)
-    shown = tokens[piece.start : min(piece.stop, piece.start + 4 * chars)]
+def _span(found: TracedRun, span: DocumentSpan, chars: int) -> dict[str, Any]:
+    split = found.data.stores[span.source].train
+    tokens = split.document(span.document)
+    shown = tokens[span.start : min(span.stop, span.start + 4 * chars)]
     text = " ".join(found.data.tokenizer.decode(shown.tolist()).split())
     return {
-        "file": piece.provenance.file,
-        "line": piece.provenance.line,
-        "column": piece.column,
-        "tokens": [piece.start, piece.stop],
+        "file": span.provenance.file,
+        "line": span.provenance.line,
+        "column": span.column,
+        "tokens": [span.start, span.stop],
         "of": len(tokens),
-        "epoch": piece.epoch,
+        "epoch": span.epoch,
         "text": text if len(text) <= chars else text[: max(chars - 3, 0)] + "...",
     }

@@ -1,4 +1,4 @@
-"""Compilation that does not keep the run waiting: in a thread, and kept from run to run."""
+"""Compiles while the run goes on, in a thread, and keeps what is compiled from run to run."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.stages import Wrapped
 
 _BYTES = 2 << 30  # of the user's cache
 _SECONDS = 0.2  # what compiles faster is not worth a file
 
 
 class Ahead:
-    """A jitted function that is being compiled for given arguments while its caller goes on.
+    """Jitted function that is compiled for given arguments in a thread while its caller goes on.
 
-    The first call waits for that. The compiler uses threads of its own and not Python's lock, so
-    parameters may be made or restored meanwhile. Not a daemon: an interpreter that ends does not
-    pull the ground from under the compiler.
+    The first call waits for the compilation. The compiler uses threads of its own and not Python's
+    lock, so parameters may be made or restored meanwhile. The thread is no daemon: an interpreter
+    that ends waits for the compiler.
 
     Args:
-      function: from ``jax.jit``.
-      args: what it will be called with, or ``jax.ShapeDtypeStruct`` with the shardings of it;
-        a call with other shapes or shardings compiles again.
+      function: a function from ``jax.jit``.
+      args: arguments of the calls to come, or ``jax.ShapeDtypeStruct`` with their shardings; a
+        call with other shapes or shardings compiles again.
     """
 
-    def __init__(self, function: Any, *args: Any):
+    def __init__(self, function: Wrapped, *args: object):
         self._function = function
         self._thread = threading.Thread(target=self._compile, args=args, name="compile")
         self._thread.start()
 
-    def _compile(self, *args: Any) -> None:
+    def _compile(self, *args: object) -> None:
         with contextlib.suppress(Exception):  # the call will meet it, where it can be raised
             self._function.lower(*args).compile()
 
-    def __call__(self, *args: Any) -> Any:
-        """What the function gives."""
+    def __call__(self, *args: object) -> Any:
+        """Calls the function, once it is compiled."""
         self._thread.join()
         return self._function(*args)
 
@@ -55,12 +56,12 @@ def keep_compiled(
     process 0 writes what all find when they are started again.
 
     Args:
-      directory: the run's.
+      directory: the run directory.
       environ: the environment variables; the process's own if None.
       update: sets an option of JAX.
 
     Returns:
-      Where, None if it was given already or is not wanted.
+      The cache's directory; None if it was given already or is not wanted.
     """
     env = os.environ if environ is None else environ
     config = jax.config

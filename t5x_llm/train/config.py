@@ -1,4 +1,4 @@
-"""How long, how much at a time, how often what."""
+"""Configuration of the loop: steps, sizes of a batch, intervals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from t5x_llm.optim import BatchRamp
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """The course of a run.
+    """Steps of a run, their batches, and the intervals of what happens between them.
 
     Attributes:
-      steps: updates in all.
+      steps: number of updates.
       batch_size: rows of a global batch.
       sequence_length: T, tokens of a row.
       microbatches: parts in which a batch is processed; gradients add up over them.
@@ -79,22 +79,22 @@ class Loop:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batch sizes that occur."""
+        """Returns the batch sizes that occur, in order."""
         return self.ramp.sizes if self.ramp else (self.batch_size,)
 
     def size_at(self, position: int) -> int:
-        """Rows of the batch that begins at example ``position``."""
+        """Returns the rows of the batch that begins at example ``position``."""
         return self.ramp.size_at(position) if self.ramp else self.batch_size
 
     def examples_after(self, steps: int) -> int:
-        """Examples that the first ``steps`` steps consume."""
+        """Counts the examples that the first ``steps`` steps consume."""
         return self.ramp.total(steps) if self.ramp else steps * self.batch_size
 
     @property
     def examples(self) -> int:
-        """Examples that the whole run consumes."""
+        """Counts the examples that the whole run consumes."""
         return self.examples_after(self.steps)
 
     def step_at(self, position: int) -> int:
-        """Steps done when ``position`` examples are consumed, the one under way included."""
+        """Counts the steps done when ``position`` examples are consumed, one under way included."""
         return self.ramp.steps_to(position) if self.ramp else -(-position // self.batch_size)

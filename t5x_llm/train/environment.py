@@ -1,9 +1,10 @@
-"""What a run ran on, for its record."""
+"""Versions and devices of a run, for its record."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ import jax
 _PACKAGES = ("t5x_llm", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def environment(devices: Any = None) -> dict[str, Any]:
-    """Versions and devices as JSON. No host names, users or paths."""
+def environment(devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+    """Returns versions and devices as JSON, without host names, users or paths."""
     devices = list(jax.devices() if devices is None else devices)
     versions = {}
     for name in _PACKAGES:

@@ -1,4 +1,4 @@
-"""Batches on the mesh, prepared in a thread while the device works."""
+"""Puts batches on the mesh, prepared in a thread while the device works."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from t5x_llm.train.state import Placement
 
 
 class Position(Protocol):
-    """Where a feed stands: what a checkpoint keeps of it, and all that the loop knows of data.
+    """Place of a feed in its data: a checkpoint keeps it, and the loop knows no more of the data.
 
     Attributes:
       position: examples consumed so far.
@@ -24,33 +24,36 @@ class Position(Protocol):
 
     @property
     def position(self) -> int:
-        """Examples consumed so far."""
+        """Counts the examples consumed so far."""
 
     def part(self, position: int) -> int:
-        """Which part of its history an example is of: losses of two parts are not compared."""
+        """Returns the part of its history that an example is of.
+
+        Losses of examples of different parts are not compared.
+        """
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which the feed continues."""
+        """Returns plain JSON, from which the feed continues."""
 
 
-class Rows(Protocol):
-    """What a feed reads: rows as a pure function of their position; ``Stream`` is one."""
+class RowSource(Protocol):
+    """Source of rows that are a pure function of their position; ``Stream`` is one."""
 
-    def at(self, state: DataState) -> Rows:
-        """The same with the history and the skips of ``state``."""
+    def at(self, state: DataState) -> RowSource:
+        """Returns the same source with the history and the skips of ``state``."""
 
     def batch(self, position: int, size: int, rows: slice | None = None) -> Any:
-        """Some rows of a batch, or all, as NumPy arrays [rows, ...]."""
+        """Returns some rows of a batch, or all, as NumPy arrays [rows, ...]."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Fed:
+class PlacedBatch:
     """One global batch on the mesh.
 
     Attributes:
       size: its rows.
       batch: a task's batch of ``jax.Array``.
-      after: where the data stands behind it.
+      after: position of the data behind it.
     """
 
     size: int
@@ -58,7 +61,7 @@ class Fed:
     after: Position
 
 
-Feed = Callable[[Any], Prefetch[Fed]]
+Feed = Callable[[Any], Prefetch[PlacedBatch]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,32 +69,32 @@ class StreamFeed:
     """Endless batches of a stream; each process loads its own rows alone.
 
     Attributes:
-      stream: what to read.
+      stream: the rows.
       size_at: position -> rows of the batch that begins there.
-      placement: of the batches.
-      depth: batches ready ahead of the one in use.
+      placement: shardings of the batches.
+      depth: number of batches ready ahead of the one in use.
       expected: a batch as ``jax.ShapeDtypeStruct``, which all must be like but for their number of
         rows; None checks nothing.
     """
 
-    stream: Rows
+    stream: RowSource
     size_at: Callable[[int], int]
     placement: Placement
     depth: int = 2
     expected: Any = None
 
-    def __call__(self, data: DataState) -> Prefetch[Fed]:
-        """Batches from ``data`` on, with its history and skips.
+    def __call__(self, data: DataState) -> Prefetch[PlacedBatch]:
+        """Starts to prepare batches from ``data`` on, with its history and skips.
 
         Raises:
-          DataError: batches are not as expected. What the stream raises comes in the thread that
-            asks for the batch.
+          DataError: batches are not as expected. Errors of the stream are raised in the thread
+            that asks for the batch.
         """
         source, mesh, rules = self.stream.at(data), self.placement.devices, self.placement.rules
         if self.expected is not None:
             _check_alike(source.batch(data.position, 1), self.expected)
 
-        def batches() -> Iterator[Fed]:
+        def batches() -> Iterator[PlacedBatch]:
             state = data
             while True:
                 position, size = state.position, self.size_at(state.position)
@@ -101,15 +104,15 @@ class StreamFeed:
 
                 state = dataclasses.replace(state, position=position + size)
                 batch = global_batch(load, size, mesh, rules, self.placement.batch)
-                yield Fed(size, batch, state)
+                yield PlacedBatch(size, batch, state)
 
         return Prefetch(batches(), self.depth)
 
 
-def _check_alike(batch: Any, expected: Any) -> None:
+def _check_alike(batch: Any, abstract: Any) -> None:
     got, wanted = (
         jax.tree.map(lambda x: (tuple(x.shape[1:]), str(x.dtype)), each)
-        for each in (batch, expected)
+        for each in (batch, abstract)
     )
     if got != wanted:
         raise DataError(f"The data gives rows of {got}, where the task expects {wanted}.")

@@ -22,7 +22,7 @@ CONVENTION = "6N + causal attention + recurrences per predicted token, recomputa
 
 
 def flops_per_token(n_params: int, attention_width: int, length: int, state_size: int = 0) -> float:
-    """Training FLOPs of one token, forward and backward.
+    """Computes the training FLOPs of one token, forward and backward.
 
     Args:
       n_params: N: all parameters a token meets but the input embedding table; the head is in,
@@ -36,11 +36,11 @@ def flops_per_token(n_params: int, attention_width: int, length: int, state_size
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What all devices together could do.
+    """Peak speed of all devices together.
 
     Attributes:
       flops: FLOP/s.
-      source: where the number comes from, shown beside a utilisation.
+      source: origin of the number, shown beside a utilisation.
     """
 
     flops: float
@@ -48,13 +48,13 @@ class Peak:
 
 
 def peak_of(devices: Sequence[Any], dtype: str = "bfloat16") -> Peak | None:
-    """The peak of these devices; None where nothing honest can be said.
+    """Returns the peak of these devices; None where nothing honest can be said.
 
     Known chips have the vendor's figure for dense bfloat16. On CPU a matmul is measured for about
     a fifth of a second; several host devices share that one figure.
 
     Args:
-      devices: of the mesh.
+      devices: devices of the mesh.
       dtype: the compute dtype, for the measurement.
     """
     kind = devices[0].device_kind

@@ -1,11 +1,11 @@
-"""Where the time of a run went, over all its processes' lives, from the journal alone.
+"""Accounts for the time of a run, over all its processes, from the journal alone.
 
-The parts are those of Google's ml-goodput-measurement, named there as ``Part.badput`` says. Goodput
-is productive time, which is training that still counts, over all time from the first process's
-start to the last word of the last one.
+The categories are those of Google's ml-goodput-measurement, named there as
+``TimeCategory.badput``. Goodput is productive time, which is training that still counts, over all
+time from the first process's start to the last line of the last one.
 
 The journal has the account of time at some steps only (when saving, and once a minute); between two
-of these, training is spread evenly over the steps. What a killed process did after its last word
+of these, training is spread evenly over the steps. Work of a killed process after its last line
 counts as down.
 """
 
@@ -14,21 +14,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from t5x_llm.train.journal import accounts, when
 from t5x_llm.train.jsonl import Line, is_number, is_step
 
-# Shares of the time in which the loop runs: waiting for data above this one is worth a word.
+# A larger share of the loop's time spent waiting for data is reported.
 STARVED = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A kind of time.
+class TimeCategory:
+    """One category of a run's time.
 
     Attributes:
-      label: for people.
+      label: name for people.
       badput: its name in ml-goodput-measurement.
     """
 
@@ -36,18 +35,18 @@ class Part:
     badput: str
 
 
-PARTS = {
-    "productive": Part("productive training", "(goodput)"),
-    "startup": Part("starting up", "TPU_INITIALIZATION, TRAINING_PREP"),
-    "compile": Part("compiling", "PROGRAM_STARTUP"),
-    "restore": Part("restoring", "UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"),
-    "save": Part("saving", "UNPRODUCTIVE_CHECKPOINT_SAVE_TIME"),
-    "data": Part("waiting for data", "DATA_LOADING_SYNC"),
-    "eval": Part("evaluation", "CUSTOM_BADPUT_EVENTS"),
-    "other": Part("samples, profiles, other", "OTHER"),
-    "rewinds": Part("lost to rewinds", "WASTED_PROGRESS_FROM_DISRUPTION"),
-    "kills": Part("lost to interruptions", "WASTED_PROGRESS_FROM_DISRUPTION"),
-    "down": Part("down", "INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION"),
+CATEGORIES = {
+    "productive": TimeCategory("productive training", "(goodput)"),
+    "startup": TimeCategory("starting up", "TPU_INITIALIZATION, TRAINING_PREP"),
+    "compile": TimeCategory("compiling", "PROGRAM_STARTUP"),
+    "restore": TimeCategory("restoring", "UNPRODUCTIVE_CHECKPOINT_RESTORE_TIME"),
+    "save": TimeCategory("saving", "UNPRODUCTIVE_CHECKPOINT_SAVE_TIME"),
+    "data": TimeCategory("waiting for data", "DATA_LOADING_SYNC"),
+    "eval": TimeCategory("evaluation", "CUSTOM_BADPUT_EVENTS"),
+    "other": TimeCategory("samples, profiles, other", "OTHER"),
+    "rewinds": TimeCategory("lost to rewinds", "WASTED_PROGRESS_FROM_DISRUPTION"),
+    "kills": TimeCategory("lost to interruptions", "WASTED_PROGRESS_FROM_DISRUPTION"),
+    "down": TimeCategory("down", "INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION"),
 }
 _NAMED = ("compile", "restore", "save", "data", "eval", "other")
 
@@ -57,8 +56,8 @@ class Goodput:
     """An account of time.
 
     Attributes:
-      seconds: by the names of ``PARTS``, all of them, in that order.
-      lives: processes of rank 0 that took part.
+      seconds: by the names of ``CATEGORIES``, all of them, in that order.
+      lives: number of processes of rank 0 that took part.
     """
 
     seconds: dict[str, float]
@@ -66,22 +65,24 @@ class Goodput:
 
     @property
     def total(self) -> float:
-        """All seconds."""
+        """Sums all seconds."""
         return sum(self.seconds.values())
 
     def share(self, name: str) -> float:
-        """Fraction of all time; 0 where there was none."""
+        """Returns the fraction of all time; 0 where there was none."""
         return self.seconds[name] / self.total if self.total > 0 else 0.0
 
     @property
     def starvation(self) -> float:
-        """Fraction of the loop's time, pauses left out, in which it waited for data."""
+        """Returns the fraction of the loop's time, pauses left out, in which it waited for data."""
         loop = sum(self.seconds[k] for k in ("productive", "rewinds", "kills", "data"))
         return self.seconds["data"] / loop if loop > 0 else 0.0
 
     def table(self) -> str:
-        """Lines for a terminal."""
-        rows = [(PARTS[k].label, v, PARTS[k].badput) for k, v in self.seconds.items() if v > 0]
+        """Returns the account as lines for a terminal."""
+        rows = [
+            (CATEGORIES[k].label, v, CATEGORIES[k].badput) for k, v in self.seconds.items() if v > 0
+        ]
         width = max((len(label) for label, _, _ in rows), default=0)
         lines = [
             f"  {label:<{width}}  {duration(v):>12}  {v / self.total:>6.1%}  {badput}".rstrip()
@@ -96,7 +97,7 @@ class Goodput:
 
 
 def starved(share: float) -> str:
-    """What to say of a loop that waits for its data."""
+    """Returns the warning about a loop that waits for its data, and the remedies."""
     return (
         f"The loop waited for data {share:.0%} of its time: the machine makes batches more slowly "
         "than it trains on them. Give it more CPU, keep the store on a local disk, or raise "
@@ -105,7 +106,7 @@ def starved(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0.4 s``, ``2 min 05 s``, ``3 h 20 min``, ``12 d 04 h``."""
+    """Formats seconds: ``0.4 s``, ``2 min 05 s``, ``3 h 20 min``, ``12 d 04 h``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, second = divmod(round(seconds), 60)
@@ -117,7 +118,7 @@ def duration(seconds: float) -> str:
 
 
 def lives(lines: Sequence[Line]) -> Iterator[list[Line]]:
-    """The lines of each process in turn."""
+    """Yields the lines of each process in turn."""
     for _, group in itertools.groupby(lines, key=lambda line: line["life"]):
         yield list(group)
 
@@ -132,7 +133,7 @@ class _Trained:
         self._spans.append((start, stop, seconds))
 
     def cut(self, step: float) -> float:
-        """What lies after ``step`` counts no longer: its seconds."""
+        """Drops the training after ``step``, which counts no longer; returns its seconds."""
         lost = 0.0
         while self._spans and self._spans[-1][1] > step:
             start, stop, seconds = self._spans.pop()
@@ -148,12 +149,12 @@ class _Trained:
 
 
 def goodput(lines: Sequence[Line]) -> Goodput:
-    """The account of all lives.
+    """Accounts for the time of all processes of a run.
 
     Args:
-      lines: of ``read_journal``.
+      lines: lines from ``read_journal``.
     """
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds = dict.fromkeys(CATEGORIES, 0.0)
     trained = _Trained()
     ended: float | None = None
     finished, count = False, 0
@@ -165,7 +166,7 @@ def goodput(lines: Sequence[Line]) -> Goodput:
         first, last = known[0], known[-1]
         began = when(first) - accounts(first)["total"]
         if ended is not None:
-            # A second run in one process was born with the first.
+            # A second run in one process has the age of the first.
             began = max(began, ended)
             seconds["down"] += 0.0 if finished else began - ended
         _count_life(life, max(when(first) - began, 0.0), seconds, trained)
@@ -212,6 +213,6 @@ def _named(account: dict[str, float], before: dict[str, float]) -> dict[str, flo
     spent = dict.fromkeys(_NAMED, 0.0)
     for name, value in account.items():
         if name != "total":
-            part: Any = name if name in spent else "other"
-            spent[part] += max(value - before.get(name, 0.0), 0.0)
+            category = name if name in spent else "other"
+            spent[category] += max(value - before.get(name, 0.0), 0.0)
     return spent

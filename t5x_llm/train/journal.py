@@ -1,7 +1,7 @@
-"""The journal: what happened to a run, one line an event, over all its processes' lives.
+"""Journal of a run: its events, one a line, over all its processes.
 
 ``journal.jsonl`` of the run directory is only ever appended to, and every line is on disk before
-the run goes on. What it says of rewinds is the truth that a resumed run obeys.
+the run goes on. A resumed run obeys the rewinds that it records.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from t5x_llm.core.errors import DataError
@@ -26,15 +26,15 @@ _LOCK_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """To go back, and over which data to jump.
+    """Decision to rewind, and to skip data.
 
     Attributes:
       onset: the first step of the spike.
-      detected: the step that gave it away.
+      detected: the step whose metrics showed it.
       to_step: the checkpoint gone back to; what was trained after it is void.
       skip: [start, stop) of the data stream's positions, left out from then on.
-      kind: as of ``spike.Spike``.
-      reason: for people.
+      kind: kind of the spike, as in ``spike.Spike``.
+      reason: text for people.
     """
 
     onset: int
@@ -46,20 +46,20 @@ class Decision:
 
 
 class Journal:
-    """Appends events.
+    """Appends events to the journal of a run.
 
-    Every line has the time (UTC), the event, a step, and which life of the run it belongs to: the
-    first process is life 1, the one that resumed it life 2. Any thread may write.
+    Every line has the time (UTC), the event, a step, and ``life``, the number of the process that
+    wrote it: 1 for the first, 2 for the one that resumed it. Any thread may write.
 
     Args:
       path: the file; on an object store, which cannot append, it is rewritten whole.
       primary: other processes than the first write nothing.
 
     Attributes:
-      earlier: the lines of earlier lives, as they were when it was opened.
-      decisions: the rewinds of all lives, in order.
-      account: where the time went so far, {'total': seconds, ...}; set by the journal's hook and
-        added to the lines of ``ACCOUNTED`` events.
+      earlier: the lines of earlier processes, as they were when it was opened.
+      decisions: the rewinds of all processes, in order.
+      account: returns the time spent so far, {'total': seconds, ...}; set by the journal's hook
+        and added to the lines of ``ACCOUNTED`` events.
     """
 
     def __init__(self, path: str | os.PathLike[str], primary: bool = True):
@@ -71,17 +71,18 @@ class Journal:
         self._file = Appender(path, durable=True) if primary else None
         self._lock = threading.RLock()
 
-    def write(self, event: str, step: int, **fields: Any) -> bool:
+    def write(self, event: str, step: int, **fields: object) -> bool:
         """Appends one line and waits until it is on disk.
 
         A disk that refuses does not end the run: the line waits, and goes with the next one.
 
         Returns:
-          Whether all lines so far are on disk.
+          True if all lines so far are on disk.
         """
         if self._file is None:
             return True
-        line = {"time": _now(), "event": event, "step": int(step), "life": self.life} | fields
+        line: Line = {"time": _now(), "event": event, "step": int(step), "life": self.life}
+        line |= fields
         if event in ACCOUNTED and self.account is not None:
             line["account"] = self.account()
         # A thread that hangs in a write must not make the watchdog's thread hang as well.
@@ -93,16 +94,16 @@ class Journal:
             if held:
                 self._lock.release()
 
-    def decide(self, step: int, decision: Decision, **fields: Any) -> None:
+    def decide(self, step: int, decision: Decision, **fields: object) -> None:
         """Writes a rewind that is about to be made.
 
         Args:
-          step: at which the run stands.
-          decision: what is decided.
-          **fields: more to be noted.
+          step: step at which the run stands.
+          decision: the decision.
+          **fields: more fields of the line.
 
         Raises:
-          OSError: if it is not on disk. Nothing may be restored then: a run that is killed and
+          OSError: the line is not on disk. Nothing may be restored then: a run that is killed and
             resumed would not know of it.
         """
         self.write("rewind", step, **dataclasses.asdict(decision), **fields)
@@ -122,12 +123,12 @@ def _now() -> str:
 
 
 def when(line: Line) -> float:
-    """Seconds since 1970 of a line that ``read_journal`` gave."""
+    """Returns the time of a line from ``read_journal``, in seconds since 1970."""
     return datetime.datetime.fromisoformat(line["time"]).timestamp()
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[Line]:
-    """The lines of a journal, in order, whoever wrote the file.
+    """Reads the lines of a journal, in order, whatever wrote the file.
 
     Each has a ``time`` with its zone, an ``event``, a ``step`` and a ``life``; lines that lack one
     of the first three are left out, as is a last line that a kill cut short.
@@ -148,10 +149,10 @@ def read_journal(path: str | os.PathLike[str]) -> list[Line]:
 
 
 def decisions(lines: Sequence[Line]) -> list[Decision]:
-    """The rewinds, in order.
+    """Returns the rewinds of a journal, in order.
 
     Raises:
-      DataError: if one cannot be read. To pass over it would renumber those after it.
+      DataError: one cannot be read. Without it those after it would have wrong numbers.
     """
     found = []
     for line in lines:
@@ -159,13 +160,13 @@ def decisions(lines: Sequence[Line]) -> list[Decision]:
             try:
                 found.append(_decision(line))
             except (KeyError, TypeError, ValueError) as e:
-                said = f"The journal's rewind of {line['time']} cannot be read: {line!r}"
-                raise DataError(said) from e
+                message = f"The journal's rewind of {line['time']} cannot be read: {line!r}"
+                raise DataError(message) from e
     return found
 
 
 def _decision(line: Line) -> Decision:
-    def steps(values: Any) -> list[int]:
+    def steps(values: Iterable[Any]) -> list[int]:
         if not all(map(is_step, values)):
             raise ValueError(values)
         return list(values)
@@ -179,7 +180,7 @@ def _decision(line: Line) -> Decision:
 
 
 def accounts(line: Line) -> dict[str, float]:
-    """The account of a line, as far as it is one: {name: seconds >= 0}."""
+    """Returns the account of a line, as far as it is one: {name: seconds >= 0}."""
     account = line.get("account")
     if not isinstance(account, dict):
         return {}

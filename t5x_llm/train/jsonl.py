@@ -13,8 +13,8 @@ from t5x_llm.core.paths import as_path, write_atomic
 Line = dict[str, Any]
 
 
-def clean(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes None."""
+def clean(value: object) -> Any:
+    """Replaces numbers that are not finite by None, as JSON has no NaN."""
     if isinstance(value, dict):
         return {k: clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -25,13 +25,13 @@ def clean(value: Any) -> Any:
 
 
 def dumps(line: Line) -> str:
-    """The line, its end included; half a surrogate pair, which is no UTF-8, becomes a '?'."""
+    """Formats a line, its end included; half a surrogate pair, which is no UTF-8, becomes '?'."""
     text = json.dumps(clean(line), ensure_ascii=False, separators=(", ", ": ")) + "\n"
     return text.encode("utf-8", errors="replace").decode()
 
 
 def parse(text: str | bytes) -> Line | None:
-    """The object of one line, numbers finite; None for anything else, such as half a line."""
+    """Reads the object of one line, numbers finite; None for anything else, as half a line."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -40,7 +40,7 @@ def parse(text: str | bytes) -> Line | None:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[Line]:
-    """The objects of a file, in order; what is no JSON object is left out, a missing file empty."""
+    """Reads the objects of a file, in order; other lines are left out, a missing file has none."""
     file = as_path(path)
     if not file.exists():
         return []
@@ -49,23 +49,23 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Line]:
     return [line for line in map(parse, texts) if line is not None]
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no bool."""
+def is_number(value: object) -> bool:
+    """Returns True for a finite number that is no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
-def is_step(value: Any) -> bool:
-    """Whether it can be the number of a step."""
+def is_step(value: object) -> bool:
+    """Returns True for an integer that can be the number of a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The lines of metrics of a file, each with its ``step``."""
+    """Reads the lines of metrics of a file, each with its ``step``."""
     return [line for line in read_jsonl(path) if is_step(line.get("step"))]
 
 
 def rewinds_of(line: Line) -> int:
-    """How often the run had gone back when a line of metrics was written."""
+    """Counts the rewinds that a run had made when a line of metrics was written."""
     rewinds = line.get("rewinds", 0)
     return rewinds if is_step(rewinds) else 0
 
@@ -74,14 +74,14 @@ class Appender:
     """Appends lines to a file, each whole or not at all; what a kill left of one is removed first.
 
     A disk that refuses ends nothing: lines wait, and go with the next ones. The first refusal is
-    told on stderr.
+    reported on stderr.
 
     Args:
       path: the file; made if missing. An object store, which cannot append, gets it whole.
-      durable: wait until the disk has it, not only the system.
+      durable: True waits until the disk has each line, not only the system.
 
     Attributes:
-      failure: why lines are waiting, None if none is.
+      failure: error because of which lines are waiting; None if none is.
     """
 
     def __init__(self, path: str | os.PathLike[str], durable: bool = False):
@@ -109,7 +109,7 @@ class Appender:
         self._waiting.append(dumps(line).encode())
 
     def flush(self) -> bool:
-        """Writes what was added; whether it is written."""
+        """Writes what was added; returns True if it is written."""
         data = b"".join(self._waiting)
         if not data:
             return True
@@ -150,12 +150,12 @@ class Appender:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it names an object store."""
+    """Returns True for the path of an object store."""
     return "://" in os.fspath(path)
 
 
 def _sound_end(text: bytes) -> int:
-    """Length without a last line that a kill cut short."""
+    """Returns the length without a last line that a kill cut short."""
     start = text.rfind(b"\n") + 1
     return len(text) if parse(text[start:]) is not None else start
 

@@ -6,8 +6,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import Fed, Feed, Position
+from t5x_llm.train.feed import Feed, PlacedBatch, Position
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.journal import Journal
 from t5x_llm.train.spike import Spike
@@ -28,7 +30,7 @@ LAG = 2
 
 
 class Rewind(Exception):
-    """A hook's verdict: the steps since before the spike are to be undone."""
+    """Verdict of a hook: the steps since before the spike are to be undone."""
 
     def __init__(self, spike: Spike):
         super().__init__(spike.reason)
@@ -38,7 +40,7 @@ class Rewind(Exception):
 @dataclasses.dataclass
 class _Pending:
     step: int
-    fed: Fed
+    batch: PlacedBatch
     metrics: dict[str, jax.Array]
     waited: float
     compiled: bool
@@ -46,12 +48,12 @@ class _Pending:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where training begins.
+    """State from which training begins.
 
     Attributes:
-      state: fresh or restored.
-      data: where the feed stands.
-      rewinds: how often the run has gone back, earlier processes included.
+      state: the state, fresh or restored.
+      data: position of the feed.
+      rewinds: number of rewinds so far, those of earlier processes included.
       resumed: the step of the checkpoint that it continues from; None for a fresh run.
     """
 
@@ -63,40 +65,40 @@ class Start:
 
 @dataclasses.dataclass
 class RunRecord:
-    """Where a run lives, and whom it reports to.
+    """Directory of a run, and what it reports to.
 
     Attributes:
       directory: the run directory.
       facts: JSON for the record: environment, parameter count, mixture.
-      journal: where events are reported; None keeps no record.
-      heartbeat: called with what is going on whenever there was progress.
+      journal: journal for events; None keeps no record.
+      heartbeat: called with the name of the present phase whenever there was progress.
     """
 
-    directory: Any
+    directory: str | os.PathLike[str]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     journal: Journal | None = None
     heartbeat: Callable[[str], None] = lambda phase: None
 
 
 class Trainer:
-    """One run in progress: what the loop moves forward and the hooks look at.
+    """One run in progress: the loop moves it forward, and the hooks look at it.
 
     Args:
-      config: the schedule of steps.
-      start: where to begin.
-      measures: of the task whose step it is.
-      hooks: called in this order.
-      record: where the run lives.
+      config: steps and batch sizes.
+      start: the state to begin from.
+      measures: measures of the task whose step it is.
+      hooks: hooks, called in this order.
+      record: directory and journal of the run.
 
     Attributes:
-      state: of the step last handed to the device.
-      data: where the feed stands behind it.
-      step: updates made, by the host's count.
-      rewinds: how often the run has gone back.
+      state: state after the step last handed to the device.
+      data: position of the feed behind that step.
+      step: number of updates made, by the host's count.
+      rewinds: number of rewinds so far.
       signals: those of ``SIGNALS`` that this process sends to all with the next step.
-      stopping: the run is to be saved and left after this step.
-      seconds: where the time went, by name; the part not named was training.
-      primary: this process writes what is written once.
+      stopping: True if the run is to be saved and ended after this step.
+      seconds: time spent by name, that of training left out.
+      primary: True if this process writes what is written once.
     """
 
     def __init__(
@@ -121,33 +123,39 @@ class Trainer:
         self._clock = time.perf_counter()
         self._pauses = 0.0
 
-    def report(self, event: str, step: int | None = None, **fields: Any) -> None:
+    def report(self, event: str, step: int | None = None, **fields: object) -> None:
         """Writes an event to the journal."""
         if self.journal is not None:
             self.journal.write(event, self.step if step is None else step, **fields)
 
     def begin(self) -> None:
-        """Starts the clock; what a rewind left undelivered is of no use."""
+        """Starts the clock, and drops metrics that a rewind left undelivered."""
         self._pending.clear()
         self._clock, self._pauses = time.perf_counter(), 0.0
 
-    def advance(self, step: StepFunction, fed: Fed, waited: float) -> None:
-        """Hands one step to the device; does not wait for it."""
-        compiled = fed.size not in self._sizes
+    def advance(self, step: StepFunction, batch: PlacedBatch, waited: float) -> None:
+        """Hands one step to the device, and does not wait for it.
+
+        Args:
+          step: the jitted step.
+          batch: the batch.
+          waited: seconds in which the loop waited for the batch.
+        """
+        compiled = batch.size not in self._sizes
         if compiled:
             # So that compiling counts for this step and for none before it.
             self.deliver(0)
-            self._sizes.add(fed.size)
-        controls = (hook.control(self, self.step + 1) for hook in self.hooks)
-        control = next((each for each in controls if each is not None), None)
-        given = () if control is None else (control,)
-        self.state, metrics = step(self.state, fed.batch, *given)
+            self._sizes.add(batch.size)
+        offered = (hook.control(self, self.step + 1) for hook in self.hooks)
+        control = next((each for each in offered if each is not None), None)
+        controls = () if control is None else (control,)
+        self.state, metrics = step(self.state, batch.batch, *controls)
         self.step += 1
-        self.data = fed.after
+        self.data = batch.after
         for value in metrics.values():
             value.copy_to_host_async()
         self.signals.clear()
-        self._pending.append(_Pending(self.step, fed, metrics, waited, compiled))
+        self._pending.append(_Pending(self.step, batch, metrics, waited, compiled))
 
     def deliver(self, lag: int = LAG) -> None:
         """Gives the hooks the metrics of all steps but the last ``lag``."""
@@ -163,8 +171,8 @@ class Trainer:
             self.seconds["data"] += done.waited
             record = StepRecord(
                 step=done.step,
-                position=done.fed.after.position,
-                size=done.fed.size,
+                position=done.batch.after.position,
+                size=done.batch.size,
                 values={k: float(v) for k, v in host.items() if self._is_value(k)},
                 sums={k: v for k, v in host.items() if not self._is_value(k) and k not in SIGNALS},
                 signals=tuple(k for k in SIGNALS if host.get(k, 0) > 0),
@@ -176,13 +184,13 @@ class Trainer:
                 hook.on_step(self, record)
 
     def _is_value(self, name: str) -> bool:
-        """Tells whether a metric is of the step as it stands: a mean, the unit, the step's own."""
+        """Returns True for a metric that is reported as it is: a mean, the unit, the step's own."""
         own = name in OWN and name not in SIGNALS
         return own or name == self.measures.unit or self.measures.is_mean(name)
 
     @contextlib.contextmanager
     def paused(self, name: str) -> Iterator[None]:
-        """Lets all metrics arrive, then accounts the time of the body to ``name``."""
+        """Lets all metrics arrive, then counts the body's time as ``name``, not as training."""
         self.deliver(0)
         self.heartbeat(name)
         start = time.perf_counter()
@@ -195,13 +203,13 @@ class Trainer:
             self.heartbeat("step")
 
     def evaluated(self, results: Results) -> None:
-        """Tells all hooks the results of an evaluation at this step."""
+        """Gives all hooks the results of an evaluation at this step."""
         for hook in self.hooks:
             hook.on_eval(self, results)
 
     @property
     def last(self) -> bool:
-        """Whether the last step has been dispatched."""
+        """Returns True once the last step has been dispatched."""
         return self.step >= self.config.steps
 
 
@@ -211,14 +219,15 @@ def train(
     feed: Feed,
     rewind: Callable[[Trainer, Spike], None] | None = None,
 ) -> None:
-    """Trains until ``Loop.steps``. Nothing in here waits for the device but ``deliver``, which
-    reads metrics of ``LAG`` steps ago.
+    """Trains until ``Loop.steps``.
+
+    Nothing in here waits for the device but ``deliver``, which reads metrics of ``LAG`` steps ago.
 
     Args:
-      trainer: where to begin; moved forward in place.
+      trainer: the run at its start; moved forward in place.
       step: (state, batch) -> (state, metrics), jitted; donates the state.
       feed: position -> batches on the device from there on.
-      rewind: takes the run back to before a spike; without it none is asked for.
+      rewind: takes the run back to before a spike; None where no hook raises ``Rewind``.
     """
     with contextlib.ExitStack() as ending:
         for hook in trainer.hooks:
@@ -242,13 +251,19 @@ def _forward(trainer: Trainer, step: StepFunction, feed: Feed) -> None:
         trainer.begin()
         while not trainer.last:
             start = time.perf_counter()
-            fed = next(batches)
-            trainer.advance(step, fed, time.perf_counter() - start)
+            batch = next(batches)
+            trainer.advance(step, batch, time.perf_counter() - start)
             trainer.deliver()
             for hook in trainer.hooks:
                 hook.on_dispatch(trainer)
         trainer.deliver(0)
 
 
-def _end(hook: Hook, trainer: Trainer, kind: Any, error: BaseException | None, trace: Any) -> None:
+def _end(
+    hook: Hook,
+    trainer: Trainer,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
     hook.on_end(trainer, error)

@@ -1,8 +1,8 @@
-"""Every process of a run learns at once that another is gone.
+"""Lets every process of a run learn at once that another is gone.
 
 When a process dies, a collective fails on those that were talking to it and hangs on the others,
 until JAX's heartbeat notices (100 s) and aborts them. The kernel closes the connections of a dead
-process at once: so every process keeps one to the first, which tells the others.
+process at once: so every process keeps one to the first, which informs the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 class Peers:
     """Calls ``on_lost`` when another process of the run ends without ``close``.
 
-    All processes make one at the same time, and need their devices for it. A context manager.
+    All processes make one at the same time, and need their devices for it. It is a context manager.
 
     Args:
       on_lost: called once, in a thread.
@@ -47,7 +47,7 @@ class Peers:
             return
         index = jax.process_index()
         listener = _listen() if index == 0 else None
-        host, port, token = _told(listener)
+        host, port, token = _shared_address(listener)
         if index == 0 and listener is not None:
             self._start(self._serve, listener, token)
         elif index and port:
@@ -66,7 +66,7 @@ class Peers:
             self._start(self._follow, connection)
 
     def close(self) -> None:
-        """Leaves in an orderly way; nothing is noticed from here on."""
+        """Says goodbye to the others; losses are not noticed from here on."""
         self._closed.set()
         with self._lock:
             for connection in self._others:
@@ -77,14 +77,14 @@ class Peers:
     def __enter__(self) -> Peers:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _start(self, function: Callable[..., None], *arguments: object) -> None:
         threading.Thread(target=function, args=arguments, name="peers", daemon=True).start()
 
     def _serve(self, listener: socket.socket, token: bytes) -> None:
-        """The first process: takes connections, and tells all when one breaks."""
+        """Accepts connections, in the first process, and reports to all when one breaks."""
         with selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
             while not self._closed.is_set():
@@ -118,7 +118,7 @@ class Peers:
         return None
 
     def _follow(self, connection: socket.socket) -> None:
-        """Another process: waits for news of the first, or its end."""
+        """Waits, in another process, for a message of the first, or its end."""
         heard = _receive(connection, 1)
         if heard == _BYE:
             return
@@ -149,8 +149,8 @@ def _listen() -> socket.socket | None:
     return None
 
 
-def _told(listener: socket.socket | None) -> tuple[str, int, bytes]:
-    """Host, port (0 if there is none) and token of the first process, on all."""
+def _shared_address(listener: socket.socket | None) -> tuple[str, int, bytes]:
+    """Gives all processes the host, the port (0 if there is none) and the token of the first."""
     card = np.zeros(_CARD, np.uint8)
     if listener is not None:
         given = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
@@ -175,7 +175,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer if the other side is gone."""
+    """Receives ``size`` bytes, or fewer if the other side is gone."""
     data = b""
     with contextlib.suppress(OSError):
         while len(data) < size and (more := connection.recv(size - len(data))):

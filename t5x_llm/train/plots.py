@@ -1,4 +1,4 @@
-"""Pictures of a run, from its lines of metrics."""
+"""Plots of a run, from its lines of metrics."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t5x_llm.train.journal import Decision
 from t5x_llm.train.jsonl import Line, rewinds_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series = list[tuple[float, float]]
 Curve = tuple[str, Series, str, str]
@@ -23,7 +27,7 @@ _INK = "#010203"
 
 
 def series(lines: Sequence[Line], *keys: str) -> Series:
-    """(step, value) of every line that has the nested key; what is not finite is left out."""
+    """Returns (step, value) of every line that has the nested key, if the value is finite."""
     found = []
     for line in lines:
         value: Any = line
@@ -35,7 +39,7 @@ def series(lines: Sequence[Line], *keys: str) -> Series:
 
 
 def smoothed(values: Series, width: int) -> Series:
-    """Centred running mean over ``width`` points, narrower towards the ends."""
+    """Computes a centred running mean over ``width`` points, narrower towards the ends."""
     out = []
     for i, (x, _) in enumerate(values):
         half = min(width // 2, i, len(values) - 1 - i)
@@ -44,33 +48,33 @@ def smoothed(values: Series, width: int) -> Series:
     return out
 
 
-def courses(lines: Sequence[Line]) -> tuple[list[Line], list[list[Line]]]:
-    """The lines that still count, and those that rewinds gave up, a list for each rewind."""
+def split_at_rewinds(lines: Sequence[Line]) -> tuple[list[Line], list[list[Line]]]:
+    """Splits lines into those that still count, and those that each rewind gave up."""
     lowest: dict[int, int] = {}
     for line in lines:
         rewinds = rewinds_of(line)
         lowest[rewinds] = min(line["step"], lowest.get(rewinds, line["step"]))
-    # Where a later course of the run begins, earlier ones end.
+    # Lines of fewer rewinds end where those of more begin.
     ends, end = {}, math.inf
     for rewinds in sorted(lowest, reverse=True):
         ends[rewinds] = end
         end = min(end, lowest[rewinds])
-    living = [line for line in lines if line["step"] <= ends[rewinds_of(line)]]
+    current = [line for line in lines if line["step"] <= ends[rewinds_of(line)]]
     lost: dict[int, list[Line]] = {}
     for line in lines:
         if line["step"] > ends[rewinds_of(line)]:
             lost.setdefault(rewinds_of(line), []).append(line)
-    return living, list(lost.values())
+    return current, list(lost.values())
 
 
 def lost_curves(lines: Sequence[Line], key: str = "loss") -> list[Series]:
-    """What rewinds gave up, each from the last point that still counts."""
-    living, lost = courses(lines)
-    kept = series([line for line in living if line["kind"] == "train"], key)
+    """Returns the curves that rewinds gave up, each from the last point that still counts."""
+    current, lost = split_at_rewinds(lines)
+    counted = series([line for line in current if line["kind"] == "train"], key)
     curves = []
     for part in lost:
         points = series([line for line in part if line["kind"] == "train"], key)
-        before = [point for point in kept if points and point[0] < points[0][0]]
+        before = [point for point in counted if points and point[0] < points[0][0]]
         if points:
             curves.append(before[-1:] + points)
     return curves
@@ -81,13 +85,16 @@ def _names(lines: Sequence[Line], key: str) -> list[str]:
 
 
 def loss_curves(lines: Sequence[Line], ascii_only: bool = False) -> list[Curve]:
-    """(label, points, colour, style) of the loss: train, by source, held out; of what counts.
+    """Returns the curves of the loss that still counts: of training, by source, and held out.
 
     Args:
-      lines: of metrics.
-      ascii_only: names that a picture's font may lack become ``source 2``.
+      lines: lines of metrics.
+      ascii_only: True writes ``source 2`` for names that a picture's font may lack.
+
+    Returns:
+      (label, points, colour, style) each.
     """
-    lines, _ = courses(lines)
+    lines, _ = split_at_rewinds(lines)
     train = [line for line in lines if line["kind"] == "train"]
     held = [line for line in lines if line["kind"] == "eval"]
     curves = []
@@ -113,7 +120,7 @@ def loss_curves(lines: Sequence[Line], ascii_only: bool = False) -> list[Curve]:
 
 
 def _draw_loss(
-    axes: Any, lines: Sequence[Line], ink: str, rewinds: Sequence[Decision] = ()
+    axes: Axes, lines: Sequence[Line], ink: str, rewinds: Sequence[Decision] = ()
 ) -> None:
     curves = loss_curves(lines, ascii_only=True)
     for label, points, colour, style in curves:
@@ -131,15 +138,15 @@ def _draw_loss(
     _limit(axes, [p for _, points, _, _ in curves for p in points], lost)
 
 
-def _draw_lost(axes: Any, lost: Sequence[Series], ink: str, label: str | None = None) -> None:
+def _draw_lost(axes: Axes, lost: Sequence[Series], ink: str, label: str | None = None) -> None:
     for points in lost:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, "--", color=ink, lw=1.1, alpha=0.45, label=label, dashes=(3, 2))
         label = None
 
 
-def _draw_rewind(axes: Any, number: int, decision: Decision) -> None:
-    """An arrow from the spike back to the checkpoint, over the steps that were given up."""
+def _draw_rewind(axes: Axes, number: int, decision: Decision) -> None:
+    """Draws an arrow from the spike back to the checkpoint, over the steps that were given up."""
     top = axes.get_xaxis_transform()
     height = 0.97 - 0.055 * ((number - 1) % 4)
     axes.axvspan(decision.to_step, decision.detected, color=REWIND, alpha=0.07, lw=0)
@@ -164,10 +171,10 @@ def _draw_rewind(axes: Any, number: int, decision: Decision) -> None:
     )
 
 
-def _limit(axes: Any, points: Series, lost: Sequence[Series] = ()) -> None:
+def _limit(axes: Axes, points: Series, lost: Sequence[Series] = ()) -> None:
     """Leaves the tall beginning of the curve out of the view if it would flatten the rest.
 
-    Of what was given up the view takes in as much again as of what counts, no more.
+    The view takes in as much of the curves given up as of what counts, no more.
     """
     if len(points) < 8:
         return
@@ -180,9 +187,9 @@ def _limit(axes: Any, points: Series, lost: Sequence[Series] = ()) -> None:
     axes.set_ylim(low - 0.04 * (top - low), top + 0.04 * (top - low) or None)
 
 
-def _draw(axes: Any, lines: Sequence[Line], key: str, label: str, colour: str) -> None:
-    living, _ = courses(lines)
-    points = series([line for line in living if line["kind"] == "train"], key)
+def _draw(axes: Axes, lines: Sequence[Line], key: str, label: str, colour: str) -> None:
+    current, _ = split_at_rewinds(lines)
+    points = series([line for line in current if line["kind"] == "train"], key)
     lost = lost_curves(lines, key)
     if points:
         x, y = zip(*points, strict=True)
@@ -194,7 +201,7 @@ def _draw(axes: Any, lines: Sequence[Line], key: str, label: str, colour: str) -
     axes.set_ylabel(label)
 
 
-def _style(figure: Any, all_axes: Sequence[Any], ink: str) -> None:
+def _style(figure: Figure, all_axes: Sequence[Axes], ink: str) -> None:
     for axes in all_axes:
         axes.set_xlabel("step")
         axes.grid(True, color=ink, alpha=0.12, lw=0.7)
@@ -233,8 +240,8 @@ def loss_png(
     write_atomic(path, buffer.getvalue())
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure without pyplot's global state."""
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Makes a figure without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -243,8 +250,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _svg(draw: Callable[[Any], None], width: float, height: float) -> str:
-    """An SVG element whose ink is the page's text colour."""
+def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
+    """Draws an SVG element whose ink is the page's text colour."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "t5x_llm"}):
@@ -262,14 +269,17 @@ def _svg(draw: Callable[[Any], None], width: float, height: float) -> str:
 
 
 def loss_svg(lines: Sequence[Line], rewinds: Sequence[Decision] = ()) -> str:
-    """The loss curves; their legend is left to the page, which has the fonts for any name."""
+    """Draws the loss curves; the legend is left to the page, which has the fonts for any name."""
     return _svg(lambda axes: _draw_loss(axes, lines, _INK, rewinds), 9.0, 4.2)
 
 
 def small_svgs(lines: Sequence[Line]) -> list[tuple[str, str]]:
-    """(caption, SVG) of learning rate, gradient norm, tokens/s; of batch size if it changes, and of
-    held-out bits per byte where they are compared with the start."""
-    train = [line for line in courses(lines)[0] if line["kind"] == "train"]
+    """Draws learning rate, gradient norm and tokens/s: (caption, SVG) each.
+
+    Batch size is drawn if it changes, and held-out bits per byte if they are compared with the
+    start.
+    """
+    train = [line for line in split_at_rewinds(lines)[0] if line["kind"] == "train"]
     wanted = [
         ("Learning rate", "learning_rate", COLOURS[0]),
         ("Gradient norm before clipping", "grad_norm", COLOURS[1]),
@@ -281,15 +291,15 @@ def small_svgs(lines: Sequence[Line]) -> list[tuple[str, str]]:
     for caption, key, colour in wanted:
         if series(train, key):
 
-            def draw(axes: Any, key: str = key, colour: str = colour) -> None:
+            def draw(axes: Axes, key: str = key, colour: str = colour) -> None:
                 _draw(axes, lines, key, "", colour)
 
             pictures.append((caption, _svg(draw, 4.4, 2.5)))
-    held = [line for line in courses(lines)[0] if line["kind"] == "eval"]
+    held = [line for line in split_at_rewinds(lines)[0] if line["kind"] == "eval"]
     changes = {n: series(held, "results", n, "change") for n in _names(held, "results")}
     if any(changes.values()):
 
-        def draw_changes(axes: Any) -> None:
+        def draw_changes(axes: Axes) -> None:
             for i, (name, points) in enumerate(changes.items()):
                 label = name if name.isascii() else f"source {i + 1}"
                 x, y = zip(*points, strict=True) if points else ((), ())

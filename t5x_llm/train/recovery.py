@@ -1,8 +1,9 @@
-"""Going back: to the newest checkpoint before a spike, and over the data that brought it.
+"""Rewinds a run to the newest checkpoint before a spike, and skips the data that caused it.
 
-A rewind is decided once and written down before anything is restored. Whatever is killed
-afterwards finds the decision in the journal: ``not_rewound_past`` says which checkpoints still
-hold, and their data states take the skips of all decisions (see ``Recovery.begin``).
+A rewind is decided once and written down before anything is restored. A process that is killed
+afterwards finds the decision in the journal when it is started again: ``not_rewound_past`` says
+which checkpoints still hold, and their data states take the skips of all decisions (see
+``Recovery.begin``).
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ Restored = tuple[TrainState, DataState, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where states come from, and what the data of a spike was.
+    """Functions that restore states and describe the data of a spike.
 
     Attributes:
       restore: step -> (state, its data state, meta of the checkpoint); None gives the initial one.
-      describe: (data state, first position, positions) -> what they hold, for the journal.
+      describe: (data state, first position, number of positions) -> their documents and sources,
+        for the journal.
       blend: the mixtures as configured now.
     """
 
@@ -44,23 +46,23 @@ class Origin:
 
 
 def not_rewound_past(decisions: Sequence[Decision], meta: Mapping[str, Any]) -> bool:
-    """Whether no rewind went back further than this checkpoint after it was made."""
+    """Returns True if no rewind went back further than this checkpoint after it was made."""
     known = meta.get("rewinds", 0)
     return all(meta["step"] <= later.to_step for later in decisions[known:])
 
 
 class Recovery:
-    """Where a run begins, and where it goes back to.
+    """Restores a run at its start and at a rewind.
 
     Args:
-      config: of the monitor.
-      checkpointer: of the run.
-      hooks: whose state a checkpoint carries.
-      journal: of the run, with the rewinds so far.
+      config: thresholds and remedies.
+      checkpointer: checkpoints of the run.
+      hooks: hooks, whose state a checkpoint carries.
+      journal: journal of the run, with the rewinds so far.
       origin: restores states and describes data.
 
     Attributes:
-      guard: the one among the hooks.
+      guard: the ``Guard`` among the hooks.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Recovery:
         self._history = mixture_history(journal.earlier)
 
     def begin(self) -> Start:
-        """Restores the newest checkpoint of a schedule that still holds, or begins."""
+        """Restores the newest checkpoint that no rewind gave up, or begins from scratch."""
         start = time.perf_counter()
         step = self._newest(None)
         # What is newer is damaged, half-written or of a stretch that was given up.
@@ -115,7 +117,7 @@ class Recovery:
         """Decides, writes it down, and takes the run back.
 
         Raises:
-          SpikeError: if the limits on rewinds are reached.
+          SpikeError: the limits on rewinds are reached.
         """
         self._allow(trainer, spike)
         start = time.perf_counter()
@@ -140,9 +142,9 @@ class Recovery:
         )
         behind, last = self.guard.position_before(spike.detected)
         span = onset, behind + last - onset
-        seen = self._origin.describe(data, *span) if trainer.primary else {}
+        described = self._origin.describe(data, *span) if trainer.primary else {}
         verdict = dict(onset=spike.onset, kind=spike.kind, reason=spike.reason)
-        trainer.report("spike", spike.detected, **verdict, **seen)
+        trainer.report("spike", spike.detected, **verdict, **described)
         self._journal.decide(spike.detected, decision)
         if trainer.primary:
             print(_summary(decision, self.config), file=sys.stderr)
@@ -179,12 +181,12 @@ class Recovery:
 
 
 def before(history: History, start: int) -> History:
-    """The part of a mixture's history that a change at stream position ``start`` leaves."""
+    """Returns the part of a mixture's history that a change at stream position ``start`` leaves."""
     return tuple(entry for entry in history if entry[0] < start)
 
 
 def added_entries(old: History, new: History) -> History:
-    """The entries that make ``new`` of ``old``, each written after ``before`` it."""
+    """Returns the entries that turn ``old`` into ``new``, each added to what ``before`` leaves."""
     same = 0
     while same < min(len(old), len(new)) and old[same] == new[same]:
         same += 1
@@ -192,10 +194,10 @@ def added_entries(old: History, new: History) -> History:
 
 
 def mixture_history(lines: Sequence[Mapping[str, Any]]) -> History:
-    """What a journal says of the mixture: (stream position, weights) of each change.
+    """Reads the history of the mixture from a journal: (stream position, weights) of each change.
 
     Raises:
-      DataError: if an entry cannot be read.
+      DataError: an entry cannot be read.
     """
     history: History = ()
     for line in lines:

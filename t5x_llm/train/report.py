@@ -1,31 +1,32 @@
-"""report.html: a run on one page that needs no network, made from its directory alone."""
+"""Report of a run: one page that needs no network, made from the run directory alone."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+
+from etils import epath
 
 from t5x_llm.core import page
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.page import escape as _e
 from t5x_llm.core.paths import as_path, write_atomic
-from t5x_llm.train.goodput import PARTS, STARVED, duration, goodput, starved
+from t5x_llm.train.goodput import CATEGORIES, STARVED, duration, goodput, starved
 from t5x_llm.train.journal import JOURNAL, Decision, decisions, read_journal
 from t5x_llm.train.jsonl import Line, read_lines
 from t5x_llm.train.plots import (
-    courses,
     loss_curves,
     loss_png,
     loss_svg,
     lost_curves,
     small_svgs,
+    split_at_rewinds,
 )
-from t5x_llm.train.story import entries, summary
+from t5x_llm.train.summary import event_counts, summary_lines
 
-# By the names of ``PARTS``.
-_TIMES = {
+# Colours of ``CATEGORIES``.
+_COLOURS = {
     "productive": "#2fa36b",
     "startup": "#8c8c2f",
     "compile": "#3b82d6",
@@ -44,14 +45,14 @@ _MANY = 20  # events shown without being unfolded
 def write_report(directory: str | os.PathLike[str]) -> str:
     """Writes ``report.html`` and ``loss.png`` of a run, from the files in its directory.
 
-    Read are ``metrics.jsonl``, and if there, ``journal.jsonl``, ``operative_config.gin`` and
+    It reads ``metrics.jsonl``, and where they exist ``journal.jsonl``, ``operative_config.gin`` and
     ``samples.txt``.
 
     Returns:
       The path of the page.
 
     Raises:
-      DataError: if the directory holds no metrics.
+      DataError: the directory holds no metrics.
     """
     run = as_path(directory)
     lines = read_lines(run / "metrics.jsonl")
@@ -66,13 +67,13 @@ def write_report(directory: str | os.PathLike[str]) -> str:
     return os.fspath(target)
 
 
-def _read(run: Any, name: str) -> str:
+def _read(run: epath.Path, name: str) -> str:
     file = run / name
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
-def _samples(run: Any, most: int = 20_000) -> str:
-    """The samples; of many the newest."""
+def _samples(run: epath.Path, most: int = 20_000) -> str:
+    """Reads the samples; of many the newest."""
     text = _read(run, "samples.txt")
     return text if len(text) <= most else "[earlier samples left out]\n" + text[-most:]
 
@@ -91,16 +92,16 @@ def render(
     samples: str = "",
     journal: Sequence[Line] = (),
 ) -> str:
-    """The page as HTML.
+    """Renders the page as HTML.
 
     Args:
-      name: of the run.
-      lines: of ``metrics.jsonl``.
+      name: name of the run.
+      lines: lines of ``metrics.jsonl``.
       config: the operative config.
       samples: generated text.
-      journal: of ``journal.jsonl``.
+      journal: lines of ``journal.jsonl``.
     """
-    every, (lines, _) = lines, courses(lines)
+    every, (lines, _) = lines, split_at_rewinds(lines)
     rewinds = _rewinds(journal)
     train = [line for line in lines if line["kind"] == "train"]
     evals = [line for line in lines if line["kind"] == "eval"]
@@ -112,7 +113,7 @@ def render(
         "<h2>Loss</h2>",
         f"<figure>{loss_svg(every, rewinds)}{_legend(every, rewinds)}</figure>",
         _recovery(journal),
-        "<h2>Course</h2>",
+        "<h2>Curves</h2>",
         f"<div class=small>{''.join(_figure(c, svg) for c, svg in small_svgs(every))}</div>",
         _speed(start, train),
         _evaluation(evals),
@@ -173,38 +174,38 @@ def _legend(lines: Sequence[Line], rewinds: Sequence[Decision]) -> str:
     if lost_curves(lines):
         items.append("<span><i class=lost></i>given up by a rewind</span>")
     legend = f"<div class=legend>{''.join(items)}</div>"
-    told = [
+    captions = [
         f"{n}: from step {d.onset:,} back to {d.to_step:,}, examples {d.skip[0]:,} to "
         f"{d.skip[1]:,} of the data left out"
         for n, d in enumerate(rewinds, 1)
     ]
-    if told:
-        legend += f"<figcaption>Rewinds. {_e('; '.join(told))}.</figcaption>"
+    if captions:
+        legend += f"<figcaption>Rewinds. {_e('; '.join(captions))}.</figcaption>"
     return legend
 
 
 def _recovery(journal: Sequence[Line]) -> str:
-    """Where the time went, as a bar, and the story."""
+    """Renders the account of time, as a bar, and the events."""
     if not journal:
         return ""
     account = goodput(journal)
     parts = [(k, v) for k, v in account.seconds.items() if v > 0]
     bar = "".join(
-        f"<i style='width:{account.share(k):.3%};background:{_TIMES[k]}'></i>" for k, _ in parts
+        f"<i style='width:{account.share(k):.3%};background:{_COLOURS[k]}'></i>" for k, _ in parts
     )
     legend = "".join(
-        f"<span><i class=box style='background:{_TIMES[k]}'></i>{_e(PARTS[k].label)} "
+        f"<span><i class=box style='background:{_COLOURS[k]}'></i>{_e(CATEGORIES[k].label)} "
         f"{account.share(k):.1%} ({_e(duration(v))})</span>"
         for k, v in parts
     )
-    head = f"{summary(journal)}."
+    head = f"{event_counts(journal)}."
     if account.total > 0:
         head = f"Goodput {account.share('productive'):.1%} of {duration(account.total)}: {head}"
-    told = entries(journal)
-    rows = [[_e(t.time), f"{t.step:,}", _e(t.text)] for t in told]
+    events = summary_lines(journal)
+    rows = [[_e(event.time), f"{event.step:,}", _e(event.text)] for event in events]
     table = f"<div class=events>{page.table(('time (UTC)', 'step', 'event'), rows)}</div>"
-    if len(told) > _MANY:
-        table = f"<details><summary>{len(told)} events</summary>{table}</details>"
+    if len(events) > _MANY:
+        table = f"<details><summary>{len(events)} events</summary>{table}</details>"
     return (
         f"<h2>Recovery and time</h2><p class=soft>{_e(head)}</p>"
         f"<div class=stack role=img aria-label='where the time went'>{bar}</div>"
@@ -258,24 +259,24 @@ def _evaluation(evals: Sequence[Line]) -> str:
 
 
 def _mixture(start: Line, train: Sequence[Line]) -> str:
-    eaten: dict[str, float] = train[-1].get("tokens_by_source", {})
-    total = sum(eaten.values())
+    consumed: dict[str, float] = train[-1].get("tokens_by_source", {})
+    total = sum(consumed.values())
     if not total:
         return ""
     planned: dict[str, float] = start.get("mixture") or {}
     scale = sum(planned.values()) or 1.0
     rows = []
-    for name, tokens in eaten.items():
+    for name, tokens in consumed.items():
         share = tokens / total
         plan = f"{planned[name] / scale:.2%}" if name in planned else ""
         bar = f"<div class=bar><i style='width:{share:.2%}'></i></div>"
         rows.append([_e(name), bar, f"{share:.2%}", plan, f"{tokens:,.0f}"])
-    head = ("source", "", "of tokens eaten", "of rows planned", "tokens eaten")
+    head = ("source", "", "of tokens consumed", "of rows planned", "tokens consumed")
     return "<h2>Mixture</h2>" + page.table(head, rows)
 
 
 def _texts(samples: str) -> str:
-    """The newest section (``=== step N ===``) open, earlier ones folded."""
+    """Renders the newest section (``=== step N ===``) open, earlier ones folded."""
     sections = [part for part in re.split(r"^(?==== )", samples, flags=re.M) if part.strip()]
     newest, earlier = sections[-1], sections[:-1]
     body = f"<h2>Samples</h2><pre class=text>{_e(newest.strip())}</pre>"

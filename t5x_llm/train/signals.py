@@ -1,4 +1,4 @@
-"""How a process hears that it must stop, and how it leaves when others are gone."""
+"""Signals to a process that it must stop, and its exit when other processes are gone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -29,26 +30,26 @@ _LOST = re.compile(
 LINGER = 2.0
 # Seconds for what is written at the end: what is stuck may be the disk.
 FINAL_WRITE_SECONDS = 10.0
-# Raised by all processes at the same step; they leave together, by the front door.
+# Raised by all processes at the same step; they end together, by the ordinary way.
 _AGREED = (Preempted, SpikeError)
 _ENDING = threading.Lock()
 
 
 class Preemption:
-    """Hears SIGTERM while it is open. A context manager, for the main thread.
+    """Receives SIGTERM while it is open; a context manager, for the main thread.
 
-    The first SIGTERM sets ``requested``; the run saves and leaves by itself. The second one, or
+    The first SIGTERM sets ``requested``; the run saves and ends by itself. The second one, or
     ``grace_seconds`` after the first, ends the process at once with status 75: a platform that
     takes its machine back kills soon. Python runs handlers in the main thread between two of its
     own instructions, and that thread may be deep in a collective, so a thread listens for both.
 
-    Call it after ``parallel.initialize()``. Outside the main thread it hears nothing.
+    Call it after ``parallel.initialize()``. Outside the main thread it receives nothing.
 
     Args:
-      grace_seconds: from the first SIGTERM to the end.
+      grace_seconds: time from the first SIGTERM to the end of the process.
 
     Attributes:
-      requested: whether SIGTERM came.
+      requested: True once SIGTERM came.
     """
 
     def __init__(self, grace_seconds: float = 30.0):
@@ -65,7 +66,7 @@ class Preemption:
         threading.Thread(target=self._listen, name="preemption", daemon=True).start()
 
     def close(self) -> None:
-        """Gives SIGTERM back; a grace that has begun goes on."""
+        """Restores the handler of SIGTERM; a grace period that has started goes on."""
         if not self._open:
             return
         self._open = False
@@ -76,10 +77,10 @@ class Preemption:
     def __enter__(self) -> Preemption:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
     def _listen(self) -> None:
@@ -107,11 +108,11 @@ class Preemption:
 
 
 def peer_error(error: BaseException) -> PeerLost | None:
-    """What ``error`` means in a run of several processes: a PeerLost, or None if nothing of that.
+    """Returns a PeerLost if ``error`` means that another process is gone, else None.
 
     Args:
-      error: what was raised; the errors that caused it are looked at too, since a checkpoint that
-        waits for a lost process fails as well.
+      error: the error that was raised; its causes are looked at too, since a checkpoint that waits
+        for a lost process fails as well.
     """
     if not jax.distributed.is_initialized():
         return None
@@ -149,17 +150,17 @@ def leave(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def exit_together(report: Callable[[BaseException], Any] | None = None) -> Iterator[None]:
-    """The body of a run of several processes: what ends one of them ends all at once.
+    """Ends all processes of a run at once when one of them ends within the body.
 
     An error of one process alone must not make it wait, in a save or at JAX's exit barrier, for
-    the others, who wait for it in a collective: its message is printed and it leaves with the
-    error's status. When another process is gone, this one leaves with 76, wherever it is. On one
+    the others, who wait for it in a collective: its message is printed and it exits with the
+    error's status. When another process is gone, this one exits with 76, wherever it is. On one
     process, and for errors that all processes raise at the same step, errors pass through.
 
     All processes enter it together, once they have their devices.
 
     Args:
-      report: called with the error before leaving; not waited for longer than
+      report: called with the error before the exit; not waited for longer than
         ``FINAL_WRITE_SECONDS`` seconds.
     """
     if not jax.distributed.is_initialized():

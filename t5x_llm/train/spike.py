@@ -1,4 +1,4 @@
-"""Is the run healthy? From loss and gradient norm to a verdict.
+"""Monitor of a run's health: loss and gradient norm in, a verdict out.
 
 PaLM's authors restarted from about 100 steps before a loss spike and skipped 200 to 500 batches
 (arXiv 2204.02311, section 5.1). The monitor says when, and names the step at which it began.
@@ -29,11 +29,11 @@ RECENT = 5  # steps among which ``patience`` bad ones make a spike
 
 @dataclasses.dataclass(frozen=True)
 class SpikeConfig:
-    """What counts as a spike, and what is done about it.
+    """Thresholds of a loss spike, and the remedies.
 
     Attributes:
-      enabled: whether the run watches itself at all.
-      window: steps that the statistics look back on.
+      enabled: False watches nothing.
+      window: number of steps that the statistics look back on.
       warmup: steps observed before anything but a number that is not finite is bad.
       deviations: a loss, or a gradient norm's logarithm, so many scales above its level is bad.
       min_rise: nats per token; a smaller rise of the loss is never bad.
@@ -45,9 +45,10 @@ class SpikeConfig:
         loss or norm is not finite that holds in any case.
       rewind_steps: back to the newest checkpoint at least so many steps before the onset.
       skip_batches: batches of data skipped, from ``rewind_steps`` before the onset on.
-      max_rewinds: in all.
-      max_rewinds_per_window: with onsets within ``rewind_window`` steps of each other.
-      rewind_window: steps.
+      max_rewinds: limit on all rewinds of the run.
+      max_rewinds_per_window: limit on rewinds with onsets within ``rewind_window`` steps of each
+        other.
+      rewind_window: number of steps.
       easing: learning rate after a rewind as a fraction of the schedule's; 1 leaves it alone.
       easing_steps: steps over which it then returns to the schedule linearly.
     """
@@ -90,13 +91,13 @@ class SpikeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Spike:
-    """The verdict to rewind.
+    """Verdict to rewind.
 
     Attributes:
       onset: the first bad step.
-      detected: the step whose metrics gave it away.
+      detected: the step whose metrics showed it.
       kind: ``loss``, ``gradient``, ``not finite`` or ``drift``.
-      reason: for people.
+      reason: text for people.
     """
 
     onset: int
@@ -107,12 +108,12 @@ class Spike:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What one step showed.
+    """Finding about one step.
 
     Attributes:
       bad: '' for an ordinary step, else ``loss``, ``gradient`` or ``not finite``.
-      reason: for people.
-      spike: the verdict, if it is one.
+      reason: text for people.
+      spike: the verdict to rewind, or None.
     """
 
     bad: str = ""
@@ -134,7 +135,7 @@ class _Series:
 
     @property
     def trend(self) -> float:
-        """How far values lie from the median of those before them, as a rule."""
+        """Median distance of values from the median of those before them."""
         return statistics.median(self.residuals) if self.residuals else 0.0
 
     @property
@@ -151,7 +152,7 @@ class SpikeMonitor:
     """Watches a run, step by step, in order.
 
     Args:
-      config: thresholds.
+      config: the thresholds.
     """
 
     def __init__(self, config: SpikeConfig):
@@ -178,8 +179,8 @@ class SpikeMonitor:
           loss: nats per token.
           grad_norm: before clipping.
           skipped: the step left the parameters as they were.
-          mixture: which part of the mixture's history the data came from: a planned change of
-            weights changes the loss, and statistics begin anew.
+          mixture: number of the part of the mixture's history that the data came from: a planned
+            change of weights changes the loss, and statistics begin anew.
         """
         if mixture != self._mixture:
             self.reset()
@@ -207,7 +208,7 @@ class SpikeMonitor:
         return ("gradient", f"gradient norm {norm:.3g}: update skipped") if skipped else ("", "")
 
     def limit(self) -> float:
-        """The largest ordinary gradient norm; infinite until enough steps were seen."""
+        """Returns the largest ordinary gradient norm; infinite until enough steps were seen."""
         if self._seen < self.config.warmup:
             return math.inf
         rise = max(math.log(self.config.norm_factor), self.config.deviations * self._norm.scale)
@@ -239,7 +240,7 @@ class SpikeMonitor:
         return Spike(onset, step, "drift", reason)
 
     def state(self) -> dict[str, Any]:
-        """JSON that ``restore`` continues from."""
+        """Returns JSON that ``restore`` continues from."""
         return {
             "loss": [list(self._loss.recent), list(self._loss.residuals)],
             "norm": [list(self._norm.recent), list(self._norm.residuals)],

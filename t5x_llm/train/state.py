@@ -1,4 +1,4 @@
-"""What a train step carries: step count, parameters, optimizer state; and where it lies."""
+"""State of a train step: step count, parameters, optimizer state; and its placement."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from t5x_llm.train.task import TrainTask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree; its paths are the checkpoint contract.
+    """State of training, a pytree whose paths are the checkpoint contract.
 
     Attributes:
-      step: updates made so far, int32 scalar.
+      step: number of updates made so far, int32 scalar.
       params: nested dict of master parameters.
-      opt_state: what the optax transformation keeps of the trained ones.
+      opt_state: state of the optax transformation, of the trained parameters alone.
     """
 
     step: Any
@@ -33,11 +33,11 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a step's state and batches lie.
+    """Placement of a step's state and batches on a mesh.
 
     Attributes:
-      mesh: the devices.
-      rules: how logical axes lie on them.
+      mesh: the devices, or their number along each axis.
+      rules: mesh axes of every logical axis.
       state: a NamedSharding for every leaf of the state.
       batch: a NamedSharding for every leaf of a batch.
     """
@@ -49,10 +49,10 @@ class Placement:
 
     @property
     def devices(self) -> Mesh:
-        """The mesh, of devices that are there or described.
+        """Returns the mesh, whose devices are there or described.
 
         Raises:
-          TypeError: it has sizes alone.
+          TypeError: the mesh has sizes alone.
         """
         if not isinstance(self.mesh, Mesh):
             raise TypeError("a mesh of sizes alone has no devices")
@@ -65,7 +65,14 @@ def place(
     mesh: Mesh | AbstractMesh,
     rules: Rules,
 ) -> Placement:
-    """Resolves where everything lies: moments as the rules for optimizer state say."""
+    """Resolves the shardings of state and batches, by the rules of each.
+
+    Args:
+      task: the task, which has the shapes and logical axes of parameters and batches.
+      tx: the optimizer of the trained part.
+      mesh: the devices, or their number along each axis.
+      rules: mesh axes of every logical axis.
+    """
     whole = replicated(mesh)
     params, axes = task.abstract_params(), task.logical_axes()
     placed, moments = (
@@ -84,21 +91,21 @@ def place(
 
 
 def abstract_state(task: TrainTask, tx: optax.GradientTransformation) -> TrainState:
-    """The state's shapes and dtypes as ``jax.ShapeDtypeStruct``; computes nothing."""
+    """Returns the state's shapes and dtypes as ``jax.ShapeDtypeStruct``; computes nothing."""
     params = task.abstract_params()
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(step, params, jax.eval_shape(tx.init, task.trained_part(params)))
 
 
 def on_device(opt_state: Any, rules: Rules) -> Any:
-    """Optimizer state where a step can compute with it."""
+    """Copies optimizer state from host memory to the devices, where the rules keep it there."""
     if not rules.optimizer_on_host:
         return opt_state
     return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device), opt_state)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """The abstract tree with a sharding on every leaf, which is what a restore asks for."""
+    """Returns the abstract tree with a sharding on every leaf, as a restore asks for it."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
@@ -131,7 +138,9 @@ def state_from_params(
     shardings = placement.state
     params = jax.tree.map(
         lambda x, a, s: jax.device_put(jnp.asarray(x, a.dtype), s),
-        *(params, task.abstract_params(), shardings.params),
+        params,
+        task.abstract_params(),
+        shardings.params,
     )
     return TrainState(
         jax.device_put(jnp.zeros((), jnp.int32), shardings.step),

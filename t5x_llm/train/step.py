@@ -1,4 +1,4 @@
-"""The train step: accumulate gradients over microbatches, then apply them once."""
+"""Train step: accumulates gradients over microbatches, then applies them once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 
 from t5x_llm.models.model import Training
 from t5x_llm.parallel import param_shardings, replicated, use
@@ -20,7 +21,7 @@ from t5x_llm.train.task import Sums, TrainTask, check_sums
 Metrics = dict[str, jax.Array]
 StepFunction = Callable[..., tuple[TrainState, Metrics]]
 # (trained parameters, rows, number of the microbatch) -> (scalar to differentiate, sums)
-PartLoss = Callable[[Any, Any, Any], tuple[jax.Array, Sums]]
+PartLoss = Callable[[Any, Any, jax.Array | int], tuple[jax.Array, Sums]]
 SIGNALS = ("preempted", "save_failed", "give_up")
 # Names of the metrics that are the step's own.
 OWN = ("grad_norm", "learning_rate", "skipped", *SIGNALS)
@@ -29,7 +30,7 @@ OWN = ("grad_norm", "learning_rate", "skipped", *SIGNALS)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What the host tells a step besides its batch; the same on all hosts but for ``signals``.
+    """Inputs of a step from the host besides its batch; equal on all hosts but for ``signals``.
 
     Attributes:
       norm_limit: float32 scalar; a larger gradient norm, or one that is not finite, leaves
@@ -45,14 +46,14 @@ class Control:
 
 
 def control_sharding(mesh: Mesh) -> Control:
-    """Where a ``Control`` lies: one row of signals a device, if there are several processes."""
+    """Returns the shardings of a ``Control``: a row of signals a device, for several processes."""
     whole = replicated(mesh)
     spread = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
     return Control(whole, whole, spread if jax.process_count() > 1 else whole)
 
 
 def signal_rows(mesh: Mesh, signals: Container[str]) -> Any:
-    """``Control.signals`` of this process's ``signals``, as the step takes them."""
+    """Returns ``Control.signals`` of this process's ``signals``, as the step takes them."""
     row = np.array([[name in signals for name in SIGNALS]], np.int32)
     if jax.process_count() == 1:
         return row
@@ -64,19 +65,20 @@ def signal_rows(mesh: Mesh, signals: Container[str]) -> Any:
 
 
 def quiet_control(mesh: Mesh) -> Control:
-    """A ``Control`` that changes nothing."""
+    """Returns a ``Control`` that changes nothing."""
     return Control(np.float32(np.inf), np.float32(1.0), signal_rows(mesh, ()))
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What a step does besides its task.
+    """Options of a step that are not its task's.
 
     Attributes:
       schedule: learning rate by step, for the metrics.
-      microbatches: the batch is processed in so many parts.
-      guarded: the step takes a ``Control`` as well: (state, batch, control) -> (state, metrics).
-      compiler_options: of ``jax.jit``.
+      microbatches: number of parts in which the batch is processed.
+      guarded: True for a step that takes a ``Control`` as well: (state, batch, control) ->
+        (state, metrics).
+      compiler_options: compiler options of ``jax.jit``.
     """
 
     schedule: optax.Schedule
@@ -96,20 +98,20 @@ def split_microbatches(batch: Any, count: int) -> Any:
 
 
 def mean_loss(task: TrainTask, params: Any, batch: Any, training: Training | None) -> PartLoss:
-    """A microbatch's share of the mean loss over ``batch``, as a function of what is trained.
+    """Returns the share of the mean loss that a microbatch has, as a function of the trained part.
 
-    Everything is divided by what the whole batch counts, so that the sum over microbatches does not
-    depend on how many there are (but for rounding).
+    Everything is divided by the count of the whole batch, so that the sum over microbatches does
+    not depend on their number (but for rounding).
 
     Args:
-      task: the loss.
+      task: the task with the loss.
       params: the whole tree, for what is frozen.
       batch: all rows.
-      training: of the step.
+      training: see ``TrainTask.training``.
     """
     total, measures = task.total(batch), task.measures
 
-    def loss(trained: Any, part: Any, index: Any) -> tuple[jax.Array, Sums]:
+    def loss(trained: Any, part: Any, index: jax.Array | int) -> tuple[jax.Array, Sums]:
         context = training and training.at(index)
         value, sums = task.loss(task.merged(trained, params), part, context)
         check_sums(sums, measures, OWN)
@@ -128,25 +130,25 @@ def accumulate(
     """Adds up gradients and sums over the microbatches of a batch.
 
     Args:
-      loss: of ``mean_loss``.
-      trained: what is differentiated.
+      loss: from ``mean_loss``.
+      trained: the parameters that are differentiated.
       batch: all rows.
-      microbatches: how many.
-      constrain: lays gradients out.
+      microbatches: number of parts of the batch.
+      constrain: constrains the shardings of gradients.
 
     Returns:
       (float32 gradients of ``trained``, sums).
     """
 
-    def gradient(trained: Any, part: Any, index: Any = 0) -> tuple[Any, Sums]:
+    def gradient(trained: Any, part: Any, index: jax.Array | int = 0) -> tuple[Any, Sums]:
         grads, sums = jax.grad(loss, has_aux=True)(trained, part, index)
         return constrain(grads), sums
 
     if microbatches == 1:
         return gradient(trained, batch)
 
-    def add(carry: Any, part: tuple[Any, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient(trained, *part)), None
+    def add(total: tuple[Any, Sums], part: tuple[Any, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(trained, *part)), None
 
     parts = split_microbatches(batch, microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
@@ -161,13 +163,13 @@ def make_train_step(
     tx: optax.GradientTransformation,
     placement: Placement,
     options: StepOptions,
-) -> StepFunction:
-    """The jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
+) -> Wrapped:
+    """Makes the jitted step (state, batch) -> (state, metrics); the state's buffers are donated.
 
     Args:
-      task: what is learned.
+      task: the task to learn.
       tx: the optimizer of the trained part; clipping is part of it.
-      placement: where state and batches lie.
+      placement: shardings of state and batches.
       options: see ``StepOptions``.
 
     Returns:
@@ -190,7 +192,9 @@ def make_train_step(
         with use(mesh, rules):
             grads, metrics = accumulate(
                 mean_loss(task, state.params, batch, task.training(state.step)),
-                *(old, batch, options.microbatches),
+                old,
+                batch,
+                options.microbatches,
                 lambda grads: constrain(grads, grad_shardings),
             )
             # A device updates what it has the optimizer's state of.

@@ -1,4 +1,4 @@
-"""What a run learns: a loss, the batch that it reads, and the sums that it reports.
+"""Task of a run: a loss, the batch that it reads, and the sums that it reports.
 
 The step, the loop and its hooks know names and weights of sums, and no loss. Language modelling is
 one task; whatever trains on other batches, or has more roots in its parameter tree than one model,
@@ -20,14 +20,14 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.data.row_objective import RowObjective
 from t5x_llm.models.model import Model, Training
 from t5x_llm.optim import Piecewise
-from t5x_llm.optim.freezing import merge, only
+from t5x_llm.optim.freezing import merge_frozen, select_trained
 
 Sums = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """How the sums of a task become figures.
+    """Rules by which the sums of a task become figures.
 
     A sum is averaged over another one, its weight. Sums that are weights are counts: they are
     reported as totals since the run began.
@@ -44,20 +44,20 @@ class Measures:
 
     @property
     def counts(self) -> frozenset[str]:
-        """The sums that others are averaged over."""
+        """Returns the sums that others are averaged over."""
         return frozenset((self.unit, *self.weights.values()))
 
     def weight(self, name: str) -> str | None:
-        """The count that ``name`` is averaged over; None for a count."""
+        """Returns the count that ``name`` is averaged over; None for a count."""
         return None if name in self.counts else self.weights.get(name, self.unit)
 
     def is_mean(self, name: str) -> bool:
-        """Tells whether the step divides ``name``, as it does scalars that ``unit`` weighs."""
+        """Returns True if the step divides ``name``, as it does scalars that ``unit`` weighs."""
         return self.weight(name) == self.unit and name not in self.labels
 
 
 class TrainTask(abc.ABC):
-    """What a step learns.
+    """Task that a step learns.
 
     Parameters may be a tree of several roots (a policy, a value head, adapters beside a base), each
     with dtypes of its own. What is frozen has no gradient and no optimizer state.
@@ -71,7 +71,7 @@ class TrainTask(abc.ABC):
     @property
     @abc.abstractmethod
     def measures(self) -> Measures:
-        """How the sums of ``loss`` become figures."""
+        """Returns the rules by which the sums of ``loss`` become figures."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Any:
@@ -79,19 +79,19 @@ class TrainTask(abc.ABC):
 
     @abc.abstractmethod
     def abstract_params(self) -> Any:
-        """The tree of ``init`` as ``jax.ShapeDtypeStruct``."""
+        """Returns the tree of ``init`` as ``jax.ShapeDtypeStruct``."""
 
     @abc.abstractmethod
     def logical_axes(self) -> Any:
-        """The tree of ``init`` with each parameter's tuple of logical axis names."""
+        """Returns the tree of ``init`` with each parameter's tuple of logical axis names."""
 
     @abc.abstractmethod
     def abstract_batch(self, rows: int) -> Any:
-        """A batch of so many rows as a tree of ``jax.ShapeDtypeStruct``, rows first."""
+        """Returns a batch of ``rows`` rows as a tree of ``jax.ShapeDtypeStruct``, rows first."""
 
     @abc.abstractmethod
     def total(self, batch: Any) -> jax.Array:
-        """The float32 scalar, at least 1, that the loss of a whole batch is divided by."""
+        """Computes the float32 scalar, at least 1, that the loss of a whole batch is divided by."""
 
     @abc.abstractmethod
     def loss(self, params: Any, batch: Any, training: Training | None) -> tuple[jax.Array, Sums]:
@@ -103,43 +103,43 @@ class TrainTask(abc.ABC):
           training: from ``training``, with the key of the microbatch.
 
         Returns:
-          (float32 scalar to differentiate, sums by name). There is one called ``loss``, the one
-          that spikes are told by, and one called as ``measures.unit``.
+          (float32 scalar to differentiate, sums by name). One is called ``loss``, by which spikes
+          are detected, and one is called as ``measures.unit``.
         """
 
     def batch_axes(self) -> Any:
-        """The tree of ``abstract_batch`` with each array's tuple of logical axis names."""
+        """Returns the tree of ``abstract_batch`` with each array's tuple of logical axis names."""
         return jax.tree.map(
             lambda x: ("batch", "length", *[None] * x.ndim)[: x.ndim], self.abstract_batch(1)
         )
 
     def training(self, step: jax.Array) -> Training | None:
-        """What the loss of step ``step`` (int32 scalar) knows besides its batch."""
+        """Returns the inputs of the loss of step ``step`` (int32 scalar) besides its batch."""
         return None
 
     def trained_part(self, tree: Any) -> Any:
-        """The trained part of a tree like the parameters, with None for what is frozen."""
-        return tree if self.trained is None else only(self.trained, tree)
+        """Returns the trained part of a tree like the parameters, with None for what is frozen."""
+        return tree if self.trained is None else select_trained(self.trained, tree)
 
     def merged(self, trained: Any, params: Any) -> Any:
-        """The whole tree of a trained part, and of ``params`` for the rest."""
-        return trained if self.trained is None else merge(trained, params)
+        """Returns the whole tree of a trained part, and of ``params`` for the rest."""
+        return trained if self.trained is None else merge_frozen(trained, params)
 
 
 @dataclasses.dataclass(frozen=True)
 class LmTask(TrainTask):
-    """Prediction of tokens: the next one, or those that ``objective`` took out.
+    """Task of predicting tokens: the next one, or those that ``objective`` took out.
 
     Attributes:
       model: the model.
       length: ``Loop.sequence_length``.
       sources: names, as ``Batch.source`` indexes them.
-      objective: what rows are made into: span corruption, prefix LM, UL2, blank filling, masked LM;
-        None for next-token prediction.
+      objective: objective that rows are made for: span corruption, prefix LM, UL2, blank filling,
+        masked LM; None for next-token prediction.
       z_loss: weight of mean log(Z)^2 (PaLM, arXiv 2204.02311, section 5).
       embed_gradient: the share of the gradient that reaches the embedding table by way of the
         input, by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
-      seed: of the noise that the model's config may ask for while training.
+      seed: seed of the noise that the model's config may ask for while training.
       trained: see ``TrainTask``.
     """
 
@@ -154,7 +154,7 @@ class LmTask(TrainTask):
 
     @property
     def measures(self) -> Measures:
-        """Means over predicted tokens, and the loss of each source over its own."""
+        """Returns means over predicted tokens, and the loss of each source over its own."""
         by_source = ("loss_by_source", "tokens_by_source")
         return Measures(
             "tokens", {by_source[0]: by_source[1]}, dict.fromkeys(by_source, self.sources)
@@ -165,15 +165,15 @@ class LmTask(TrainTask):
         return self.model.init(key)
 
     def abstract_params(self) -> Any:
-        """The model's parameters as ``jax.ShapeDtypeStruct``."""
+        """Returns the model's parameters as ``jax.ShapeDtypeStruct``."""
         return self.model.abstract_params()
 
     def logical_axes(self) -> Any:
-        """The model's logical axis names."""
+        """Returns the model's logical axis names."""
         return self.model.logical_axes()
 
     def abstract_batch(self, rows: int) -> Batch:
-        """A ``Batch`` of so many rows, with ``extra`` as the objective has it."""
+        """Returns a ``Batch`` of ``rows`` rows, with ``extra`` as the objective has it."""
         if self.objective is not None:
             return self.objective.abstract_batch(rows)
         ids = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
@@ -181,7 +181,7 @@ class LmTask(TrainTask):
         return Batch(ids, ids, ids, ids, mask, jax.ShapeDtypeStruct((rows,), jnp.int32))
 
     def training(self, step: jax.Array) -> Training | None:
-        """A key for noise, and the share of the embedding's gradient, where either is asked for."""
+        """Returns a key for noise and the embedding's share of gradient; None if both are off."""
         schedule = None if self.embed_gradient is None else self.embed_gradient.build()
         if schedule is None and getattr(self.model.config, "neftune", None) is None:
             return None
@@ -196,8 +196,8 @@ class LmTask(TrainTask):
         """Computes the negative log likelihood with its z-loss and the layers' auxiliary losses.
 
         Returns:
-          (float32 scalar, sums: loss in nats, z_loss, tokens (predicted), what layers tell of
-          themselves times the tokens, and loss_by_source and tokens_by_source, each [sources]).
+          (float32 scalar, sums: loss in nats, z_loss, tokens (predicted), the layers' own
+          measures times the tokens, and loss_by_source and tokens_by_source, each [sources]).
         """
         value, aux = self.model.loss(params, batch, self.z_loss, training)
         nll = jnp.sum(aux.pop("nll"), axis=-1)

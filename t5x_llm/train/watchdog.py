@@ -1,4 +1,4 @@
-"""A run that stands still says where, and ends, so that it can be started again."""
+"""Ends a run that stands still, with the stacks of its threads, so that it can be restarted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from t5x_llm.train.signals import FINAL_WRITE_SECONDS, say, within
 
 @dataclasses.dataclass(frozen=True)
 class LifeConfig:
-    """How a process ends when it must.
+    """Limits on the time for a step, and for the end of the process.
 
     Attributes:
       watchdog_minutes: without any sign of progress for so long, the stacks of all threads are
@@ -43,11 +43,11 @@ class Watchdog:
     """Ends the process with status 77 when ``heartbeat`` was not called for ``minutes``.
 
     It writes the stacks of all threads to standard error and to ``stacks-<process>.txt``, calls
-    ``on_stuck``, and leaves without waiting for anything. A context manager.
+    ``on_stuck``, and ends the process without waiting for anything. It is a context manager.
 
     Args:
-      minutes: of patience; 0 switches it off.
-      directory: of the run; local or ``gs://``.
+      minutes: longest time without a heartbeat; 0 switches the watchdog off.
+      directory: the run directory, local or ``gs://``.
       on_stuck: called with the reason, in a thread that is not waited for longer than
         ``FINAL_WRITE_SECONDS`` seconds.
     """
@@ -67,10 +67,11 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def heartbeat(self, phase: str = "step") -> None:
-        """Says that the run goes on; cheap, from any thread.
+        """Records that the run makes progress; cheap, and callable from any thread.
 
         Args:
-          phase: what begins now, such as ``step``, ``save`` or ``evaluation``; the report names it.
+          phase: the phase that begins now, such as ``step``, ``save`` or ``evaluation``; the report
+            names it.
         """
         self._last = (time.monotonic(), phase)
 
@@ -82,7 +83,7 @@ class Watchdog:
         self.heartbeat("start")
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _watch(self) -> None:
@@ -93,14 +94,14 @@ class Watchdog:
                 return
 
     def _end(self, reason: str) -> None:
-        told = f"{Stuck.__name__}: {reason}. Stacks of all threads:"
-        say(told)
+        title = f"{Stuck.__name__}: {reason}. Stacks of all threads:"
+        say(title)
         faulthandler.dump_traceback(2, all_threads=True)
         say(f"Leaving with status {Stuck.exit_code}; the stacks are in {self._file}.")
 
         def write() -> None:
             with contextlib.suppress(OSError):
-                write_atomic(self._file, f"{told}\n{stacks()}")
+                write_atomic(self._file, f"{title}\n{stacks()}")
             if self._on_stuck is not None:
                 self._on_stuck(reason)
 
@@ -109,7 +110,7 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """The Python stacks of all threads, innermost call first."""
+    """Returns the Python stacks of all threads, innermost call first."""
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

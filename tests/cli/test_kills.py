@@ -64,7 +64,7 @@ def same(a, b, step):
 
 
 def test_three_kills_change_nothing(trained, tmp_path):
-    """In the building of the store, then in two saves; the last start finishes what is left."""
+    """Kills fall in the building of the store and in two saves; the last start finishes."""
     directory, _ = trained
     tiny.corpus(tmp_path)
     steps = "--gin.Loop.steps=8"

@@ -9,6 +9,8 @@ A comment above a fenced block says what the test does other than run it:
   <!-- test: targets -->            checks that the Makefile has what it names
   <!-- test: write FILE -->         writes the block to FILE
   <!-- test: write FILE from X -->  copies X to FILE (the block that follows is not touched)
+
+The Python blocks of a document are one program, which runs where the last of them stands.
 """
 
 import os
@@ -29,6 +31,7 @@ TUTORIALS = (
     "docs/blending.md",
     "docs/precision.md",
     "docs/planner.md",
+    "docs/api.md",
 )
 SCALE = ("docs/parallelism.md", "docs/pipeline.md", "docs/plan.md")
 RUN = ("README.md", *TUTORIALS, "docs/benchmarks.md", "CONTRIBUTING.md")
@@ -90,6 +93,17 @@ def cheap(command):
     return command
 
 
+def cheap_program(text):
+    """Python with few steps of training."""
+    return re.sub(r'("Loop.steps": )\d+', r"\g<1>3", text)
+
+
+def run(directory, env, argv):
+    """Runs one command, which must end well."""
+    done = subprocess.run(argv, cwd=directory, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{argv[-1]}\n{done.stdout}\n{done.stderr}"
+
+
 def commands(body):
     """The commands of a block: a line each, continued by a backslash."""
     return [c for c in body.replace("\\\n", " ").splitlines() if c.strip()]
@@ -107,7 +121,10 @@ def test_commands(name, tmp_path):
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-tests"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
-    for markers, language, body in blocks(name):
+    found = list(blocks(name))
+    programs = [body for markers, language, body in found if language == "python"]
+    last = max((i for i, block in enumerate(found) if block[1] == "python"), default=None)
+    for i, (markers, language, body) in enumerate(found):
         for marker in markers:
             verb, _, rest = marker.partition(" ")
             if verb == "write":
@@ -121,6 +138,9 @@ def test_commands(name, tmp_path):
                     path.write_text(body, encoding="utf-8")
         verbs = {marker.partition(" ")[0]: marker.partition(" ")[2] for marker in markers}
         assert verbs.keys() <= {"skip", "instead", "plan", "targets", "write"}, markers
+        if i == last:
+            assert "skip" not in verbs
+            run(tmp_path, env, [sys.executable, "-c", cheap_program("\n".join(programs))])
         if language != "bash" or "skip" in verbs:
             continue
         lines = [verbs["instead"]] if "instead" in verbs else commands(body)
@@ -130,17 +150,13 @@ def test_commands(name, tmp_path):
                 assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
                 continue
             assert "plan" not in verbs or "--dry_run" in line
-            done = subprocess.run(
-                cheap(line), shell=True, cwd=tmp_path, env=env, capture_output=True, text=True,
-                timeout=300,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+            run(tmp_path, env, ["bash", "-c", cheap(line)])
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
 def test_translations_give_the_same_commands(name):
     def code(name):
-        kept = (block for block in blocks(name) if block[1] in ("bash", "gin"))
+        kept = (block for block in blocks(name) if block[1] in ("bash", "gin", "python"))
         return [(markers, language, body) for markers, language, body in kept]
 
     assert code(name) == code(TRANSLATED[name])

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.optim import DEFAULTS, Optimizer, Schedule, decay_mask, decay_summary
 from t5x_llm.optim import opt_state_shardings as state_shardings
-from t5x_llm.optim.freezing import only
+from t5x_llm.optim.freezing import select_trained
 from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings, replicated
 
 CONSTANT = Schedule("constant", peak=1e-2, warmup_steps=0)
@@ -184,9 +184,9 @@ def test_what_is_frozen_has_neither_update_nor_state(name):
     frozen = Optimizer(name, CONSTANT, trained=("embed", "stack.*"))
     kept = ("embed", "stack")
     part = [{k: each[k] for k in kept} for each in (params, grads, axes)]
-    axes = only(frozen.trained_mask(params), axes)
+    axes = select_trained(frozen.trained_mask(params), axes)
     tx, tx_alone = frozen.build(10, axes), alone.build(10, part[2])
-    params, grads = (only(frozen.trained_mask(x), x) for x in (params, grads))
+    params, grads = (select_trained(frozen.trained_mask(x), x) for x in (params, grads))
     state, state_alone = tx.init(params), tx_alone.init(part[0])
     for _ in range(2):
         updates, state = tx.update(grads, state, params)

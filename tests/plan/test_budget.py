@@ -1,9 +1,8 @@
 """Budgets against the tables of the papers they come from."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import pytest
 
 from t5x_llm.core.errors import ConfigError
@@ -70,8 +69,7 @@ def test_impossible_amounts():
 
 
 def command(*words):
-    argv = [sys.executable, "-m", "t5x_llm.cli.main", "budget", *words]
-    return subprocess.run(argv, capture_output=True, text=True)
+    return commands.run("budget", *words)
 
 
 def test_the_command():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import commands
 import pytest
 
 RECIPE = ["--gin_file=configs/recipes/quickstart.gin", "--gin.Loop.batch_size=32"]
@@ -19,7 +20,7 @@ def plan(*words):
 
 
 def test_a_slice_that_is_none():
-    done = plan("--slice=v5p-7")
+    done = commands.run("plan", *RECIPE, "--slice=v5p-7")
     assert done.returncode == 2 and "--slice = 'v5p-7'" in done.stderr
 
 

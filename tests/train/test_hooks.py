@@ -108,10 +108,10 @@ def test_what_a_rewind_gave_up_stays_in_the_record(tmp_path):
     ]
     assert seen() == whole
     assert read_lines(path)[-1]["tokens"] == 400, "not those given up"
-    # A process that resumes at step 2 writes step 4 again, and leaves the earlier course alone.
+    # A process that resumes at step 2 writes step 4 again, and leaves earlier lines alone.
     JsonLines(path).open(2, 1)
     assert seen() == whole[:-1]
-    # One that is killed between the decision and the restore writes nothing of the new course.
+    # One that is killed between the decision and the restore writes nothing after it.
     JsonLines(path).open(0, 2)
     assert seen() == whole[:-1]
 
@@ -157,7 +157,7 @@ def scalars(directory):
     return found
 
 
-def test_tensorboard_shows_the_course_that_counts(tmp_path):
+def test_tensorboard_shows_what_counts(tmp_path):
     writer = TensorBoard(tmp_path)
     writer.open(0)
     for step in range(1, 7):
@@ -327,13 +327,13 @@ def test_the_journal_of_a_run(tmp_path):
     config = Loop(steps=4, batch_size=8, sequence_length=16)
     run = go(tmp_path, config, hooks=[Journaling(journal, every=0.0)], every=2)
     lines = read_journal(tmp_path / "journal.jsonl")
-    told = [line for line in lines if line["event"] in ("start", "alive", "end")]
-    assert [(x["event"], x["step"]) for x in told] == [
+    written = [line for line in lines if line["event"] in ("start", "alive", "end")]
+    assert [(x["event"], x["step"]) for x in written] == [
         *(("start", 0), ("alive", 1), ("alive", 2), ("alive", 3), ("alive", 4), ("end", 4))
     ]
-    assert told[0]["resumed"] is False and told[0]["steps"] == 4
-    assert told[-1]["status"] == "finished" and told[-1]["position"] == 32
-    totals = [accounts(line) for line in told]
+    assert written[0]["resumed"] is False and written[0]["steps"] == 4
+    assert written[-1]["status"] == "finished" and written[-1]["position"] == 32
+    totals = [accounts(line) for line in written]
     assert all(a["total"] <= b["total"] for a, b in itertools.pairwise(totals))
     assert totals[-1]["compile"] == pytest.approx(run.seconds["compile"], abs=1e-3)
     spent = goodput(lines)

@@ -189,14 +189,14 @@ def test_one_process_watches_nothing():
 
 @pytest.fixture
 def pair(monkeypatch):
-    """Both sides in this process; what was sent round comes from ``_told``."""
+    """Both sides in this process; what was sent round comes from ``_shared_address``."""
     from t5x_llm.train import peers
 
     listener = peers._listen()
     port, token = listener.getsockname()[1], b"12345678"
     lost = []
     monkeypatch.setattr(peers.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(peers, "_told", lambda _: ("localhost", port, token))
+    monkeypatch.setattr(peers, "_shared_address", lambda _: ("localhost", port, token))
     monkeypatch.setattr(peers, "_listen", lambda: listener)
 
     def make(index):

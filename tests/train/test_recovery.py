@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from course import SPIKE, B, Rows, equal, go
+from guarded_run import SPIKE, B, Rows, equal, go
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,38 +43,38 @@ def rewinds_of_checkpoint(directory, step):
     return json.loads(meta.read_text())["rewinds"]
 
 
-def events(course, name):
-    return [line for line in course.told if line["event"] == name]
+def events(outcome, name):
+    return [line for line in outcome.journal if line["event"] == name]
 
 
 def test_poison_is_found_left_out_and_written_down(healed, unwatched):
-    directory, course = healed
-    (rewind,), (spike,) = events(course, "rewind"), events(course, "spike")
+    directory, outcome = healed
+    (rewind,), (spike,) = events(outcome, "rewind"), events(outcome, "spike")
     assert rewind["onset"] == ONSET and rewind["detected"] < ONSET + 5
     # The newest checkpoint at least 8 steps before; the data from 8 steps before on.
     assert rewind["to_step"] == 60
     first = B * (ONSET - SPIKE.rewind_steps)
     assert rewind["skip"] == [first, first + B * SPIKE.skip_batches]
     assert spike["documents"] == [B * (ONSET - 1), B * (rewind["detected"] - ONSET + 1)]
-    assert course.run.step == STEPS and course.run.data.position == STEPS * B
-    # Step 70 was saved on the course given up, and again on the one that stays.
+    assert outcome.run.step == STEPS and outcome.run.data.position == STEPS * B
+    # Step 70 was saved on the steps given up, and again afterwards.
     assert rewinds_of_checkpoint(directory, 70) == 1
-    assert course.held_out < unwatched.held_out - 0.1
+    assert outcome.held_out < unwatched.held_out - 0.1
 
 
 def test_a_rewound_run_is_to_the_bit_the_run_given_the_skips_from_the_start(healed, tmp_path):
-    _, course = healed
-    given = go(tmp_path, STEPS, stream=poisoned(), skips=course.run.data.skips)
+    _, outcome = healed
+    given = go(tmp_path, STEPS, stream=poisoned(), skips=outcome.run.data.skips)
     assert not events(given, "spike")
-    assert equal(course.run.state, given.run.state)
+    assert equal(outcome.run.state, given.run.state)
 
 
 def test_killed_between_decision_and_restore_it_obeys_the_decision(healed, tmp_path):
-    directory, course = healed
+    directory, outcome = healed
     for name in ("checkpoints", "journal.jsonl"):
         copy = shutil.copytree if (directory / name).is_dir() else shutil.copy
         copy(directory / name, tmp_path / name)
-    # As if killed then: the journal ends with the rewind, checkpoints of the course given up stay.
+    # As if killed then: the journal ends with the rewind, checkpoints given up stay.
     lines = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
     cut = next(i for i, line in enumerate(lines) if '"rewind"' in line and '"onset"' in line)
     (tmp_path / "journal.jsonl").write_text("".join(lines[: cut + 1]))
@@ -87,30 +87,30 @@ def test_killed_between_decision_and_restore_it_obeys_the_decision(healed, tmp_p
     assert abandoned.run.rewinds == 0
     again = go(tmp_path, STEPS, stream=poisoned())
     assert events(again, "start")[-1]["step"] == 60
-    assert equal(again.run.state, course.run.state)
+    assert equal(again.run.state, outcome.run.state)
 
 
 @pytest.mark.extended
-def test_killed_before_it_began_anew_it_saves_over_the_course_given_up(tmp_path):
+def test_killed_before_it_began_anew_it_saves_over_the_checkpoints_given_up(tmp_path):
     """The only checkpoint is younger than the decision allows: none of it may stay."""
-    course = go(tmp_path, 90, stream=poisoned(), every=70)
-    assert events(course, "rewind")[0]["to_step"] == 0
+    outcome = go(tmp_path, 90, stream=poisoned(), every=70)
+    assert events(outcome, "rewind")[0]["to_step"] == 0
     lines = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
     cut = next(i for i, line in enumerate(lines) if '"rewind"' in line and '"onset"' in line)
     again = tmp_path / "again"
     go(again, 70, stream=poisoned(), every=70)  # its checkpoint knows of no rewind
     (again / "journal.jsonl").write_text("".join(lines[: cut + 1]))
     finished = go(again, 90, stream=poisoned(), every=70)
-    assert equal(finished.run.state, course.run.state)
+    assert equal(finished.run.state, outcome.run.state)
     assert rewinds_of_checkpoint(again, 70) == 1
 
 
 @pytest.mark.extended
 def test_without_a_checkpoint_before_the_spike_it_begins_anew(tmp_path):
-    course = go(tmp_path, 90, stream=poisoned(), every=0)
-    assert events(course, "rewind")[0]["to_step"] == 0
-    given = go(tmp_path / "given", 90, skips=course.run.data.skips, every=0)
-    assert equal(course.run.state, given.run.state)
+    outcome = go(tmp_path, 90, stream=poisoned(), every=0)
+    assert events(outcome, "rewind")[0]["to_step"] == 0
+    given = go(tmp_path / "given", 90, skips=outcome.run.data.skips, every=0)
+    assert equal(outcome.run.state, given.run.state)
 
 
 def test_a_run_that_spikes_without_end_stops_and_says_so(tmp_path):
@@ -172,11 +172,11 @@ def test_scaled_gradients_are_left_out_then_jumped_over(tmp_path):
     where, wrap = marked(POISON), heavy_step(60.0)
     off = dataclasses.replace(SPIKE, enabled=False)
     bad = go(tmp_path / "off", STEPS, stream=where, spike=off, wrap=wrap)
-    course = go(tmp_path / "on", STEPS, stream=where, wrap=wrap)
-    (rewind,) = events(course, "rewind")
+    outcome = go(tmp_path / "on", STEPS, stream=where, wrap=wrap)
+    (rewind,) = events(outcome, "rewind")
     assert rewind["onset"] == ONSET and rewind["detected"] < ONSET + 5
-    assert len(events(course, "skip")) >= 2
-    assert course.held_out < bad.held_out - 0.1
+    assert len(events(outcome, "skip")) >= 2
+    assert outcome.held_out < bad.held_out - 0.1
 
 
 def test_updates_of_gradients_that_are_not_finite_change_nothing(tmp_path):
@@ -198,19 +198,19 @@ def test_updates_of_gradients_that_are_not_finite_change_nothing(tmp_path):
 
         return run
 
-    course = go(tmp_path, 8, wrap=wrap)
+    outcome = go(tmp_path, 8, wrap=wrap)
     assert equal(seen["before"], seen["after"])
-    assert [line["step"] for line in events(course, "skip")] == [6]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(course.run.state.params))
+    assert [line["step"] for line in events(outcome, "skip")] == [6]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(outcome.run.state.params))
 
 
 def test_a_resumed_run_judges_alike(healed, tmp_path):
     """Killed on the way to the spike and after it: the same decisions, the same state."""
-    _, course = healed
+    _, outcome = healed
     for stop in (ONSET - 3, ONSET + 20, STEPS):
         again = go(tmp_path, stop, stream=poisoned())
-    assert equal(again.run.state, course.run.state)
-    assert decisions(again.told) == decisions(course.told)
+    assert equal(again.run.state, outcome.run.state)
+    assert decisions(again.journal) == decisions(outcome.journal)
 
 
 def decision(to_step, **more):
@@ -244,8 +244,8 @@ def test_the_eased_step_is_the_update_scaled(tmp_path):
 
         return run
 
-    course = go(tmp_path, 90, stream=Rows((B * 40, B * 60)), spike=config, wrap=wrap)
-    assert events(course, "rewind")
+    outcome = go(tmp_path, 90, stream=Rows((B * 40, B * 60)), spike=config, wrap=wrap)
+    assert events(outcome, "rewind")
     assert scales[0] == 1.0 and 0.25 <= min(scales) < 0.3
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [x["learning_rate"] for x in lines if x.get("rewinds") == 1 and x["kind"] == "train"]
@@ -277,8 +277,8 @@ def test_what_is_written_of_a_plan_is_read_back_as_the_plan(plans):
 
 
 def test_skips_add_no_consumed_examples(healed):
-    _, course = healed
-    data = course.run.data
+    _, outcome = healed
+    data = outcome.run.data
     assert data.position == STEPS * B and sum(b - a for a, b in data.skips) == B * 30
     assert DataState.from_json(json.loads(json.dumps(data.to_json()))).skips == data.skips
 
@@ -291,8 +291,8 @@ def test_a_ramp_is_counted_in_examples(tmp_path):
     steps = ramp.steps_to(8 * 90)
     onset = ramp.steps_to(8 * 60)
     poison = (ramp.total(onset), ramp.total(onset) + 160)
-    course = go(tmp_path, steps, stream=Rows(poison), ramp=ramp, batch_size=8)
-    (rewind,) = events(course, "rewind")
+    outcome = go(tmp_path, steps, stream=Rows(poison), ramp=ramp, batch_size=8)
+    (rewind,) = events(outcome, "rewind")
     assert rewind["onset"] == onset + 1
     assert rewind["skip"][0] == ramp.total(onset + 1 - SPIKE.rewind_steps)
-    assert course.run.data.position == ramp.total(steps)
+    assert outcome.run.data.position == ramp.total(steps)

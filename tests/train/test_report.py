@@ -10,9 +10,16 @@ from journals import eventful, write
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.train.environment import environment
-from t5x_llm.train.goodput import PARTS
+from t5x_llm.train.goodput import CATEGORIES
 from t5x_llm.train.journal import decisions
-from t5x_llm.train.plots import courses, loss_curves, loss_svg, lost_curves, series, smoothed
+from t5x_llm.train.plots import (
+    loss_curves,
+    loss_svg,
+    lost_curves,
+    series,
+    smoothed,
+    split_at_rewinds,
+)
 from t5x_llm.train.report import render, write_report
 
 SOURCES = ("speeches", "诗词")
@@ -185,12 +192,12 @@ def rewound():
 
 
 def test_what_rewinds_gave_up():
-    living, lost = courses(rewound())
-    steps = [x["step"] for x in living if x["kind"] == "train"]
+    current, lost = split_at_rewinds(rewound())
+    steps = [x["step"] for x in current if x["kind"] == "train"]
     assert steps == list(range(1, 51)), "each step once"
-    assert {x["rewinds"] for x in living} == {0, 2}
+    assert {x["rewinds"] for x in current} == {0, 2}
     assert [(part[0]["step"], part[-1]["step"]) for part in lost] == [(11, 50), (20, 40)]
-    assert max(y for _, y in series(living, "loss")) < 4
+    assert max(y for _, y in series(current, "loss")) < 4
     for _, points, *_ in loss_curves(rewound()):
         assert max(y for _, y in points) < 4 and len({x for x, _ in points}) == len(points)
     curves = lost_curves(rewound())
@@ -199,8 +206,8 @@ def test_what_rewinds_gave_up():
     # A process that was killed between deciding and going back wrote no line of the rewind.
     lines = [x for x in rewound() if x["kind"] != "rewind"]
     lines.insert(-45, {"kind": "start", "step": 10, "rewinds": 2})
-    assert len([x for x in courses(lines)[0] if x["kind"] == "train"]) == 50
-    assert courses(make_lines()) == (make_lines(), [])
+    assert len([x for x in split_at_rewinds(lines)[0] if x["kind"] == "train"]) == 50
+    assert split_at_rewinds(make_lines()) == (make_lines(), [])
 
 
 def test_rewinds_are_drawn():
@@ -228,11 +235,11 @@ def test_recovery_in_the_report(tmp_path):
     for part in (
         "Goodput 38.4% of 5 min 30 s: 2 restarts (1 killed), 1 rewind, 1 preemption, 1 damaged ch",
         "rewound to step 50",
-        "killed; its last word was of step 150",
+        "killed; its last line was of step 150",
     ):
         assert part in text, part
     widths = [float(x) for x in re.findall(r"<i style='width:([\d.]+)%;background", page)]
-    assert len(widths) == len(PARTS) and sum(widths) == pytest.approx(100, abs=0.1)
+    assert len(widths) == len(CATEGORIES) and sum(widths) == pytest.approx(100, abs=0.1)
     assert "Recovery" not in render("x", make_lines())
     # A journal that someone damaged costs the arrows, not the report.
     journal[8]["skip"] = "all"

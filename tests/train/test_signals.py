@@ -98,7 +98,7 @@ def test_the_second_signal_leaves_at_once_even_from_deep_in_a_call():
 
 @pytest.mark.parametrize("how", [(), ("answer", "linger")])
 def test_the_grace_ends_even_when_saving_does_not(how):
-    """``linger``: a grace that has begun goes on when the run closed its ears and tidies up."""
+    """``linger``: a grace period that has started goes on after the run stopped listening."""
     _, said = (process := deep("1", *how)).communicate(timeout=HANG)
     assert process.returncode == 75 and "1 s after SIGTERM: leaving" in said
 
@@ -159,14 +159,14 @@ def test_one_process_has_no_peers():
     ],
 )
 def test_what_ends_one_process_ends_it_at_once(joined, capfd, error, code, said):
-    told = []
+    reported = []
     with mock.patch.object(signals, "leave", side_effect=SystemExit) as leave:
-        with pytest.raises(SystemExit), exit_together(told.append):
+        with pytest.raises(SystemExit), exit_together(reported.append):
             raise error
     leave.assert_called_once_with(code)
     err = capfd.readouterr().err
     assert said in err and ("Traceback" in err) == (code == 1)
-    assert len(told) == 1 and (code == 76) == isinstance(told[0], PeerLost)
+    assert len(reported) == 1 and (code == 76) == isinstance(reported[0], PeerLost)
 
 
 @pytest.mark.parametrize("error", [Preempted("saved"), SpikeError("again"), SystemExit(3)])

@@ -1,4 +1,4 @@
-"""The monitor's verdicts on made-up courses; real ones are in tests/cli/test_spikes.py."""
+"""The monitor's verdicts on made-up losses; real ones are in tests/cli/test_spikes.py."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.train.spike import RECENT, SpikeConfig, SpikeMonitor
 
 
-def course(steps, seed=0, noise=0.1, norm_noise=0.2):
+def made_up(steps, seed=0, noise=0.1, norm_noise=0.2):
     """(loss, gradient norm) of an ordinary run: a power law with heavy-tailed noise."""
     rng = np.random.default_rng(seed)
     steps = np.arange(1, steps + 1)
@@ -22,7 +22,7 @@ def course(steps, seed=0, noise=0.1, norm_noise=0.2):
 
 
 def watch(values, monitor=None, **config):
-    """The monitor's first spike over a course, or None."""
+    """The monitor's first spike over made-up values, or None."""
     monitor = monitor or SpikeMonitor(SpikeConfig(**config))
     for step, (loss, norm) in enumerate(values, start=1):
         if (found := monitor.observe(step, loss, norm)).spike:
@@ -32,12 +32,12 @@ def watch(values, monitor=None, **config):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_ordinary_run_gives_no_alarm(seed):
-    assert watch(course(2000, seed)) is None
+    assert watch(made_up(2000, seed)) is None
 
 
 @pytest.mark.parametrize("rise", [0.8, 2.0, 5.0])
 def test_a_jump_of_the_loss_is_found_at_its_onset(rise):
-    values = course(400)
+    values = made_up(400)
     values[300:] = [(loss + rise, norm) for loss, norm in values[300:]]
     spike = watch(values)
     # A small jump may hide in the noise of its first step.
@@ -46,7 +46,7 @@ def test_a_jump_of_the_loss_is_found_at_its_onset(rise):
 
 
 def test_a_single_peak_is_bad_but_no_spike():
-    values = course(400)
+    values = made_up(400)
     values[300] = (values[300][0] + 5.0, values[300][1])
     monitor = SpikeMonitor(SpikeConfig())
     findings = [monitor.observe(i + 1, *v) for i, v in enumerate(values)]
@@ -63,7 +63,7 @@ def test_what_is_not_finite_is_bad_from_the_first_step(value, which):
 
 
 def test_gradients_far_above_their_level_are_a_spike_too():
-    values = course(400)
+    values = made_up(400)
     values[300:310] = [(loss, norm * 100) for loss, norm in values[300:310]]
     spike = watch(values)
     assert (spike.onset, spike.kind) == (301, "gradient")
@@ -76,14 +76,14 @@ def test_skipped_updates_count():
 
 
 def test_a_slow_divergence_is_found():
-    values = course(1200, noise=0.05)
+    values = made_up(1200, noise=0.05)
     values[600:] = [(loss + 0.004 * i, norm) for i, (loss, norm) in enumerate(values[600:])]
     spike = watch(values)
     assert spike.kind == "drift" and 600 < spike.onset < 850
 
 
 def test_a_planned_change_of_the_mixture_is_no_spike():
-    values = course(600)
+    values = made_up(600)
     monitor = SpikeMonitor(SpikeConfig())
     for step, (loss, norm) in enumerate(values, start=1):
         changed = step > 300
@@ -102,7 +102,7 @@ def test_the_limit_follows_the_gradient_norm():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 399), st.integers(0, 5))
 def test_a_resumed_monitor_decides_alike(at, seed):
-    values = course(400, seed)
+    values = made_up(400, seed)
     values[350:] = [(loss + 2.0, norm) for loss, norm in values[350:]]
     whole, first = SpikeMonitor(SpikeConfig()), SpikeMonitor(SpikeConfig())
     second = SpikeMonitor(SpikeConfig())

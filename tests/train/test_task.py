@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from course import SPIKE, equal
+from guarded_run import SPIKE, equal
 
 from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.core.dtypes import Policy
@@ -36,7 +36,7 @@ T, B = 16, 8
 
 
 class Preference(TrainTask):
-    """Which of two rows is the better, by a head on a model beside its frozen bfloat16 copy."""
+    """Preference between two rows, by a head on a model beside its frozen bfloat16 copy."""
 
     measures = Measures("pairs")
 
@@ -95,8 +95,8 @@ def parts(devices):
     return task, tx, placement, make_train_step(task, tx, placement, options)
 
 
-def live(directory, made, steps):
-    """One process's life: step, loop, guard, metrics, checkpoint, and resumption."""
+def train_to(directory, made, steps):
+    """Trains in one process: step, loop, guard, metrics, checkpoint, and resumption."""
     task, tx, placement, step = made
     wanted = with_shardings(abstract_state(task, tx), placement.state)
     keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=5))
@@ -123,9 +123,9 @@ def live(directory, made, steps):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_pairs_with_a_frozen_copy_and_a_head(devices, tmp_path):
     task, tx, placement, step = made = parts(devices)
-    whole = live(tmp_path / "whole", made, 20)
-    live(tmp_path / "cut", made, 10)
-    again = live(tmp_path / "cut", made, 20)
+    whole = train_to(tmp_path / "whole", made, 20)
+    train_to(tmp_path / "cut", made, 10)
+    again = train_to(tmp_path / "cut", made, 20)
     assert equal(whole, again)
     lines = [x for x in read_lines(tmp_path / "whole" / "metrics.jsonl") if x["kind"] == "train"]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"] and lines[-1]["accuracy"] > 0.9

@@ -27,7 +27,7 @@ module.time = Time
 def waiting_for_godot():
     threading.Event().wait()
 
-def told(reason):
+def report(reason):
     print("TOLD", reason, flush=True)
     if "hang" in sys.argv:
         waiting_for_godot()
@@ -36,7 +36,7 @@ def told(reason):
 if "hang" in sys.argv:
     module.FINAL_WRITE_SECONDS = 0.5
 threading.Thread(target=waiting_for_godot, daemon=True).start()
-with Watchdog(1 / 60, sys.argv[1], told) as watchdog:
+with Watchdog(1 / 60, sys.argv[1], report) as watchdog:
     for _ in range(3):
         Time.now += 0.9
         # The second of two looks began after the time had passed.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from close import assert_within
 from encoders import CASES, CUT, LENGTH, TARGET_CUT, TARGETS
 from perturb import changes
 
@@ -125,8 +126,10 @@ def test_gradients(name):
             continue
         norm, projection = zoo.summary(hf, gradient)
         # Some are zero but for rounding: a key bias moves all scores of a query alike.
-        assert abs(norm - figures[0]) <= 1e-3 * figures[0] + 1e-6, hf
-        assert abs(projection - figures[1]) <= 1e-3 * figures[0] * gradient.size**0.5 + 1e-5, hf
+        size = figures[0]
+        assert_within(abs(norm - size), 1e-3 * size + 1e-6, hf)
+        allowed = 1e-3 * size * gradient.size**0.5 + 1e-5
+        assert_within(abs(projection - figures[1]), allowed, hf)
 
 
 @pytest.mark.zoo

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import zoo
+from close import assert_within
 from zoo import CASES, CUT
 
 from t5x_llm.hf.references import MODULES
@@ -70,4 +71,5 @@ def test_gradients(name):
         plus, minus = (loss(**{tensor: weights + s * step * direction}) for s in (1, -1))
         expected, found = (plus - minus) / (2 * step), np.sum(gradient * direction)
         scale = np.linalg.norm(gradient)
-        assert abs(found - expected) < 1e-3 * max(scale, abs(expected)) + 1e-6, tensor
+        allowed = 1e-3 * max(scale, abs(expected)) + 1e-6
+        assert_within(abs(found - expected), allowed, tensor)

@@ -314,6 +314,7 @@ class FineWebQuality:
       language: whose documents are judged.
       min_line_ends: share of lines that end a sentence.
       max_short_lines: share of lines of at most ``short_line`` characters.
+      short_line: characters of the longest line that counts as short.
       max_repeated: share of the characters in lines that were there before.
       max_new_lines: line breaks to words.
       line_ends: signs that end a sentence; empty for datatrove's, of all scripts.

@@ -1,4 +1,4 @@
-"""What may be attached to a run."""
+"""Hooks that may be attached to a run."""
 
 from t5x_llm.train.hooks.base import Hook, Results, StepRecord
 from t5x_llm.train.hooks.checkpoint import Checkpoint, resume

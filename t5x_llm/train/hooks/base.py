@@ -1,4 +1,4 @@
-"""What may be attached to a run, and when it is called."""
+"""Base of hooks: what is attached to a run, and when it is called."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """What is known of one step once its metrics have come from the device.
+    """Record of one step, made once its metrics have come from the device.
 
     Attributes:
-      step: its number; the first is 1.
+      step: number of the step; the first is 1.
       position: examples of the data stream consumed, this step included.
       size: rows of its batch.
       values: means of the task's sums over its unit, the unit itself, grad_norm, learning_rate; of
         a guarded step also skipped.
       sums: the task's other sums and their weights, float32, scalars or one entry a label.
-      seconds: since the step before was done, without pauses for evaluation and saving.
+      seconds: time since the step before was done, without pauses for evaluation and saving.
       waited: seconds of those in which the loop waited for data.
-      compiled: whether the step was compiled in this time, which makes ``seconds`` no measure.
+      compiled: True if the step was compiled in this time, which makes ``seconds`` no measure.
       signals: names of ``step.SIGNALS`` that some process sent with it; the same on all.
     """
 
@@ -54,37 +54,37 @@ class Hook:
     name = "hook"
 
     def control(self, trainer: Trainer, step: int) -> Control | None:
-        """What step ``step`` is told besides its batch; the first hook that has it decides."""
+        """Returns the ``Control`` of a step, or None; the first hook that has one decides."""
         return None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step, after a restore."""
+        """Runs before the first step, after a restore."""
 
     def on_dispatch(self, trainer: Trainer) -> None:
-        """After each step was handed to the device; ``trainer.state`` is that step's.
+        """Runs after each step was handed to the device; ``trainer.state`` is that step's.
 
-        The device is still at work: whoever reads arrays here enters ``trainer.paused(name)``,
+        The device is still at work: a hook that reads arrays here enters ``trainer.paused(name)``,
         which first lets all metrics arrive.
         """
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """When the metrics of a step have arrived, in order, some steps behind the device."""
+        """Runs when the metrics of a step have arrived, in order, some steps behind the device."""
 
     def on_eval(self, trainer: Trainer, results: Results) -> None:
-        """When an evaluation at ``trainer.step`` is done: {source: {measure: value}}."""
+        """Runs when an evaluation at ``trainer.step`` is done: {source: {measure: value}}."""
 
     def on_rewind(self, trainer: Trainer) -> None:
-        """After a rewind: ``run`` stands at an earlier step, and ``restore`` was called."""
+        """Runs after a rewind: ``trainer`` is at an earlier step, and ``restore`` was called."""
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
-        """Once, at the end; ``error`` is what ended the run early."""
+        """Runs once, at the end; ``error`` is what ended the run early."""
 
     def state(self) -> dict[str, Any]:
-        """JSON that ``restore`` continues from."""
+        """Returns JSON that ``restore`` continues from."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes up the ``state`` of an earlier process."""
+        """Continues from the ``state`` of an earlier process."""
 
 
 def restore_hooks(hooks: Sequence[Hook], states: Mapping[str, Any]) -> None:

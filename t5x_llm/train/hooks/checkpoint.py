@@ -1,4 +1,4 @@
-"""Saving the run, and taking it up again."""
+"""Saves the run, and resumes it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Checkpoint(Hook):
     the step carries, so that they save together or not at all.
 
     Args:
-      checkpointer: where to.
+      checkpointer: checkpoints of the run.
       config: configs that a resumed run must share, {'model': ..., 'optimizer': ..., ...}.
-      preempted: whether this process was told to leave; the run is then saved and left.
+      preempted: returns True once this process was asked to end; the run is then saved and ended.
     """
 
     name = "checkpoint"
@@ -48,14 +48,14 @@ class Checkpoint(Hook):
         self._completed: int | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """The time without a save counts from here."""
+        """Starts the clock of the time without a save."""
         self._succeeded = time.monotonic()
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """Obeys what the processes told each other with this step.
+        """Obeys the signals that the processes sent each other with this step.
 
         Raises:
-          CheckpointError: if one of them gives up saving.
+          CheckpointError: one of them gives up saving.
         """
         if "preempted" in record.signals:
             trainer.stopping = True
@@ -65,29 +65,29 @@ class Checkpoint(Hook):
             raise self._error or CheckpointError("Another process of the run cannot save it.")
 
     def on_dispatch(self, trainer: Trainer) -> None:
-        """Saves when due, at the last step, and before leaving.
+        """Saves when due, at the last step, and before a preempted run ends.
 
         Raises:
-          Preempted: after that.
-          CheckpointError: if the last save fails.
+          Preempted: the run was asked to end, and is saved.
+          CheckpointError: the last save fails.
         """
         if self.preempted():
             trainer.signals.add("preempted")
             trainer.stopping = trainer.stopping or jax.process_count() == 1
-        self._look(trainer)
+        self._check_background_save(trainer)
         every = self.checkpointer.config.every_steps
         if trainer.last or trainer.stopping:
-            self._leave(trainer)
+            self._save_and_end(trainer)
         elif (every and trainer.step % every == 0) or trainer.step == self._retry_at:
             with trainer.paused("save"):
                 self._save(trainer)
 
     def on_rewind(self, trainer: Trainer) -> None:
-        """What was saved on the course given up is no news."""
+        """Forgets the saves of steps that the rewind gave up."""
         self._completed, self._retry_at = self.checkpointer.completed, 0
 
-    def _look(self, trainer: Trainer) -> None:
-        """Whether the save in the background has come to an end."""
+    def _check_background_save(self, trainer: Trainer) -> None:
+        """Reports the save in the background if it has completed or failed."""
         if (failure := self.checkpointer.failure()) is not None:
             self._failed(trainer, failure)
         if self.checkpointer.completed != self._completed:
@@ -119,8 +119,8 @@ class Checkpoint(Hook):
                 file=sys.stderr,
             )
 
-    def _leave(self, trainer: Trainer) -> None:
-        """Saves the state that the run ends with, waiting for it to be whole."""
+    def _save_and_end(self, trainer: Trainer) -> None:
+        """Saves the state that the run ends with, and waits for it to be whole."""
         with trainer.paused("save"):
             while True:
                 try:
@@ -133,7 +133,7 @@ class Checkpoint(Hook):
                         raise
                     time.sleep(10)
         trainer.report("save", position=trainer.data.position)
-        self._look(trainer)
+        self._check_background_save(trainer)
         if trainer.stopping and not trainer.last:
             trainer.report("preemption", position=trainer.data.position)
             raise Preempted(
@@ -142,7 +142,7 @@ class Checkpoint(Hook):
             )
 
     def meta(self, trainer: Trainer) -> dict[str, Any]:
-        """All that is not arrays."""
+        """Returns the JSON of a checkpoint: all of the run that is not arrays."""
         return {
             "step": trainer.step,
             "rewinds": trainer.rewinds,
@@ -152,14 +152,14 @@ class Checkpoint(Hook):
         }
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
-        """Lets the last save finish, however the run ended."""
+        """Waits for the last save, whatever ended the run."""
         try:
             self.checkpointer.wait()
         except CheckpointError as e:
             if error is None:
                 raise
             print(f"warning: {e}", file=sys.stderr)
-        self._look(trainer)
+        self._check_background_save(trainer)
 
 
 def resume(
@@ -169,20 +169,21 @@ def resume(
     hooks: Sequence[Hook] = (),
     step: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state of a checkpoint and its meta, hooks restored.
+    """Restores the state of a checkpoint, and the hooks; returns its JSON too.
 
     Args:
-      checkpointer: where from.
-      abstract_state: with shardings, see ``state.with_shardings``.
-      config: as given to ``Checkpoint``; must be what the checkpoint was made with.
-      hooks: of the run to come.
-      step: which checkpoint; the newest if None.
+      checkpointer: checkpoints of the run.
+      abstract_state: the state with shardings, see ``state.with_shardings``.
+      config: configs as given to ``Checkpoint``, equal to those the checkpoint was made with.
+      hooks: hooks of the run to come.
+      step: step of the checkpoint; the newest if None.
 
     Returns:
       (state, meta); ``meta['data']`` is the JSON of the ``DataState``.
 
     Raises:
-      CheckpointError: missing, damaged, or made by a configuration that differs (naming fields).
+      CheckpointError: the checkpoint is missing, damaged, or made by a configuration that differs;
+        the fields are named.
     """
     step = checkpointer.latest_step() if step is None else step
     meta = checkpointer.meta(step)

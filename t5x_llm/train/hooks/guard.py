@@ -1,4 +1,4 @@
-"""The run watches itself: the spike monitor, and what processes tell each other."""
+"""Guard of a run: the spike monitor, and the signals that processes send each other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from t5x_llm.train.step import Control
 
 
 class Guard(Hook):
-    """Feeds the monitor, raises its verdict, and tells the step what to leave out.
+    """Feeds the monitor, raises its verdict, and gives the step its limit on gradient norms.
 
     The limit given to step s rests on the steps up to s - 1 - LAG, the newest that are known in
     any case: how late metrics happen to arrive makes no difference.
 
     Args:
-      config: thresholds and remedies.
+      config: thresholds and remedies of spikes.
       decisions: earlier rewinds; ``Recovery`` appends to the same list.
       signals: names of this process's signals -> the rows of ``Control.signals``.
     """
@@ -44,7 +44,7 @@ class Guard(Hook):
         self._schedule: list[tuple[int, int, int]] = []
 
     def control(self, trainer: Trainer, step: int) -> Control:
-        """What step ``step`` is told."""
+        """Returns the ``Control`` of step ``step``: limit, easing and signals."""
         limit = np.inf
         if self.config.enabled and self.config.skip_updates:
             known = [value for at, value in self._limits if at <= step - 1 - LAG]
@@ -56,7 +56,7 @@ class Guard(Hook):
         """Judges a step.
 
         Raises:
-          Rewind: the verdict that ends this stretch of the run.
+          Rewind: a spike, whose steps are to be undone.
         """
         if not self._schedule or self._schedule[-1][2] != record.size:
             self._schedule.append((record.step, record.position, record.size))
@@ -81,13 +81,13 @@ class Guard(Hook):
             trainer.report("peak", record.step, kind=found.bad, reason=found.reason)
 
     def position_before(self, step: int) -> tuple[int, int]:
-        """Data position at which ``step`` began, and its batch size."""
+        """Returns the data position at which ``step`` began, and its batch size."""
         starts = [entry[0] for entry in self._schedule]
         first, behind, size = self._schedule[max(bisect.bisect_right(starts, step) - 1, 0)]
         return behind + (step - first - 1) * size, size
 
     def state(self) -> dict[str, Any]:
-        """The monitor's, the newest limits, and the schedule of batch sizes."""
+        """Returns the monitor's state, the newest limits, and the schedule of batch sizes."""
         return {
             "monitor": self.monitor.state(),
             "limits": [[s, v if np.isfinite(v) else None] for s, v in self._limits],
@@ -95,7 +95,7 @@ class Guard(Hook):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes it up again."""
+        """Continues from the ``state`` of an earlier process."""
         self.monitor.restore(state["monitor"])
         self._limits.clear()
         self._limits.extend((s, np.inf if v is None else v) for s, v in state["limits"])
@@ -103,7 +103,7 @@ class Guard(Hook):
 
 
 def easing(config: SpikeConfig, decisions: Sequence[Decision], step: int) -> float:
-    """Factor on the learning rate of ``step``: below 1 for a while after the last rewind."""
+    """Computes the factor on the learning rate of ``step``, below 1 after a rewind for a while."""
     if not decisions or config.easing == 1.0:
         return 1.0
     since = step - 1 - decisions[-1].to_step

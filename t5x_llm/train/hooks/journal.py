@@ -1,10 +1,10 @@
-"""The run's own entries in its journal: where it starts, that it lives, where its time goes."""
+"""Entries of a run in its journal: its start, signs of life, its end, and its account of time."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t5x_llm.core.errors import Preempted
 from t5x_llm.train.hooks.base import Hook, StepRecord
@@ -19,10 +19,10 @@ _IMPORTED = time.perf_counter()
 class Journaling(Hook):
     """Writes start, alive and end, and gives the journal the account of time.
 
-    Give it first: it then is told of the beginning before all others, and of the end after them.
+    Give it first: it is then called before all others at the start, and after them at the end.
 
     Args:
-      journal: of the run.
+      journal: journal of the run.
       every: seconds between signs of life, at least.
     """
 
@@ -33,7 +33,7 @@ class Journaling(Hook):
         self._written = time.monotonic()
 
     def on_start(self, trainer: Trainer) -> None:
-        """Notes what begins, on what, and where."""
+        """Writes the step that the run starts from, the devices and the versions."""
         environment = trainer.facts.get("environment", {})
         self.journal.account = lambda: account(trainer)
         self._written = time.monotonic()
@@ -51,20 +51,20 @@ class Journaling(Hook):
         )
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """A sign of life, if the last one is old."""
+        """Writes a sign of life, if the last one is old."""
         if time.monotonic() - self._written >= self.every:
             self._alive(record.step, position=record.position, loss=record.values["loss"])
 
     def on_rewind(self, trainer: Trainer) -> None:
-        """Closes the account of what was given up."""
+        """Writes the account of the steps that were given up."""
         self._alive(trainer.step, position=trainer.data.position)
 
-    def _alive(self, step: int, **fields: Any) -> None:
+    def _alive(self, step: int, **fields: object) -> None:
         self._written = time.monotonic()
         self.journal.write("alive", step, **fields)
 
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
-        """Notes how it ended: finished, stopped, preempted, interrupted, or the error's name."""
+        """Writes the status: finished, stopped, preempted, interrupted, or the error's name."""
         status, reason = _status(trainer, error)
         fields = {"reason": reason} if reason else {}
         self.journal.write(
@@ -83,13 +83,13 @@ def _status(trainer: Trainer, error: BaseException | None) -> tuple[str, str]:
 
 
 def account(trainer: Trainer) -> dict[str, float]:
-    """Seconds since the process began, and those of them that went elsewhere than to training."""
+    """Returns the seconds since the process began, and those not spent on training, by name."""
     spent = {name: round(value, 3) for name, value in list(trainer.seconds.items())}
     return {"total": round(process_age(), 3)} | spent
 
 
 def process_age() -> float:
-    """Seconds since this process began; where the system does not say, since it came here."""
+    """Returns seconds since this process began, or since the import where the system has none."""
     try:
         with open("/proc/self/stat", encoding="utf-8") as file:
             # The 22nd field; the second, a name in brackets, may hold blanks.

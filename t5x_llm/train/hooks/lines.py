@@ -1,4 +1,4 @@
-"""Where lines of metrics go: a JSONL file, TensorBoard."""
+"""Writers of lines of metrics: a JSONL file, TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from t5x_llm.train.jsonl import Appender, Line, dumps, read_lines, rewinds_of
 
 
 class Writer(Protocol):
-    """Takes lines ``{'kind': 'start' | 'train' | 'eval' | 'rewind', 'step': int, ...}`` in order.
+    """Writes lines ``{'kind': 'start' | 'train' | 'eval' | 'rewind', 'step': int, ...}`` in order.
 
     A line's ``rewinds`` counts how often the run had gone back when it was written.
     """
 
     def open(self, after_step: int, rewinds: int = 0) -> None:
-        """Prepares to write from ``after_step`` on, after so many rewinds.
+        """Prepares to write from ``after_step`` on, after ``rewinds`` rewinds.
 
-        What an earlier process wrote past that step since the last rewind is dropped: it comes
-        again.
+        Lines that an earlier process wrote past that step since the last rewind are dropped: they
+        come again.
         """
 
     def rewind(self, to_step: int, rewinds: int) -> None:
-        """The run went back to ``to_step``; what was written past it is given up, not wrong."""
+        """Notes that the run went back to ``to_step``; lines past it are given up, not wrong."""
 
     def write(self, line: Line) -> None:
-        """Takes one line."""
+        """Writes one line."""
 
     def flush(self) -> None:
         """Makes all lines so far durable."""
 
     def close(self) -> None:
-        """Flushes and ends."""
+        """Flushes and closes."""
 
 
 class JsonLines:
-    """Appends to a file, a line at a time; object stores, which cannot append, get it whole.
+    """Appends lines to a file, one at a time; object stores, which cannot append, get it whole.
 
     A disk that refuses does not end the run, see ``Appender``.
 
@@ -60,17 +60,17 @@ class JsonLines:
 
         Those from before a rewind stay: they are the record of what was given up.
         """
-        kept = [
+        lines = [
             dumps(line)
             for line in read_lines(self.path)
             if line["step"] <= after_step or rewinds_of(line) < rewinds
         ]
         if self.path.exists():
-            write_atomic(self.path, "".join(kept))
+            write_atomic(self.path, "".join(lines))
         self._file = Appender(self.path)
 
     def rewind(self, to_step: int, rewinds: int) -> None:
-        """Nothing to do: lines say to which course of the run they belong."""
+        """Writes nothing, as every line carries its number of rewinds."""
 
     def write(self, line: Line) -> None:
         """Appends one line."""
@@ -80,7 +80,7 @@ class JsonLines:
             self.flush()
 
     def flush(self) -> None:
-        """Makes it readable by others."""
+        """Makes the lines so far readable by others."""
         if self._file is not None:
             self._file.flush()
             self._written = time.monotonic()
@@ -93,14 +93,14 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files by tensorboardX, which needs no TensorFlow.
+    """Writes event files by tensorboardX, which needs no TensorFlow.
 
     Its ``SummaryWriter`` is not used: on a full disk its thread dies, and the training with it, as
-    nobody empties the queue. Here a file that cannot be written is left, and a new one begun when
-    the disk takes it.
+    nobody empties the queue. Here a file that cannot be written is left, and a new one is started
+    when the disk accepts it.
 
     Args:
-      directory: of the event files.
+      directory: directory of the event files.
       retry: seconds after which a new file is tried.
     """
 
@@ -113,17 +113,17 @@ class TensorBoard:
         self._flushed = 0.0
 
     def open(self, after_step: int, rewinds: int = 0) -> None:
-        """Events past ``after_step`` of an earlier process are hidden by TensorBoard."""
+        """Lets TensorBoard hide the events past ``after_step`` of an earlier process."""
         self._purge = after_step + 1
         self._try(lambda writer: None)
 
     def rewind(self, to_step: int, rewinds: int) -> None:
-        """Events past ``to_step`` are hidden."""
+        """Lets TensorBoard hide the events past ``to_step``."""
         self.close()
         self.open(to_step, rewinds)
 
     def write(self, line: Line) -> None:
-        """Every number of the line as a scalar, named by its path: ``train/loss``."""
+        """Writes every number of the line as a scalar, named by its path: ``train/loss``."""
         if line["kind"] in ("start", "rewind"):
             return
         from tensorboardX.proto.event_pb2 import Event
@@ -157,8 +157,8 @@ class TensorBoard:
         from tensorboardX.record_writer import RecordWriter, directory_check
 
         directory_check(os.fspath(self.directory))
-        begun = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
-        while (path := self.directory / f"{begun}.{self._files:04}").exists():
+        prefix = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
+        while (path := self.directory / f"{prefix}.{self._files:04}").exists():
             self._files += 1
         self._writer = RecordWriter(os.fspath(path))
         now = time.time()
@@ -172,7 +172,7 @@ class TensorBoard:
         self._purge = None
 
     def flush(self) -> None:
-        """Makes it durable."""
+        """Makes all events so far durable."""
         if self._writer is not None:
             self._try(lambda writer: writer.flush())
         self._flushed = time.monotonic()
@@ -185,7 +185,7 @@ class TensorBoard:
 
 
 def flatten(prefix: str, value: Line) -> Iterable[tuple[str, float]]:
-    """(``a/b/c``, number) of all numbers in nested dicts, but for ``step`` and ``rewinds``."""
+    """Yields (``a/b/c``, number) of all numbers in nested dicts but ``step`` and ``rewinds``."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from flatten(f"{prefix}/{key}", item)

@@ -1,4 +1,4 @@
-"""The record of a run, a line every few steps."""
+"""Metrics of a run, a line every few steps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from t5x_llm.train.loop import Trainer
 
 
+# A sum over steps: a number, or a list for a vector.
+Sum = float | list[float]
+
+
 class Throughput:
     """Tokens/s and model FLOP utilisation over the steps added, those that compiled left out.
 
     Args:
-      flops_per_token: from ``flops_per_token``; None leaves utilisation out.
-      peak: of all devices; None gives FLOP/s in its place.
+      flops_per_token: FLOPs by ``flops.flops_per_token``; None leaves utilisation out.
+      peak: peak of all devices; None gives FLOP/s in place of utilisation.
     """
 
     def __init__(self, flops_per_token: float | None = None, peak: Peak | None = None):
@@ -41,7 +45,7 @@ class Throughput:
             self.waited += record.waited
 
     def figures(self) -> dict[str, float]:
-        """tokens_per_second, gflops_per_second, mfu (fraction of peak), data_wait (fraction)."""
+        """Returns tokens_per_second, gflops_per_second, mfu and data_wait (fractions)."""
         if self.seconds <= 0:
             return {}
         figures = {"data_wait": self.waited / self.seconds}
@@ -67,8 +71,8 @@ class Metrics(Hook):
     the checkpoint.
 
     Args:
-      writers: where lines go.
-      throughput: how speed is counted.
+      writers: writers of the lines.
+      throughput: counter of tokens/s and utilisation.
     """
 
     name = "metrics"
@@ -77,17 +81,17 @@ class Metrics(Hook):
         self.writers = list(writers)
         self.throughput = throughput or Throughput()
         self._open = False
-        # Counts since the run began, and sums of the interval: a list for a vector.
-        self._totals: dict[str, float | list[float]] = {}
+        # Counts since the run began, and sums of the interval.
+        self._totals: dict[str, Sum] = {}
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: dict[str, float | list[float]] = {}
+        self._sums: dict[str, Sum] = {}
         self._norm_max = 0.0
         self._steps = 0
 
     def on_start(self, trainer: Trainer) -> None:
-        """Opens the writers, and notes what the run is."""
+        """Opens the writers, and writes the facts of the run."""
         if not trainer.primary:
             self.writers = []
         for writer in self.writers:
@@ -98,7 +102,7 @@ class Metrics(Hook):
         self._write(trainer, {"kind": "start", "step": trainer.step} | trainer.facts | facts)
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """Adds a step; writes when the interval is full or the run at its end."""
+        """Adds a step; writes a line when the interval is full, and at the last step."""
         self.throughput.add(record)
         measures, values = trainer.measures, record.values
         for name, value in (values | record.sums).items():
@@ -133,13 +137,13 @@ class Metrics(Hook):
         }
 
     def on_eval(self, trainer: Trainer, results: Results) -> None:
-        """Writes the results."""
+        """Writes the results of an evaluation."""
         self._write(trainer, {"kind": "eval", "step": trainer.step, "results": results})
         for writer in self.writers:
             writer.flush()
 
     def on_rewind(self, trainer: Trainer) -> None:
-        """Marks the place; lines from here on carry the new count of rewinds."""
+        """Writes a line for the rewind; later lines carry the new count of rewinds."""
         self.throughput.clear()
         for writer in self.writers:
             writer.rewind(trainer.step, trainer.rewinds)
@@ -157,7 +161,7 @@ class Metrics(Hook):
                 writer.close()
 
     def state(self) -> dict[str, Any]:
-        """The totals, and the interval that is not full yet."""
+        """Returns the totals, and the sums of the interval that is not full yet."""
         return {
             "totals": dict(self._totals),
             "sums": dict(self._sums),
@@ -166,7 +170,7 @@ class Metrics(Hook):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues the interval."""
+        """Continues totals and interval from the ``state`` of an earlier process."""
         self._clear()
         if "totals" in state:
             self._totals, self._sums = dict(state["totals"]), dict(state["sums"])
@@ -176,19 +180,26 @@ class Metrics(Hook):
             self._totals = {"tokens": sum(consumed), "tokens_by_source": consumed}
 
 
-def _add(a: Any, b: Any) -> float | list[float]:
+def _add(a: Sum | np.ndarray, b: Sum | np.ndarray) -> Sum:
     """Adds numbers or vectors in float64."""
     return np.add(a, np.asarray(b, np.float64), dtype=np.float64).tolist()
 
 
-def _named(value: Any, labels: Sequence[str] | None) -> Any:
-    """A number, or a vector as {label: number}."""
-    return value if labels is None else dict(zip(labels, value, strict=True))
+def _named(value: Sum, labels: Sequence[str] | None) -> Sum | dict[str, float]:
+    """Returns a number as it is, a vector as {label: number}."""
+    return value if labels is None else dict(zip(labels, _entries(value), strict=True))
 
 
-def _mean(value: Any, weight: Any, labels: Sequence[str] | None) -> Any:
-    """A sum over its weight; of a vector {label: mean} where the weight is not 0."""
+def _mean(value: Sum, weight: Sum, labels: Sequence[str] | None) -> float | dict[str, float]:
+    """Divides a sum by its weight; a vector becomes {label: mean} where the weight is not 0."""
     if labels is None:
+        assert not isinstance(value, list) and not isinstance(weight, list)
         return value / max(weight, 1.0)
-    weights = [weight] * len(labels) if np.ndim(weight) == 0 else weight
-    return {name: x / n for name, x, n in zip(labels, value, weights, strict=True) if n > 0}
+    weights = weight if isinstance(weight, list) else [weight] * len(labels)
+    means = zip(labels, _entries(value), weights, strict=True)
+    return {name: x / n for name, x, n in means if n > 0}
+
+
+def _entries(value: Sum) -> list[float]:
+    assert isinstance(value, list), "a sum with labels is a vector"
+    return value

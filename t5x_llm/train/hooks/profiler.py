@@ -1,4 +1,4 @@
-"""A trace of chosen steps."""
+"""Profiler traces of chosen steps."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Profiler(Hook):
         self._tracing = False
 
     def on_start(self, trainer: Trainer) -> None:
-        """Begins where the first step of the run is to be traced."""
+        """Begins the trace if the first step of the run is to be traced."""
         self._begin(trainer)
 
     def on_dispatch(self, trainer: Trainer) -> None:
-        """Begins before ``first``, ends after ``last``."""
+        """Begins the trace before step ``first``, ends it after ``last``."""
         self._begin(trainer)
         if self._tracing and trainer.step >= self.last:
             self._finish(trainer)

@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run for a person: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Progress(Hook):
-    """Loss, learning rate, gradient norm, tokens/s, utilisation and time left.
+    """Prints loss, learning rate, gradient norm, tokens/s, utilisation and time left.
 
     MFU counts as ``train/flops.py`` states. Where no peak is known, GFLOP/s stand in its place;
     on CPU the peak is a matmul measured here, and the figure is called ``of matmul``.
 
     Args:
-      throughput: how speed is counted.
-      stream: where to print; stderr if None.
+      throughput: counter of tokens/s and utilisation.
+      stream: stream to print on; stderr if None.
       interval: seconds between plain lines.
       starvation: seconds of training over which the wait for data is judged; a warning that is
         still true comes again after twice as long.
@@ -47,7 +47,7 @@ class Progress(Hook):
         self._judged_after, self._trained, self._waited = starvation, 0.0, 0.0
 
     def on_start(self, trainer: Trainer) -> None:
-        """Says what will happen; the first step takes long because it is compiled."""
+        """Prints the steps to come; the first takes long because it is compiled."""
         self._quiet = not trainer.primary
         if self._quiet or trainer.last:
             return
@@ -66,7 +66,7 @@ class Progress(Hook):
             )
 
     def on_step(self, trainer: Trainer, record: StepRecord) -> None:
-        """Shows a step."""
+        """Shows a step on the bar, or prints a line when one is due."""
         if self._quiet:
             return
         self.throughput.add(record)
@@ -106,7 +106,7 @@ class Progress(Hook):
             self._judged_after *= 2
 
     def on_rewind(self, trainer: Trainer) -> None:
-        """The bar goes back, too."""
+        """Takes the bar back to the step that the run continues from."""
         self.throughput.clear()
         self._loss = self._units = 0.0
         if self._bar is not None:
@@ -135,7 +135,7 @@ class Progress(Hook):
         return "  ".join(part for part in parts if part)
 
     def on_eval(self, trainer: Trainer, results: Results) -> None:
-        """One line for an evaluation."""
+        """Prints a line for an evaluation."""
         if self._quiet:
             return
         parts = [
@@ -164,7 +164,7 @@ class Progress(Hook):
 
 
 def utilisation(figures: dict[str, float], throughput: Throughput) -> str:
-    """``MFU 41%``, ``38% of matmul`` or ``87 GFLOP/s``."""
+    """Formats utilisation: ``MFU 41%``, ``38% of matmul`` or ``87 GFLOP/s``."""
     if "mfu" in figures and throughput.peak is not None:
         measured = "measured" in throughput.peak.source
         return f"{figures['mfu']:.0%} of matmul" if measured else f"MFU {figures['mfu']:.1%}"

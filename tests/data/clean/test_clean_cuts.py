@@ -185,7 +185,7 @@ def test_bad_values_are_named(make, field):
 
 
 def test_no_text_takes_long():
-    """What is quadratic in the length would take a minute or more."""
+    """Work quadratic in the length would take a minute or more."""
     long = 100_000
     texts = (
         "1" * long, "1-" * long, "a" * long, "a@" * long, "a." * long, "@a." * long, "<p " * long,

@@ -185,7 +185,7 @@ def test_a_run_that_is_there_is_not_done_again(reference):
 
 PROGRAM = """
 import sys, pathlib
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_clean_engine import configured
 from t5x_llm.data.clean.engine import _content_of, run
 if __name__ == "__main__":
@@ -197,7 +197,9 @@ def killed(folder, expected, kills, workers, begin):
     """Runs a program that is killed again and again at other moments; then to its end."""
     out = folder / f"killed{kills}" / "out"
     program = folder / f"killed{kills}.py"
-    names = {"tests": os.path.dirname(__file__), "inputs": str(folder / "in"), "out": str(out)}
+    here = os.path.dirname(__file__)
+    paths = [here, os.path.dirname(os.path.dirname(here))]
+    names = {"tests": paths, "inputs": str(folder / "in"), "out": str(out)}
     program.write_text(PROGRAM.format(workers=workers, **names))
     progress, rng = [], random.Random(kills)
     for _ in range(kills):

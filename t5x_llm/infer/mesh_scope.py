@@ -1,4 +1,4 @@
-"""The mesh that a model is run on, as a static argument of compiled functions."""
+"""The mesh that a model runs on, as a static argument of compiled functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t5x_llm.parallel import Rules, use, ways
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class MeshScope:
     """A mesh and the rules of layouts on it; neither where the default device does all.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The journal told to people."""
+"""Summary of a journal, for people."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ITEMS, _LENGTH = 6, 400
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One event, or several alike.
+class SummaryLine:
+    """One line of a summary: an event of a run, or several alike.
 
     Attributes:
       time: UTC, to the second.
-      step: at which.
-      event: as in the journal; ``killed`` for a process that ended without a word.
-      text: what happened.
+      step: step of the event.
+      event: name as in the journal; ``killed`` for a process that wrote no end.
+      text: the event in words.
     """
 
     time: str
@@ -36,8 +36,8 @@ class Entry:
     text: str
 
 
-def plain(value: Any) -> str:
-    """Any value of a journal as one short line without control characters."""
+def plain(value: object) -> str:
+    """Formats any value of a journal as one short line without control characters."""
     if isinstance(value, bool) or value is None:
         text = str(value)
     elif isinstance(value, (int, float)):
@@ -89,16 +89,16 @@ def _spike(line: Line) -> str:
 
 
 def _documents(found: list[Any]) -> str:
-    """[[source, file, line], ...] as ``en a.jsonl:7, ...``."""
-    told = []
+    """Formats [[source, file, line], ...] as ``en a.jsonl:7, ...``."""
+    named = []
     for item in found:
         if isinstance(item, list) and len(item) == 3:
-            told.append(
+            named.append(
                 f"{plain(item[0])} {plain(item[1])}:{item[2] if is_number(item[2]) else '?'}"
             )
         else:
-            told.append(plain(item))
-    return _list(told)
+            named.append(plain(item))
+    return _list(named)
 
 
 def _rewind(line: Line) -> str:
@@ -126,7 +126,7 @@ def _mixture(line: Line) -> str:
     return f"mixture from {where} on: {plain(line.get('weights'))}"
 
 
-_TELL: dict[str, Callable[[Line], str]] = {
+_SENTENCES: dict[str, Callable[[Line], str]] = {
     "start": _start,
     "restore": _restore,
     "save": lambda line: f"saved{_seconds(line)}",
@@ -151,15 +151,15 @@ def _seconds(line: Line) -> str:
     )
 
 
-def _tell(line: Line) -> str:
-    if line["event"] in _TELL:
-        return _TELL[line["event"]](line)
+def _sentence(line: Line) -> str:
+    if line["event"] in _SENTENCES:
+        return _SENTENCES[line["event"]](line)
     rest = {k: v for k, v in line.items() if k not in _COMMON}
     return plain(line["event"]) + (f": {plain(rest)}" if rest else "")
 
 
 def _bad_steps(group: Sequence[Line]) -> str:
-    """One sentence for bad steps in a row, and whether their updates were skipped."""
+    """Returns one sentence for bad steps in a row and their skipped updates."""
     steps = len({line["step"] for line in group})
     skipped = sum(line["event"] == "skip" for line in group)
     text = "a bad step" if steps == 1 else f"{steps} bad steps from {group[0]['step']:,} on"
@@ -169,70 +169,71 @@ def _bad_steps(group: Sequence[Line]) -> str:
 
 
 def _saves(group: Sequence[Line], life: Sequence[Line]) -> str:
-    """One sentence for saves in a row; '' for signs of life and for saves that were told."""
-    begun = [line for line in group if line["event"] == "save"]
-    if not begun:
+    """Returns one sentence for saves in a row; '' where the group has signs of life alone."""
+    saves = [line for line in group if line["event"] == "save"]
+    if not saves:
         return ""
-    steps = [line["step"] for line in begun]
+    steps = [line["step"] for line in saves]
     text = f"saved at step {steps[-1]:,}"
     if len(steps) > 1:
         text = f"saved {len(steps)} times, last at step {steps[-1]:,}"
     complete = {line["step"] for line in life if line["event"] == "saved"}
     if lacking := [f"{step:,}" for step in steps if step not in complete]:
         text += f"; not known to be complete: step {_list(lacking)}"
-    waited = sum(line["seconds"] for line in begun if is_number(line.get("seconds")))
+    waited = sum(line["seconds"] for line in saves if is_number(line.get("seconds")))
     return text + (f"; training waited {duration(waited)}" if waited >= 0.05 else "")
 
 
-def _entry(line: Line, text: str, event: str = "", step: int | None = None) -> Entry:
+def _summary_line(line: Line, text: str, event: str = "", step: int | None = None) -> SummaryLine:
     time = plain(line["time"][:19].replace("T", " "))
-    return Entry(time, line["step"] if step is None else step, event or plain(line["event"]), text)
+    step = line["step"] if step is None else step
+    return SummaryLine(time, step, event or plain(line["event"]), text)
 
 
-def _between(before: Sequence[Line], life: Sequence[Line]) -> list[Entry]:
-    """From the last word of one process to the first of the next."""
+def _between(before: Sequence[Line], life: Sequence[Line]) -> list[SummaryLine]:
+    """Returns the lines about the end of one process and the start of the next."""
     last, reached = before[-1], max(line["step"] for line in before)
     gap = duration(max(when(life[0]) - when(last), 0.0))
-    told = [_entry(life[0], f"started again, {gap} after that", "again", reached)]
+    found = [_summary_line(life[0], f"started again, {gap} after that", "again", reached)]
     if last["event"] not in _LAST:
-        text = f"killed; its last word was of step {reached:,}"
-        told.insert(0, _entry(last, text, "killed", reached))
-    return told
+        text = f"killed; its last line was of step {reached:,}"
+        found.insert(0, _summary_line(last, text, "killed", reached))
+    return found
 
 
-def entries(lines: Sequence[Line], everything: bool = False) -> list[Entry]:
-    """The events in order; signs of life left out, saves and bad steps in a row told as one.
+def summary_lines(lines: Sequence[Line], everything: bool = False) -> list[SummaryLine]:
+    """Returns the events in order, without signs of life; saves and bad steps in a row are one.
 
     Args:
-      lines: of ``read_journal``.
-      everything: every line for itself.
+      lines: lines from ``read_journal``.
+      everything: True gives every line of the journal a line of its own.
     """
-    told: list[Entry] = []
+    found: list[SummaryLine] = []
     before: list[Line] = []
     for life in lives(lines):
         if before:
-            told += _between(before, life)
+            found += _between(before, life)
         for group in [[line] for line in life] if everything else _grouped(life):
-            text = _tell(group[0])
+            text = _sentence(group[0])
             if not everything and group[0]["event"] in _ROUTINE:
                 text = _saves(group, life)
             elif not everything and group[0]["event"] in _BAD:
                 text = _bad_steps(group)
-            if everything or (text and not _told_already(group, life)):
-                told.append(_entry(group[-1], text, step=_where(group[-1], life)))
+            if everything or (text and not _is_known_end(group, life)):
+                found.append(_summary_line(group[-1], text, step=_step_of(group[-1], life)))
         before = life
-    return told
+    return found
 
 
-def _told_already(group: Sequence[Line], life: Sequence[Line]) -> bool:
-    """Whether it is the end of a process that told of its preemption."""
+def _is_known_end(group: Sequence[Line], life: Sequence[Line]) -> bool:
+    """Returns True for the end of a process that reported its preemption before."""
     if group[0]["event"] == "end" and group[0].get("status") == "preempted":
         return any(line["event"] == "preemption" for line in life)
     return False
 
 
-def _where(line: Line, life: Sequence[Line]) -> int:
-    """The step of a line; last words may come from a thread that knows none."""
+def _step_of(line: Line, life: Sequence[Line]) -> int:
+    """Returns the step of a line; the last line may come from a thread that knows none."""
     if line["event"] not in _LAST or line["step"]:
         return line["step"]
     return next((x["step"] for x in reversed(life) if x["event"] not in _LAST), 0)
@@ -249,8 +250,8 @@ def _grouped(life: Sequence[Line]) -> list[list[Line]]:
     return groups
 
 
-def summary(lines: Sequence[Line]) -> str:
-    """``2 restarts (1 killed), 1 rewind, 1 damaged checkpoint``."""
+def event_counts(lines: Sequence[Line]) -> str:
+    """Counts what befell a run: ``2 restarts (1 killed), 1 rewind, 1 damaged checkpoint``."""
     every = list(lives(lines))
     counts = collections.Counter(line["event"] for line in lines)
     killed = sum(life[-1]["event"] not in _LAST for life in every[:-1])
@@ -270,16 +271,22 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'s' if n != 1 else ''}" if n > 0 else ""
 
 
-def story(lines: Sequence[Line], everything: bool = False, width: int = 100) -> str:
-    """All entries, a paragraph each, for a terminal ``width`` columns wide."""
-    told = entries(lines, everything)
-    steps = max((len(f"{entry.step:,}") for entry in told), default=1)
+def summary(lines: Sequence[Line], everything: bool = False, width: int = 100) -> str:
+    """Formats a journal, a paragraph a line, for a terminal ``width`` columns wide.
+
+    Args:
+      lines: lines from ``read_journal``.
+      everything: see ``summary_lines``.
+      width: columns.
+    """
+    found = summary_lines(lines, everything)
+    steps = max((len(f"{each.step:,}") for each in found), default=1)
     paragraphs = []
-    for entry in told:
-        head = f"{entry.time}  step {entry.step:>{steps},}  "
+    for each in found:
+        head = f"{each.time}  step {each.step:>{steps},}  "
         paragraphs.append(
             textwrap.fill(
-                entry.text,
+                each.text,
                 max(width, len(head) + 30),
                 initial_indent=head,
                 subsequent_indent=" " * len(head),
@@ -287,4 +294,4 @@ def story(lines: Sequence[Line], everything: bool = False, width: int = 100) -> 
                 break_on_hyphens=False,
             )
         )
-    return "\n".join([*paragraphs, "", f"In all: {summary(lines)}."])
+    return "\n".join([*paragraphs, "", f"In all: {event_counts(lines)}."])

@@ -66,12 +66,12 @@ class Rows:
 
 
 @dataclasses.dataclass
-class Course:
-    """What a run left."""
+class Outcome:
+    """Outcome of a run: its trainer, losses by step, journal, and loss on rows it never read."""
 
     run: Trainer
     losses: dict
-    told: list
+    journal: list
     held_out: float
 
 
@@ -88,7 +88,7 @@ def go(
     extra=(),
     **loop,
 ):
-    """One process's life, from wherever ``directory`` stands to ``steps`` or an error.
+    """Runs one process, from wherever ``directory`` stands to ``steps`` or an error.
 
     Args:
       wrap: the guarded step -> the step to use.
@@ -102,11 +102,13 @@ def go(
     optimizer = Optimizer(schedule=Schedule(name="constant", peak=3e-3, warmup_steps=10))
     parts = prepare(model, optimizer, mesh, rules, steps=steps, sources=("en", "zh"), guarded=True)
     journal = Journal(directory / "journal.jsonl")
-    keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=every, keep=keep))
+    checkpointer = Checkpointer(
+        directory / "checkpoints", CheckpointConfig(every_steps=every, keep=keep)
+    )
     guard = Guard(spike, journal.decisions, lambda signals: signal_rows(mesh, signals))
     hooks = [
         *(Journaling(journal), Metrics([JsonLines(directory / "metrics.jsonl")]), guard, *extra),
-        Checkpoint(keeper, {"model": FAMILY}),
+        Checkpoint(checkpointer, {"model": FAMILY}),
     ]
 
     def load(at):
@@ -114,14 +116,14 @@ def go(
             key = named_key(0, "params")
             fresh = init_state(parts.task, parts.tx, key, parts.placement)
             return fresh, DataState(skips=tuple(skips)), {}
-        state, meta = resume(keeper, parts.abstract(), {"model": FAMILY}, step=at)
+        state, meta = resume(checkpointer, parts.abstract(), {"model": FAMILY}, step=at)
         return state, DataState.from_json(meta["data"]), meta
 
     def describe(data, first, count):
         return {"documents": [first, count]}
 
     blend = Blend(("en", "zh"), ((0, {"en": 1, "zh": 1}),))
-    recovery = Recovery(spike, keeper, hooks, journal, Origin(load, describe, blend))
+    recovery = Recovery(spike, checkpointer, hooks, journal, Origin(load, describe, blend))
     try:
         record = RunRecord(directory, journal=journal)
         run = Trainer(config, recovery.begin(), parts.task.measures, hooks, record)
@@ -136,18 +138,18 @@ def go(
         feed = StreamFeed(stream, config.size_at, parts.placement)
         train(run, wrap(parts.step), feed, recovery.rewind)
     finally:
-        keeper.close()
+        checkpointer.close()
         journal.close()
-    return Course(run, losses, read_journal(journal.path), held_out(model, run.state.params))
+    return Outcome(run, losses, read_journal(journal.path), held_out(model, run.state.params))
 
 
 def held_out(model, params):
-    """Mean loss on 64 rows that no run reads, nats per token."""
+    """Returns the mean loss on 64 rows that no run reads, nats per token."""
     batch = Rows().batch(10**9, 64)
     return float(jax.jit(lambda p: model.loss(p, batch)[0])(params)) / (64 * T)
 
 
 def equal(a, b):
-    """Whether two pytrees of arrays are the same to the bit."""
+    """Returns True if two pytrees of arrays are the same to the bit."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)

@@ -1,0 +1,150 @@
+"""Uses of a model from wherever it lies: held-out loss, completions, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from t5x_llm.core.errors import ConfigError
+from t5x_llm.data.catalog import open_objective, open_stores
+from t5x_llm.evaluate.hooks import read_baseline
+from t5x_llm.evaluate.perplexity import evaluate
+from t5x_llm.hf.convert import STORED, convert
+from t5x_llm.hf.export import MAX_SHARD_BYTES, export_hf
+from t5x_llm.hf.parity import ParityReport
+from t5x_llm.infer.sampler import Completion, Sampling, generate
+from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
+from t5x_llm.run.config import Run
+from t5x_llm.run.data import held_out
+from t5x_llm.run.load import Loaded, is_run, load
+from t5x_llm.train.hooks import Results
+
+
+class Exported(NamedTuple):
+    """A Hugging Face directory that was written.
+
+    Attributes:
+      directory: where it lies.
+      report: the parity check that it passed.
+    """
+
+    directory: str
+    report: ParityReport
+
+
+def evaluate_model(
+    model: Loaded | str,
+    run: Run | None = None,
+    step: int | None = None,
+    length: int | None = None,
+    limit: int | None = None,
+) -> Results:
+    """Evaluates a model on held-out documents, its parameters in pieces over all devices.
+
+    Args:
+      model: loaded, or a path of ``run.load.load``.
+      run: says which data; the model's own if None.
+      step: checkpoint of a run directory.
+      length: T, tokens of a window; the run's if None.
+      limit: tokens read of each source; None reads all.
+
+    Returns:
+      Measures by source; with ``change`` where ``model`` is the directory of a run that was
+      evaluated before its first step.
+
+    Raises:
+      ConfigError: nothing says which data.
+      DataError: the data was not prepared, or holds no document out.
+    """
+    loaded = load(model, step) if isinstance(model, str) else model
+    run = run or loaded.run
+    if run is None:
+        raise ConfigError(
+            "run",
+            None,
+            "the gin files of a run that say which data, as a Hugging Face directory does not",
+            "Give --gin_file=..., or run=load_run(...) from Python.",
+        )
+    length = length or run.loop.sequence_length
+    config = MeshConfig()
+    mesh, rules = make_mesh(config), config.rules()
+    axes, shapes = loaded.model.logical_axes(), loaded.model.abstract_params()
+    rows = -(-run.evaluation.batch_size // mesh.size) * mesh.size
+    opened = open_stores(run.data)
+    results = evaluate(
+        loaded.model,
+        jax.device_put(loaded.params, param_shardings(axes, shapes, mesh, rules)),
+        held_out(opened),
+        mesh,
+        rules,
+        length,
+        rows,
+        limit,
+        objective=open_objective(run.data, opened, length),
+    )
+    baseline = read_baseline(model) if isinstance(model, str) and is_run(model) else None
+    if baseline is not None and baseline.length == length and limit is None:
+        results = baseline.compared(results, full=True)
+    return results
+
+
+def complete(
+    model: Loaded | str,
+    prompts: Sequence[str],
+    sampling: Sampling | None = None,
+    step: int | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """Lets a model continue texts; see ``infer.sampler.generate``.
+
+    Raises:
+      ConfigError: the model has no tokenizer, is an encoder, or cannot take a prompt.
+    """
+    loaded = load(model, step) if isinstance(model, str) else model
+    if loaded.tokenizer is None:
+        raise ConfigError("model", model, "a model whose directory holds its tokenizer too")
+    return generate(
+        loaded.model, loaded.params, loaded.tokenizer, prompts, sampling, on_text=on_text
+    )
+
+
+def export(
+    path: str,
+    out: str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    unproved: bool = False,
+) -> Exported:
+    """Writes a model as a Hugging Face directory, one tensor in memory at a time.
+
+    Args:
+      path: a run directory, a Hugging Face directory or a ``.gguf`` file.
+      out: directory to write; ``hf`` of the run if None.
+      step: checkpoint of a run; the newest sound one if None.
+      dtype: of the weights; float32 for a run, as stored for a directory, if None.
+      max_shard_bytes: limit on one safetensors file.
+      unproved: write the model even if nothing here can compute it; the report says so.
+
+    Raises:
+      ConfigError: ``out`` cannot be written, or config.json cannot say what the run trains.
+      ParityError: the written model does not compute what ours does.
+    """
+    if is_run(path):
+        model = load(path, step, lazy=True)
+        model.run.check_exportable("There is no form of it that other programs read.")
+        out = out or os.path.join(path, "hf")
+        report = export_hf(
+            model.params, model.family, model.tokenizer, out, max_shard_bytes,
+            dtype or "float32", unproved,
+        )  # fmt: skip
+        return Exported(out, report)
+    if out is None:
+        raise ConfigError("out", None, "a directory to write", "t5x-llm export PATH OUT")
+    done = convert(
+        path, out, dtype=dtype or STORED, max_shard_bytes=max_shard_bytes, unproved=unproved
+    )
+    return Exported(out, done.report)
