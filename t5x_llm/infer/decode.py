@@ -323,7 +323,7 @@ def generate_ids(
         chunks.append(decoding.advance(done))
         done = chunks[-1].done
     whole = [np.concatenate(parts, axis=1) for parts in list(zip(*chunks, strict=True))[:3]]
-    ends = set(end_ids)
+    ends = set(map(int, end_ids))
     found = [_generated(t, raw, drawn, ends) for t, raw, drawn in zip(*whole, strict=True)]
     return [found[i : i + sampling.n] for i in range(0, len(found), sampling.n)]
 
@@ -331,6 +331,7 @@ def generate_ids(
 def _generated(
     tokens: np.ndarray, log_probs: np.ndarray, sampled: np.ndarray, ends: set[int]
 ) -> Generated:
+    """Returns a row without the places after its last token."""
     real = tokens >= 0
     kept = tuple(map(int, tokens[real]))
     reason = "eos" if kept and kept[-1] in ends else "length"

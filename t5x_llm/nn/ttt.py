@@ -310,8 +310,7 @@ class TTT(CachedLayer):
         rate = constrain(rate * (config.base_rate / config.head_dim), (*_WHOLE, "scan_heads"))
         place, starts = constrain(place, _WHOLE), constrain(starts, _WHOLE)
         inputs: tuple[jax.Array, ...] = (q, k, v, rate, place, starts)
-        valid = context.valid()
-        if valid is not None:
+        if (valid := context.valid()) is not None:
             rate = jnp.where(valid[..., None], rate, 0.0)
             inputs = (q, k, v, rate, place, starts, constrain(valid, _WHOLE))
         state = self._nothing(x.shape[0])

@@ -142,7 +142,7 @@ def test_nothing_held_out(model, params):
 
 
 def test_refusals(model):
-    with pytest.raises(ConfigError, match="EvaluationHook.batch_size = 6.*multiple of 8"):
+    with pytest.raises(ConfigError, match="Evaluation.batch_size = 6.*multiple of 8"):
         Evaluator(model, *mesh_of(8), T, batch_size=6)
     gpt = Model(GPT2(vocab_size=64, d_model=32, n_layers=1, n_heads=4, max_length=8).decoder())
     with pytest.raises(ConfigError, match="at most 8"):

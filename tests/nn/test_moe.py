@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.nn.cache import CacheRows
 from t5x_llm.nn.kernels import grouped
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.mlp import ACTIVATIONS, MlpConfig
@@ -276,6 +277,18 @@ def test_tokens_beyond_capacity_are_dropped_in_order():
     np.testing.assert_allclose(y[kept], whole[kept], atol=1e-5)
     np.testing.assert_array_equal(y[~kept], 0)
     assert np.abs(whole[kept]).min(axis=-1).max() > 0
+
+
+def test_with_a_cache_nothing_is_dropped():
+    """Neither by capacity, which a call's padding would change; that padding goes nowhere."""
+    layer, x = make(capacity(FLAVOURS["mixtral"], 0.3)), tokens(2, 12)
+    lengths = jnp.asarray([12, 5])
+    valid = jnp.arange(12) < lengths[:, None]
+    whole, _ = run(make_dropless(layer), x, valid)
+    rows = CacheRows(jnp.zeros(2, jnp.int32), lengths)
+    y, _, aux = layer(x, dataclasses.replace(context(valid), rows=rows), {})
+    assert aux["moe_dropped"] == 0 and run(layer, x, valid)[1]["moe_dropped"] > 0.1
+    np.testing.assert_array_equal(y, whole)
 
 
 def make_dropless(layer):
