@@ -2,6 +2,7 @@
 
 import json
 
+import commands
 import numpy as np
 import pytest
 import tiny
@@ -63,7 +64,7 @@ def falls(losses):
     return np.mean(values[-5:]) < np.mean(values[:5]) - 0.3
 
 
-def test_span_corruption(place):
+def test_span_corruption(place, monkeypatch):
     """T5: trained, evaluated, sampled and exported; it answers, and is not continued."""
     made, losses, evaluations = run(
         place, "t5", "--gin.Denoising.objective='span_corruption'", gin=T5_GIN
@@ -77,23 +78,20 @@ def test_span_corruption(place):
     assert report["passed"] and report["prompts"]["long"]["tokens"] == 512
     assert "AutoModelForSeq2SeqLM" in (made / "hf" / "README.md").read_text()
     flags = ("--prompt", "ab cd", "--max_tokens", "4", "--temperature", "0")
-    texts = [
-        tiny.python("-m", "t5x_llm.cli.main", "generate", where, *flags, cwd=place).stdout
-        for where in ("t5", "t5/hf")
-    ]
+    monkeypatch.chdir(place)
+    texts = [commands.run("generate", where, *flags).stdout for where in ("t5", "t5/hf")]
     assert texts[0].startswith("ab cd\n") and texts[0] == texts[1]
 
 
 @pytest.mark.extended
-def test_masked_lm(place):
+def test_masked_lm(place, monkeypatch):
     """BERT: trained, evaluated and exported; it continues nothing."""
     made, losses, evaluations = run(place, "bert", "--gin.Denoising.objective='mlm'", gin=BERT_GIN)
     assert falls(losses)
     assert any("loss" in json.dumps(line) for line in evaluations)
     assert json.loads((made / "hf" / "parity.json").read_text())["passed"]
-    done = tiny.python(
-        "-m", "t5x_llm.cli.main", "generate", "bert", "--prompt", "ab", cwd=place, check=False
-    )
+    monkeypatch.chdir(place)
+    done = commands.run("generate", "bert", "--prompt", "ab")
     assert done.returncode != 0 and "cannot continue a text" in done.stderr
     assert "Traceback" not in done.stderr
 
