@@ -43,13 +43,16 @@ def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
     args = build_parser().parse_args(flags.rest)
 
-    from t5x_llm import api
     from t5x_llm.run.resolved import resolve
 
     run = resolve(flags)
     if run.resolved.unused_own:
         print(f"note: this run does not use {', '.join(run.resolved.unused_own)}", file=sys.stderr)
     if args.dry_run:
-        print(api.describe(run))
-    else:
-        api.train(run, args.resume)
+        from t5x_llm.plan.describe import describe
+
+        print(describe(run.config, run.resolved))
+        return
+    from t5x_llm.run.session import train
+
+    train(run.config, run.operative_config, args.resume)

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
+TESTS = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "cli")]
 
 import tiny
 
@@ -38,6 +39,11 @@ RUNS = {
     "mamba": preset("Mamba"),
     "glm": DENOISING + "Denoising.objective = 'blank_filling'\nRun.neftune = 5.0\n",
 }
+# Said here, so that checkouts of any age compile alike.
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
 FLAGS = (
     *("--gin.Export.enabled=False", "--gin.Samples.prompts=()", "--gin.Loop.log_every=1"),
     "--gin.CheckpointConfig.every_steps=1000",
@@ -49,7 +55,7 @@ def losses(root: pathlib.Path, directory: pathlib.Path, *flags: str) -> dict[int
     subprocess.run(
         [sys.executable, str(root / "train.py"), *flags, *FLAGS],
         cwd=root if "quickstart" in flags[0] else directory,
-        env=tiny.environment() | {"PYTHONPATH": str(root)},
+        env=tiny.environment() | {"PYTHONPATH": str(root), "XLA_FLAGS": XLA_FLAGS},
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
