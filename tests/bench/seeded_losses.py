@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 
-TESTS = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "cli")]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 
 import tiny
 
