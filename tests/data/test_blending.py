@@ -165,7 +165,7 @@ def test_tokens_and_epochs_are_what_is_read(stores):
     end = stream.history[-1][0]
     consumed = stream.consumed(end)
     assert consumed["a"].tokens == pytest.approx(1000, abs=LENGTH)
-    assert consumed["b"].epochs == pytest.approx(1.5, abs=0.5 / stream.rows["b"] + 1e-9)
+    assert abs(consumed["b"].epochs - 1.5) * stream.rows["b"] <= 0.5 + 1e-9  # half a row
     assert stream.weights == {"a": 0, "b": 0, "c": 1}
     rows = stream.batch(0, end)
     # Within the budget below one epoch nothing comes twice.
