@@ -6,9 +6,9 @@ recurrences I inner width, R size of a channel's state, G groups of heads, A cha
 sums; of convolutions C channels; of routing M tokens, k choices of a token.
 
 Annotations are jaxtyping's, ``hidden: Float[Array, "B T D"]``: within one call a name has one size.
-Sizes without a letter have one of ``NAMES``. ``*B`` is any number of leading axes, ``...`` is axes
-that are not named, ``_`` an axis of any size, and a digit is that size. The space of ``" B"`` tells
-the linter that this is no name of Python.
+Sizes without a letter have one of ``NAMES``. ``*B`` is any number of leading axes, ``#B`` B or 1,
+``...`` axes that are not named, ``_`` an axis of any size, and a digit that size. The space in
+``" B"`` tells the linter that this is no name of Python.
 """
 
 LEGEND = {
@@ -38,6 +38,7 @@ NAMES = {
     "devices": "devices along axes of the mesh",
     "features": "axes of what a cache keeps of a token or a row",
     "heads": "heads, some of them repeated",
+    "mini_batch": "tokens of an inner step",
     "pairs": "pairs of channels that are rotated",
     "rows": "rows of a buffer, or of a padded table",
     "shape": "all axes, whatever they are",

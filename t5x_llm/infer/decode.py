@@ -48,10 +48,10 @@ class Chunk(NamedTuple):
     """The next tokens of every row of a ``Decoding``, as NumPy arrays.
 
     Attributes:
-      tokens: [rows, n] int32; -1 after a row's last.
-      log_probs: [rows, n] float32, see ``Generated``.
-      sampled_log_probs: [rows, n] float32, likewise.
-      done: [rows] bool, rows that have no further token.
+      tokens: [B, T] int32; -1 after a row's last.
+      log_probs: [B, T] float32, see ``Generated``.
+      sampled_log_probs: [B, T] float32, likewise.
+      done: [B] bool, rows that have no further token.
     """
 
     tokens: Int32[np.ndarray, "B T"]

@@ -27,11 +27,11 @@ def earlier(
 
     Args:
       x: [B, T, ...].
-      first: [B, n, ...] what comes before the first token.
+      first: [B, taps, ...] what comes before the first token.
       axes: logical names of the dimensions of ``x``.
 
     Returns:
-      n arrays like ``x``.
+      ``taps`` arrays like ``x``.
     """
     count, spec, context = first.shape[1], compute_spec(axes, x.shape), current()
     if spec is None or context is None or spec[1] is None:

@@ -116,7 +116,7 @@ class Inner(NamedTuple):
       scale: [N, H] of the inner norm.
       shift: [N, H].
       eps: of the inner norm.
-      steps: [K], factors on the gradients' sum for the j-th token's output.
+      steps: [mini_batch], factors on the gradients' sum for the j-th token's output.
     """
 
     weight: Float32[Array, "N H H"]
@@ -124,7 +124,7 @@ class Inner(NamedTuple):
     scale: Float32[Array, "N H"]
     shift: Float32[Array, "N H"]
     eps: float
-    steps: Float32[Array, " K"]
+    steps: Float32[Array, " mini_batch"]
 
 
 def _normed(z: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:

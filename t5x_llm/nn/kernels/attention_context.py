@@ -39,7 +39,10 @@ class Layout(NamedTuple):
 
 
 def context_layout(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], bias: Bias | None, places: Any
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    bias: Bias | None,
+    places: tuple[Int[Array, "B T"], Int[Array, "B S"]],
 ) -> Layout | None:
     """The layout, where the sequence is in pieces; None where it is not, or must be gathered.
 
