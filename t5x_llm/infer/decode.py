@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.infer.sampling import Sampling, Seeds, Switches, draw, row_seeds
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Int32
 
 _BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 _CHUNK = 16  # tokens decoded between two looks at them
@@ -36,8 +39,8 @@ class Generated:
     """
 
     tokens: tuple[int, ...]
-    log_probs: np.ndarray
-    sampled_log_probs: np.ndarray
+    log_probs: Float32[np.ndarray, " T"]
+    sampled_log_probs: Float32[np.ndarray, " T"]
     finish_reason: str
 
 
@@ -45,16 +48,16 @@ class Chunk(NamedTuple):
     """The next tokens of every row of a ``Decoding``, as NumPy arrays.
 
     Attributes:
-      tokens: [rows, n] int32; -1 after a row's last.
-      log_probs: [rows, n] float32, see ``Generated``.
-      sampled_log_probs: [rows, n] float32, likewise.
-      done: [rows] bool, rows that have no further token.
+      tokens: [B, T] int32; -1 after a row's last.
+      log_probs: [B, T] float32, see ``Generated``.
+      sampled_log_probs: [B, T] float32, likewise.
+      done: [B] bool, rows that have no further token.
     """
 
-    tokens: np.ndarray
-    log_probs: np.ndarray
-    sampled_log_probs: np.ndarray
-    done: np.ndarray
+    tokens: Int32[np.ndarray, "B T"]
+    log_probs: Float32[np.ndarray, "B T"]
+    sampled_log_probs: Float32[np.ndarray, "B T"]
+    done: Bool[np.ndarray, " B"]
 
 
 class _Start(NamedTuple):

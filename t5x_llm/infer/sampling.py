@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import numpy as np
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.infer import warp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float32, Int32, Key, UInt32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Sampling:
         )
 
     @property
-    def values(self) -> np.ndarray:
+    def values(self) -> Float32[np.ndarray, " 4"]:
         """[4] float32: penalty, temperature, k, p."""
         given = [self.repetition_penalty, self.temperature, self.top_k, self.top_p]
         return np.asarray(given, np.float32)
@@ -88,13 +91,17 @@ class Drawn(NamedTuple):
         0 where it is greedy.
     """
 
-    token: jax.Array
-    log_prob: jax.Array
-    sampled_log_prob: jax.Array
+    token: Int32[Array, " B"]
+    log_prob: Float32[Array, " B"]
+    sampled_log_prob: Float32[Array, " B"]
 
 
 def draw(
-    logits: jax.Array, seen: jax.Array, keys: jax.Array, switches: Switches, values: jax.Array
+    logits: Float32[Array, "B V"],
+    seen: Bool[Array, "B _"],
+    keys: Key[Array, " B"],
+    switches: Switches,
+    values: Float32[Array, " 4"],
 ) -> Drawn:
     """Draws the next token of every row.
 
@@ -136,11 +143,11 @@ class Seeds(NamedTuple):
       number: [B] uint32, how many earlier rows have the same prompt.
     """
 
-    seed: np.ndarray
-    prompt: np.ndarray
-    number: np.ndarray
+    seed: UInt32[np.ndarray, " 2"]
+    prompt: UInt32[np.ndarray, " B"]
+    number: UInt32[np.ndarray, " B"]
 
-    def keys(self) -> jax.Array:
+    def keys(self) -> Key[Array, " B"]:
         """Returns the keys [B] of the rows; a draw folds in how many tokens came before it."""
         seed = jax.random.wrap_key_data(self.seed)
 

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,9 @@ from t5x_llm.data.batch import Batch
 from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import Rules, check_divisible, constrain, global_batch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32
 
 _OPEN_ROWS = 32
 _BUCKET = 32
@@ -49,8 +52,8 @@ class Score:
       greedy: [len(continuation)] bool, where the token is the likeliest one.
     """
 
-    log_probs: np.ndarray
-    greedy: np.ndarray
+    log_probs: Float32[np.ndarray, " T"]
+    greedy: Bool[np.ndarray, " T"]
 
     @property
     def total(self) -> float:

@@ -5,11 +5,18 @@ Every function maps float32 logits [B, V] to float32 [B, V]; removed tokens beco
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32, Int
 
-def repetition_penalty(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
+
+def repetition_penalty(
+    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, ""]
+) -> Float32[Array, "B V"]:
     """Divides positive and multiplies negative logits of tokens seen before (arXiv 1909.05858).
 
     Args:
@@ -21,19 +28,19 @@ def repetition_penalty(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -
     return jnp.where(seen, penalised, logits)
 
 
-def temperature(logits: jax.Array, value: jax.Array) -> jax.Array:
+def temperature(logits: Float32[Array, "B V"], value: Float[Array, ""]) -> Float32[Array, "B V"]:
     """Logits over a positive temperature."""
     return logits / value
 
 
-def top_k(logits: jax.Array, k: jax.Array) -> jax.Array:
+def top_k(logits: Float32[Array, "B V"], k: Int[Array, ""]) -> Float32[Array, "B V"]:
     """Keeps the k largest logits of each row; ties with the k-th stay (arXiv 1805.04833)."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     kth = jnp.take(ordered, jnp.clip(k, 1, logits.shape[-1]) - 1, axis=-1)
     return jnp.where(logits < kth[:, None], -jnp.inf, logits)
 
 
-def top_p(logits: jax.Array, p: jax.Array) -> jax.Array:
+def top_p(logits: Float32[Array, "B V"], p: Float[Array, ""]) -> Float32[Array, "B V"]:
     """Keeps the smallest set of likeliest tokens whose probability reaches p (arXiv 1904.09751).
 
     At least one token stays, and so do ties with the least likely token kept.

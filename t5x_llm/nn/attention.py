@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.positions import AlibiConfig, RotaryConfig, alibi_bias, rotate
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 KEYS = ("batch", "length", "kv_heads", "head")
 QUERIES = ("batch", "length", "heads", "head")
@@ -122,7 +125,7 @@ class QKNorm(nnx.Module):
         else:
             self.norm = Norm(config.norm, head_dim, heads if config.scope == "heads" else None)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
         if self.config.scope == "all":
             return self.norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
         return self.norm(x)
@@ -192,8 +195,8 @@ class Attention(CachedLayer):
         return functools.partial(alibi_bias, self.config.alibi, n_heads=self.config.n_heads)
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config = self.config
         (q, k, v), state = self._project(x, context, cache)
         if cache is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.remat import keep_stream, remat_policy
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32
 
 RESIDUAL = ("batch", "stream", "residual")
 INPUT = ("batch", "length", "embed")
@@ -133,8 +136,8 @@ class Block(CachedLayer):
         return {layer.part: getattr(self, layer.part).cache_kinds() for layer in self.config.layers}
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config, new, total = self.config, {}, Aux()
         skip_in = x
         for layer in config.layers:
@@ -190,8 +193,8 @@ class Group(CachedLayer):
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (repeat, *a.shape)), one)
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None, remat: str
-    ) -> tuple[jax.Array, Cache | None, dict[str, jax.Array]]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None, remat: str
+    ) -> tuple[Float[Array, "B T D"], Cache | None, dict[str, Float32[Array, " L"]]]:
         """Returns x, the cache, and every layer's scalars: [layers that have it] a name."""
         x, new, auxes = run_units(*self.parts(), x, context, cache, remat)
         return x, new, join_aux(auxes.values())
@@ -208,12 +211,12 @@ class Group(CachedLayer):
 def run_units(
     graphdefs: dict[str, Any],
     params: dict[str, Any],
-    x: jax.Array,
+    x: Float[Array, "B T D"],
     context: Context,
     cache: Cache | None,
     remat: str,
-    held: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None, dict[str, Aux]]:
+    held: Bool[Array, " units"] | None = None,
+) -> tuple[Float[Array, "B T D"], Cache | None, dict[str, Aux]]:
     """Scans over the units of a group: x, the caches, and each block's scalars [units].
 
     Args:
@@ -244,7 +247,7 @@ def run_units(
     return x, new, auxes
 
 
-def join_aux(parts: Any) -> dict[str, jax.Array]:
+def join_aux(parts: Any) -> dict[str, Float32[Array, " L"]]:
     """Dicts of scalars or vectors to one dict of vectors."""
     joined: dict[str, list[jax.Array]] = {}
     for part in parts:

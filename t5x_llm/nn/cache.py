@@ -9,13 +9,16 @@ lengths are padded at their ends, and a row that has finished takes part with no
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Int, Int32, Shaped
 
 Cache = dict[str, Any]
 
@@ -31,13 +34,13 @@ class CacheRows(NamedTuple):
       prefix: [B, S] bool, which of them ``causal`` does not hide, or None.
     """
 
-    index: jax.Array
-    lengths: jax.Array
-    positions: jax.Array | None = None
-    segment_ids: jax.Array | None = None
-    prefix: jax.Array | None = None
+    index: Int[Array, " B"]
+    lengths: Int[Array, " B"]
+    positions: Int[Array, "B S"] | None = None
+    segment_ids: Int[Array, "B S"] | None = None
+    prefix: Bool[Array, "B S"] | None = None
 
-    def valid(self, count: int) -> jax.Array:
+    def valid(self, count: int) -> Bool[Array, "B T"]:
         """Tokens of a call of ``count`` that are added: bool [B, count]."""
         return jnp.arange(count) < self.lengths[:, None]
 
@@ -49,11 +52,13 @@ class CacheKind(Protocol):
         """Returns the array's shape for ``batch`` rows of up to ``length`` tokens."""
         ...
 
-    def empty(self, batch: int, length: int, dtype: Any) -> jax.Array:
+    def empty(self, batch: int, length: int, dtype: Any) -> Shaped[Array, "B ..."]:
         """Returns the array of rows that hold nothing; ``dtype`` unless the kind has its own."""
         ...
 
-    def write(self, held: jax.Array, new: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def write(
+        self, held: Shaped[Array, "B ..."], new: Shaped[Array, "B ..."], rows: CacheRows | None
+    ) -> Shaped[Array, "B ..."]:
         """Adds a call's tokens; rows None says that all of them are valid.
 
         Args:
@@ -63,7 +68,7 @@ class CacheKind(Protocol):
         """
         ...
 
-    def read(self, held: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def read(self, held: Shaped[Array, "B ..."], rows: CacheRows | None) -> Shaped[Array, "B ..."]:
         """Returns what the layer computes with: entries by place [B, S, ...], or the state."""
         ...
 
@@ -86,11 +91,16 @@ class TokenCache:
         """Returns [batch, length, *features]."""
         return (batch, length, *self.features)
 
-    def empty(self, batch: int, length: int, dtype: Any) -> jax.Array:
+    def empty(self, batch: int, length: int, dtype: Any) -> Shaped[Array, "B S *features"]:
         """Returns zeros."""
         return jnp.zeros(self.shape(batch, length), self.dtype or dtype)
 
-    def write(self, held: jax.Array, new: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def write(
+        self,
+        held: Shaped[Array, "B S *features"],
+        new: Shaped[Array, "B T *features"],
+        rows: CacheRows | None,
+    ) -> Shaped[Array, "B S *features"]:
         """Puts the valid tokens of ``new`` [B, T, *features] at each row's own place.
 
         Places beyond the end of ``held`` [B, S, *features] are dropped.
@@ -99,7 +109,9 @@ class TokenCache:
         held = write_rows(held, new, rows.index, rows.lengths)
         return constrain(held, ("batch", None, *self.axes))
 
-    def read(self, held: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def read(
+        self, held: Shaped[Array, "B S *features"], rows: CacheRows | None
+    ) -> Shaped[Array, "B S *features"]:
         """Returns all entries; those not written have segment 0 in ``rows``."""
         return held
 
@@ -122,11 +134,16 @@ class RecentCache:
         """Returns [batch, count, *features], whatever the length."""
         return (batch, self.count, *self.features)
 
-    def empty(self, batch: int, length: int, dtype: Any) -> jax.Array:
+    def empty(self, batch: int, length: int, dtype: Any) -> Shaped[Array, "B S *features"]:
         """Returns zeros."""
         return jnp.zeros(self.shape(batch, length), self.dtype or dtype)
 
-    def write(self, held: jax.Array, new: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def write(
+        self,
+        held: Shaped[Array, "B S *features"],
+        new: Shaped[Array, "B T *features"],
+        rows: CacheRows | None,
+    ) -> Shaped[Array, "B S *features"]:
         """Returns the last entries of ``held`` and the valid ones of ``new`` [B, T, *features]."""
         joined = jnp.concatenate([held, new.astype(held.dtype)], axis=1)
         if rows is None:
@@ -137,7 +154,9 @@ class RecentCache:
 
         return jax.vmap(last)(joined, rows.lengths)
 
-    def read(self, held: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def read(
+        self, held: Shaped[Array, "B S *features"], rows: CacheRows | None
+    ) -> Shaped[Array, "B S *features"]:
         """Returns all entries."""
         return held
 
@@ -160,18 +179,25 @@ class StateCache:
         """Returns [batch, *features], whatever the length."""
         return (batch, *self.features)
 
-    def empty(self, batch: int, length: int, dtype: Any) -> jax.Array:
+    def empty(self, batch: int, length: int, dtype: Any) -> Shaped[Array, " B *features"]:
         """Returns ``fill`` everywhere."""
         return jnp.full(self.shape(batch, length), self.fill, self.dtype)
 
-    def write(self, held: jax.Array, new: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def write(
+        self,
+        held: Shaped[Array, " B *features"],
+        new: Shaped[Array, " B *features"],
+        rows: CacheRows | None,
+    ) -> Shaped[Array, " B *features"]:
         """Returns the new state [B, *features], and the old one of rows without a valid token."""
         if rows is None:
             return new
         moved = rows.lengths.reshape(-1, *(1,) * len(self.features)) > 0
         return jnp.where(moved, new, held)
 
-    def read(self, held: jax.Array, rows: CacheRows | None) -> jax.Array:
+    def read(
+        self, held: Shaped[Array, " B *features"], rows: CacheRows | None
+    ) -> Shaped[Array, " B *features"]:
         """Returns the state."""
         return held
 
@@ -205,7 +231,12 @@ def empty_cache(kinds: dict[str, Any], batch: int, length: int, dtype: Any) -> C
     }
 
 
-def write_rows(held: jax.Array, new: jax.Array, index: jax.Array, lengths: jax.Array) -> jax.Array:
+def write_rows(
+    held: Shaped[Array, "B S *features"],
+    new: Shaped[Array, "B T *features"],
+    index: Int[Array, " B"],
+    lengths: Int[Array, " B"],
+) -> Shaped[Array, "B S *features"]:
     """Writes the first ``lengths`` entries of each row of ``new`` at ``index`` of that row.
 
     One window of T places is read, changed and written back in each row, so that nothing outside
@@ -238,7 +269,7 @@ def write_rows(held: jax.Array, new: jax.Array, index: jax.Array, lengths: jax.A
     return jax.vmap(one)(held, new.astype(held.dtype), start, shift, lengths)
 
 
-def valid_lengths(segment_ids: jax.Array) -> jax.Array:
+def valid_lengths(segment_ids: Int[Array, "B T"]) -> Int32[Array, " B"]:
     """Tokens of each row up to the last that is no padding: [B] int32.
 
     Args:
@@ -248,7 +279,7 @@ def valid_lengths(segment_ids: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(segment_ids != 0, count, 0), axis=1)
 
 
-def at_end(values: jax.Array, rows: CacheRows, before: Any) -> jax.Array:
+def at_end(values: Shaped[Array, "B T"], rows: CacheRows, before: Any) -> Shaped[Array, " B"]:
     """Values [B, T] of each row's last valid token; ``before`` for rows that have none."""
     last = jnp.maximum(rows.lengths - 1, 0)[:, None]
     return jnp.where(rows.lengths > 0, jnp.take_along_axis(values, last, axis=1)[:, 0], before)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -10,6 +11,9 @@ from t5x_llm.nn.cache import CacheRows, RecentCache, at_end
 from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
 
 class ShortConv(nnx.Module):
@@ -37,17 +41,17 @@ class ShortConv(nnx.Module):
         """The taps: the last inputs [B, width - 1, C]."""
         return RecentCache(self.width - 1, (self.kernel.shape[-1],))
 
-    def init_cache(self, batch: int, dtype: jnp.dtype) -> jax.Array:
+    def init_cache(self, batch: int, dtype: jnp.dtype) -> Float[Array, "B taps C"]:
         """Returns what a segment has before its first token: zeros [B, width - 1, C]."""
         return self.cache_kind.empty(batch, 0, dtype)
 
     def __call__(
         self,
-        x: jax.Array,
-        starts: jax.Array,
-        taps: jax.Array | None,
+        x: Float[Array, "B T C"],
+        starts: Bool[Array, "B T"],
+        taps: Float[Array, "B taps C"] | None,
         rows: CacheRows | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Float[Array, "B T C"], Float[Array, "B taps C"]]:
         """The convolution, and the taps of a call that goes on after this one.
 
         Args:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
@@ -14,6 +13,9 @@ from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.conv import ShortConv
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.param import InitConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Conv(CachedLayer):
         return {"taps": self.filter.cache_kind}
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         before = None if cache is None else cache["taps"]
         y, taps = self.filter(x, context.starts, before, context.rows)
         return y, None if cache is None else {"taps": taps}, {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,9 @@ from t5x_llm.nn.kernels import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
 from t5x_llm.parallel import constrain, padded_size
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
 
 
 class Dense(nnx.Module):
@@ -40,7 +45,7 @@ class Dense(nnx.Module):
         if bias:
             self.bias = constant(outputs, 0.0, output_axes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """[..., *inputs] -> [..., *outputs]."""
         kind = "" if self.exact else quantization()
         if kind:
@@ -50,7 +55,7 @@ class Dense(nnx.Module):
             y = linear(x, self.weights(x.dtype), self.n_inputs)
         return y + self.bias[...].astype(y.dtype) if self.use_bias else y
 
-    def weights(self, dtype: jnp.dtype) -> jax.Array:
+    def weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
         """The kernel in ``dtype``, placed for compute."""
         return constrain(self.kernel[...].astype(dtype), self.axes)
 
@@ -62,15 +67,15 @@ class Embedding(nnx.Module):
         self.axes = (axis, "embed")
         self.table = normal(rngs, (rows, width), std, self.axes)
 
-    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def __call__(self, ids: Int[Array, "*B"], dtype: jnp.dtype) -> Float[Array, "*B D"]:
         """Rows for ids [...]: [..., D] in ``dtype``. Others give NaN (zeros in padding)."""
         return jnp.take(self.padded(dtype), ids, axis=0, mode="fill")
 
-    def weights(self, dtype: jnp.dtype) -> jax.Array:
+    def weights(self, dtype: jnp.dtype) -> Float[Array, "V D"]:
         """The table [V, D] in ``dtype``, placed for compute."""
         return constrain(self.table[...].astype(dtype), self.axes)
 
-    def padded(self, dtype: jnp.dtype) -> jax.Array:
+    def padded(self, dtype: jnp.dtype) -> Float[Array, "rows D"]:
         """``weights`` with rows of zeros at the end, so that the mesh cuts it evenly."""
         table = self.table[...]
         more = padded_size(self.axes[0], len(table)) - len(table)
@@ -80,7 +85,7 @@ class Embedding(nnx.Module):
         # By way of the layout of a table that is stored so, or XLA gathers all of it.
         return constrain(constrain(filled, self.axes, "params"), self.axes)
 
-    def attend(self, x: jax.Array) -> jax.Array:
+    def attend(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         """Logits of x [..., D] against every row: [..., V], float32."""
         return jax.lax.dot_general(
             x,

@@ -6,10 +6,13 @@ are gathers, in the backward pass too: a scatter of rows is slow and adds in no 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Int32
 
 
 class Places(NamedTuple):
@@ -21,12 +24,12 @@ class Places(NamedTuple):
       counts: [E] int32, choices of each expert, those that got no row included.
     """
 
-    slot: jax.Array
-    source: jax.Array
-    counts: jax.Array
+    slot: Int32[Array, "M k"]
+    source: Int32[Array, " rows"]
+    counts: Int32[Array, " E"]
 
 
-def place(experts: jax.Array, n_experts: int, block: int, capacity: int | None) -> Places:
+def place(experts: Int[Array, "M k"], n_experts: int, block: int, capacity: int | None) -> Places:
     """Gives choices their rows, for each expert in the order of tokens.
 
     Args:
@@ -62,7 +65,7 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def spread(x: jax.Array, places: Places) -> jax.Array:
+def spread(x: Float[Array, "M D"], places: Places) -> Float[Array, "rows D"]:
     """x [M, D] to the buffer [rows, D]; empty rows are zero."""
     return _rows(x, places.source // places.slot.shape[1])
 
@@ -75,7 +78,7 @@ spread.defvjp(lambda x, places: (spread(x, places), places), _spread_bwd)
 
 
 @jax.custom_vjp
-def collect(y: jax.Array, places: Places) -> jax.Array:
+def collect(y: Float[Array, "rows D"], places: Places) -> Float[Array, "M k D"]:
     """The buffer [rows, D] to each token's choices [M, k, D]; zeros for those without a row."""
     return _rows(y, places.slot)
 

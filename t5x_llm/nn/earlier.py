@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,26 @@ from jax.sharding import PartitionSpec
 
 from t5x_llm.parallel import compute_spec, current, mesh_axes
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Shaped
+
 
 def earlier(
-    x: jax.Array, first: jax.Array, axes: Sequence[str | None] = ("batch", "length", None)
-) -> list[jax.Array]:
+    x: Shaped[Array, "B T ..."],
+    first: Shaped[Array, "B taps ..."],
+    axes: Sequence[str | None] = ("batch", "length", None),
+) -> list[Shaped[Array, "B T ..."]]:
     """x one token later, two tokens later, ... up to the width of ``first``.
 
     Where the sequence lies in pieces on several devices, each gets its first from the one before.
 
     Args:
       x: [B, T, ...].
-      first: [B, n, ...] what comes before the first token.
+      first: [B, taps, ...] what comes before the first token.
       axes: logical names of the dimensions of ``x``.
 
     Returns:
-      n arrays like ``x``.
+      ``taps`` arrays like ``x``.
     """
     count, spec, context = first.shape[1], compute_spec(axes, x.shape), current()
     if spec is None or context is None or spec[1] is None:

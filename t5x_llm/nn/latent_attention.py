@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.nn.positions import RotaryConfig, rotate
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 HEADS = ("batch", "length", "heads", "head")
 
@@ -146,8 +149,8 @@ class LatentAttention(CachedLayer):
         }
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config = self.config
         tables = context.rotary[config.rotary]
         if config.q_rank is None:

@@ -10,14 +10,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from t5x_llm.nn.cache import Cache, CacheRows
 from t5x_llm.nn.param import InitConfig
 
-Aux = dict[str, jax.Array]
+Aux = dict[str, Float32[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Context:
       encoder_segment_ids: [B, S] its segments; 0 marks padding.
     """
 
-    positions: jax.Array
-    segment_ids: jax.Array
-    starts: jax.Array
-    rotary: dict[Any, tuple[jax.Array, jax.Array]]
-    prefix: jax.Array | None = None
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    starts: Bool[Array, "B T"]
+    rotary: dict[Any, tuple[Float32[Array, "B T pairs"], Float32[Array, "B T pairs"]]]
+    prefix: Bool[Array, "B T"] | None = None
     rows: CacheRows | None = None
-    relative: dict[Any, jax.Array] = dataclasses.field(default_factory=dict)
-    encoded: jax.Array | None = None
-    encoder_segment_ids: jax.Array | None = None
+    relative: dict[Any, Float[Array, "buckets N"]] = dataclasses.field(default_factory=dict)
+    encoded: Float[Array, "B S D"] | None = None
+    encoder_segment_ids: Int[Array, "B S"] | None = None
 
     def seen(self) -> dict[str, Any]:
         """Returns what ``attend`` is told of queries and keys: of this call, or of the cache."""
@@ -56,12 +56,14 @@ class Context:
         held = dict(kv_segment_ids=self.rows.segment_ids, kv_positions=self.rows.positions)
         return places | held | {"kv_prefix": self.rows.prefix, "cached": True}
 
-    def valid(self) -> jax.Array | None:
+    def valid(self) -> Bool[Array, "B T"] | None:
         """Returns the tokens [B, T] bool that a cache keeps; None without one: all of them."""
         return None if self.rows is None else self.rows.valid(self.segment_ids.shape[1])
 
 
-def starts_of(segment_ids: jax.Array, before: jax.Array | None = None) -> jax.Array:
+def starts_of(
+    segment_ids: Int[Array, "B T"], before: Int[Array, " B"] | None = None
+) -> Bool[Array, "B T"]:
     """Returns where tokens do not continue the token before them: bool [B, T].
 
     Args:
@@ -85,8 +87,8 @@ class Layer(Protocol):
         ...
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         """x [B, T, D] to [B, T, D], the cache after it, and scalars.
 
         Of the scalars (float32), ``loss`` is an auxiliary loss per token, weighted, that is added

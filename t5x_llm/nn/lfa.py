@@ -7,9 +7,8 @@ channels, D to D / 2 and back, without an activation between them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -19,6 +18,9 @@ from t5x_llm.nn.earlier import earlier
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,8 @@ class LocalFilter(CachedLayer):
         return {"conv1": RecentCache(1, (d_model,)), "conv2": RecentCache(1, (inner,))}
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         y, new = x, Cache()
         for name in ("conv1", "conv2"):
             last = jnp.zeros_like(y[:, 0])[:, None] if cache is None else cache[name]
@@ -73,7 +75,9 @@ class LocalFilter(CachedLayer):
         return self.norm(x + y), self.write_cache(cache, new, context.rows), {}
 
 
-def before(x: jax.Array, last: jax.Array, starts: jax.Array) -> jax.Array:
+def before(
+    x: Float[Array, "B T C"], last: Float[Array, "B 1 C"], starts: Bool[Array, "B T"]
+) -> Float[Array, "B T C"]:
     """The token before each of x [B, T, C], zeros where a segment starts.
 
     What a convolution finds before the first token is zero, and not what an earlier layer with a

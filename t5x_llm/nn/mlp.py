@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from t5x_llm.nn.kernels import keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -74,11 +77,11 @@ class Mlp(CachedLayer):
         )
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         return self.apply(x), cache, {}
 
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """x [B, T, D] to [B, T, D]."""
         activation = ACTIVATIONS[self.config.activation]
         h = keep(self.up(x), "mlp_up")

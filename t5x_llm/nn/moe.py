@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,11 @@ from t5x_llm.nn.param import InitConfig, normal
 from t5x_llm.nn.router import Router, RouterConfig
 from t5x_llm.parallel import compute_spec, constrain, current, mesh_axes
 
-Kernels = dict[str, jax.Array]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int32
+
+    Kernels = dict[str, Float[Array, "E _ _"]]
+
 _TOKENS = ("batch", "length", "embed")
 _UP = ("experts", "embed", "mlp")
 _DOWN = ("experts", "mlp", "embed")
@@ -137,8 +141,8 @@ class Moe(CachedLayer):
             )
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config = self.config
         valid = context.segment_ids != 0
         experts, weights, aux = self.router(x, valid)
@@ -199,7 +203,7 @@ class Route(NamedTuple):
 
     axes: tuple[str, ...]
     devices: int
-    to: jax.Array
+    to: Int32[Array, "B T k"]
 
 
 def _sent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.param import constant
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 SCALES = ("ones", "zeros", "none")
 
@@ -58,7 +62,7 @@ class Norm(nnx.Module):
         if config.bias:
             self.bias = constant(shape, 0.0, axes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)

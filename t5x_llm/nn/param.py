@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import check_number
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +53,13 @@ class InitConfig:
 
 def normal(
     rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...]
-) -> nnx.Param[jax.Array]:
+) -> nnx.Param[Float32[Array, " ..."]]:
     """A float32 parameter drawn from N(0, std^2); ``axes`` are its logical names."""
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), logical=axes)
 
 
-def constant(shape: tuple[int, ...], value: float, axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
+def constant(
+    shape: tuple[int, ...], value: float, axes: tuple[str, ...]
+) -> nnx.Param[Float32[Array, " ..."]]:
     """A float32 parameter filled with ``value``; ``axes`` are its logical names."""
     return nnx.Param(jnp.full(shape, value, jnp.float32), logical=axes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,11 @@ import numpy as np
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.kernels import turn_whole, turns_whole
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
+
+    Tables = tuple[Float32[Array, "B T pairs"], Float32[Array, "B T pairs"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +94,7 @@ class RotaryConfig:
             )
 
 
-Tables = tuple[jax.Array, jax.Array]
-
-
-def frequencies(config: RotaryConfig) -> np.ndarray:
+def frequencies(config: RotaryConfig) -> Float32[np.ndarray, " pairs"]:
     """Radians a position for each pair: [dim/2] float32 (of each half where ``two_d``: [dim/4]).
 
     Rounded once: a power in float32 is a few units off, which 512 positions make 1e-4 of a logit.
@@ -120,7 +123,9 @@ def frequencies(config: RotaryConfig) -> np.ndarray:
 
 
 def rotary_tables(
-    config: RotaryConfig, positions: jax.Array, block_positions: jax.Array | None = None
+    config: RotaryConfig,
+    positions: Int[Array, "B T"],
+    block_positions: Int[Array, "B T"] | None = None,
 ) -> Tables:
     """Cosines and sines for positions [B, T]: two float32 arrays [B, T, dim/2]."""
     frequency = frequencies(config)
@@ -132,7 +137,9 @@ def rotary_tables(
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
 
-def rotate(x: jax.Array, tables: Tables, config: RotaryConfig) -> jax.Array:
+def rotate(
+    x: Float[Array, "B T N H"], tables: Tables, config: RotaryConfig
+) -> Float[Array, "B T N H"]:
     """Rotates the first ``config.dim`` channels of x [B, T, N, H]; same dtype, float32 inside.
 
     Args:
@@ -184,7 +191,7 @@ class AlibiConfig:
         check_number("AlibiConfig.max_exponent", self.max_exponent, above=0)
 
 
-def alibi_slopes(n_heads: int, max_exponent: float) -> jax.Array:
+def alibi_slopes(n_heads: int, max_exponent: float) -> Float32[Array, " N"]:
     """Slopes of ALiBi (arXiv 2108.12409, section 3, and its released code): [N] float32.
 
     For a number of heads that is no power of two, the released code interleaves the slopes of the
@@ -200,8 +207,11 @@ def alibi_slopes(n_heads: int, max_exponent: float) -> jax.Array:
 
 
 def alibi_bias(
-    config: AlibiConfig, q_positions: jax.Array, kv_positions: jax.Array, n_heads: int
-) -> jax.Array:
+    config: AlibiConfig,
+    q_positions: Int[Array, "B T"],
+    kv_positions: Int[Array, "B S"],
+    n_heads: int,
+) -> Float32[Array, "B N T S"]:
     """Biases of queries at [B, T] towards keys at [B, S]: [B, N, T, S] float32."""
 
     slopes = alibi_slopes(n_heads, config.max_exponent)[:, None]

@@ -19,13 +19,16 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from t5x_llm.nn.kernels import keep
 from t5x_llm.nn.remat import PRODUCT
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 # ``Policy.quantized`` to the types of x and k, of dy for dx, and of dy for dk; None leaves both
 # sides as they are.
@@ -55,8 +58,12 @@ def quantization() -> str:
 
 
 def quantized_product(
-    x: jax.Array, kernel: jax.Array, axes: tuple[str, ...], n_inputs: int, kind: str
-) -> jax.Array:
+    x: Float[Array, " ..."],
+    kernel: Float[Array, " ..."],
+    axes: tuple[str, ...],
+    n_inputs: int,
+    kind: str,
+) -> Float[Array, " ..."]:
     """``linear`` of x and kernel rounded to 8 bits.
 
     Args:

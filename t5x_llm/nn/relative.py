@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from t5x_llm.nn.attention import Attention, AttentionConfig
 from t5x_llm.nn.kernels import Bias
 from t5x_llm.nn.layer import Context
 from t5x_llm.nn.param import InitConfig, normal
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
 AXES = ("positions", "heads")
 
@@ -70,7 +74,7 @@ class RelativeBiasConfig:
         return tuple(int(exact + i) for i in np.searchsorted(bucket, wanted))
 
 
-def buckets(config: RelativeBiasConfig, offset: jax.Array) -> jax.Array:
+def buckets(config: RelativeBiasConfig, offset: Int[Array, "*shape"]) -> Int32[Array, "*shape"]:
     """Bucket of each key position less query position: int32 of the same shape."""
     distance = jnp.abs(offset) if config.bidirectional else jnp.maximum(-offset, 0)
     bucket = jnp.minimum(distance, config.one_way // 2)
@@ -80,8 +84,11 @@ def buckets(config: RelativeBiasConfig, offset: jax.Array) -> jax.Array:
 
 
 def relative_bias(
-    q_positions: jax.Array, kv_positions: jax.Array, config: RelativeBiasConfig, table: jax.Array
-) -> jax.Array:
+    q_positions: Int[Array, "B T"],
+    kv_positions: Int[Array, "B S"],
+    config: RelativeBiasConfig,
+    table: Float[Array, "buckets N"],
+) -> Float32[Array, "B N T S"]:
     """Biases of queries at [B, T] towards keys at [B, S]: [B, N, T, S] float32.
 
     The rows of ``table`` [buckets, N] are taken by a product, whose gradient is one too.

@@ -5,11 +5,14 @@ The rest is computed again. Names are those that layers give by ``nn.kernels.kee
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from t5x_llm.nn.kernels import keep, keeps_bits
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _ATTENTION = ("query", "key", "value", "context", "log_sum", "attention_out")
 _MIXER = ("mixer_in", "mixer_gate", "mixer_out")
@@ -55,7 +58,7 @@ def _wide_dots(primitive: Any, *operands: Any, **params: Any) -> Any:
     return dots(primitive, *operands, **params)
 
 
-def keep_stream(x: jax.Array, remat: str) -> jax.Array:
+def keep_stream(x: Float[Array, "B T D"], remat: str) -> Float[Array, "B T D"]:
     """The input of a layer that is computed again: saved in any case, and as its bits too."""
     named = remat in _OFFLOADED_NAMES or keeps_bits(x)
     return keep(x, _STREAM) if named else x

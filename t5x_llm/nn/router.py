@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.layer import Aux
 from t5x_llm.nn.param import InitConfig, constant, normal
 from t5x_llm.parallel import compute_spec, constrain, current
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32, Int32
 
 _TINY = 1e-20  # keeps a sum of sigmoids that all vanished from dividing by zero
 
@@ -113,7 +117,9 @@ class Router(nnx.Module):
         if config.correction:
             self.correction = constant((config.n_experts,), 0.0, ("experts",))
 
-    def __call__(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, Aux]:
+    def __call__(
+        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
+    ) -> tuple[Int32[Array, "B T k"], Float32[Array, "B T k"], Aux]:
         """Chooses experts.
 
         Args:
@@ -178,7 +184,9 @@ def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     )(scores)
 
 
-def balance_loss(probabilities: jax.Array, experts: jax.Array, valid: jax.Array) -> jax.Array:
+def balance_loss(
+    probabilities: Float32[Array, "*B E"], experts: Int32[Array, "*B k"], valid: Bool[Array, "*B"]
+) -> Float32[Array, ""]:
     """E * sum_e f_e P_e, 1 where both are uniform (arXiv 2101.03961, equation 4).
 
     f_e is the share of expert e in all choices of valid tokens (top-1 in the paper), P_e its mean
@@ -202,7 +210,7 @@ def balance_loss(probabilities: jax.Array, experts: jax.Array, valid: jax.Array)
     return n_experts * jnp.sum(share * mean)
 
 
-def z_loss(logits: jax.Array, valid: jax.Array) -> jax.Array:
+def z_loss(logits: Float32[Array, "*B E"], valid: Bool[Array, "*B"]) -> Float32[Array, ""]:
     """Mean of log(sum(exp(logits)))^2 over valid tokens (arXiv 2202.08906, equation 5).
 
     Args:

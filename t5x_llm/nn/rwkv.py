@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.param import InitConfig
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32
 
 INNER = ("batch", "length", "inner")
 _CHUNK = 128
@@ -83,9 +86,9 @@ class WKV(NamedTuple):
       peak: the largest logarithm of a weight.
     """
 
-    top: jax.Array
-    bottom: jax.Array
-    peak: jax.Array
+    top: Float32[Array, "B A"]
+    bottom: Float32[Array, "B A"]
+    peak: Float32[Array, "B A"]
 
 
 def _empty(shape: tuple[int, ...]) -> WKV:
@@ -101,14 +104,14 @@ def _add(a: WKV, b: WKV) -> WKV:
 
 
 def wkv(
-    key: jax.Array,
-    value: jax.Array,
-    decay: jax.Array,
-    bonus: jax.Array,
-    starts: jax.Array,
+    key: Float32[Array, "B T A"],
+    value: Float32[Array, "B T A"],
+    decay: Float32[Array, " A"],
+    bonus: Float32[Array, " A"],
+    starts: Bool[Array, "B T"],
     state: WKV,
-    valid: jax.Array | None = None,
-) -> tuple[jax.Array, WKV]:
+    valid: Bool[Array, "B T"] | None = None,
+) -> tuple[Float32[Array, "B T A"], WKV]:
     """Means of values, the one of i weighing exp(key_i + (t - 1 - i) decay) at t > i.
 
     The value of t itself weighs exp(key_t + bonus). A parallel scan within chunks, and one over
@@ -164,7 +167,9 @@ def wkv(
     return constrain(y, INNER), state
 
 
-def before(x: jax.Array, starts: jax.Array, last: jax.Array | None) -> jax.Array:
+def before(
+    x: Float[Array, "B T D"], starts: Bool[Array, "B T"], last: Float[Array, "B 1 D"] | None
+) -> Float[Array, "B T D"]:
     """Returns x [B, T, D] one token earlier, zero at starts; ``last`` [B, 1, D] is before it."""
     (shifted,) = earlier(x, jnp.zeros_like(x[:, :1]) if last is None else last)
     return jnp.where(starts[..., None], 0, shifted)
@@ -209,8 +214,8 @@ class TimeMix(CachedLayer):
         return {"last": last, **WKV(sums, sums, peak)._asdict()}
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         old = before(x, context.starts, None if cache is None else cache["last"])
         k, v, r = (
             constrain(project(_mix(weight, x, old)), INNER)
@@ -257,8 +262,8 @@ class ChannelMix(CachedLayer):
         return {"last": RecentCache(1, (self.mix_key.shape[-1],))}
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         old = before(x, context.starts, None if cache is None else cache["last"])
         h = jnp.square(jax.nn.relu(self.key(_mix(self.mix_key, x, old))))
         h = self.value(constrain(h, ("batch", "length", "mlp")))

@@ -8,12 +8,17 @@ takes a tenth of the forward and half of the backward time of parallel prefix su
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.parallel import compute_spec, constrain, current
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32
 
 CHUNK = 64
 # Said on both sides of an exchange, lest what is around it be exchanged too.
@@ -23,14 +28,14 @@ _Chunk = tuple[jax.Array, ...]
 
 
 def selective_scan(
-    x: jax.Array,
-    dt: jax.Array,
-    a: jax.Array,
-    b: jax.Array,
-    c: jax.Array,
-    starts: jax.Array,
-    state: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    x: Float[Array, "B T I"],
+    dt: Float32[Array, "B T I"],
+    a: Float32[Array, "R I"],
+    b: Float[Array, "B T R"],
+    c: Float[Array, "B T R"],
+    starts: Bool[Array, "B T"],
+    state: Float32[Array, "B R I"],
+) -> tuple[Float[Array, "B T I"], Float32[Array, "B R I"]]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t and y_t = sum over R of c_t h_t.
 
     h is [B, R, I], R being the state's size; it is zero before a token of ``starts``.

@@ -6,25 +6,30 @@ a matrix of decays, and chunks hand on their states.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
 from t5x_llm.nn.kernels import scan_chunks
 from t5x_llm.parallel import constrain
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32
+
 CHUNK = 128
 _WHOLE = ("batch", None)
 
 
 def ssd(
-    x: jax.Array,
-    dt: jax.Array,
-    a: jax.Array,
-    b: jax.Array,
-    c: jax.Array,
-    starts: jax.Array,
-    state: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    x: Float[Array, "B T N H"],
+    dt: Float32[Array, "B T N"],
+    a: Float32[Array, " N"],
+    b: Float[Array, "B T G R"],
+    c: Float[Array, "B T G R"],
+    starts: Bool[Array, "B T"],
+    state: Float32[Array, "B N H R"],
+) -> tuple[Float[Array, "B T N H"], Float32[Array, "B N H R"]]:
     """h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T and y_t = h_t c_t, for every head.
 
     h is [B, N, H, R], R being the state's size; it is zero before a token of ``starts``. Heads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,15 @@ from t5x_llm.nn.selective_scan import selective_scan
 from t5x_llm.nn.ssd import ssd
 from t5x_llm.parallel import constrain
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32
+
 INNER = ("batch", "length", "inner")
 # Steps of a fresh layer: log-uniform between these (Mamba, section 3.6, and its code).
 FRESH_STEPS = (1e-3, 1e-1)
 
 
-def fresh_step_bias(rngs: nnx.Rngs, size: int, axis: str) -> nnx.Param[jax.Array]:
+def fresh_step_bias(rngs: nnx.Rngs, size: int, axis: str) -> nnx.Param[Float32[Array, " ..."]]:
     """A bias [size] whose softplus is log-uniform in ``FRESH_STEPS``."""
     low, high = map(math.log, FRESH_STEPS)
     dt = jnp.exp(jax.random.uniform(rngs.params(), (size,), jnp.float32, low, high))
@@ -125,8 +128,8 @@ class Selective(CachedLayer):
         return {"state": state, "taps": self.conv.cache_kind}
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config = self.config
         activation = ACTIVATIONS[config.activation]
         before = self.init_cache(x.shape[0], 0, x.dtype) if cache is None else cache
@@ -278,8 +281,8 @@ class Ssd(CachedLayer):
         }
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config = self.config
         activation = ACTIVATIONS[config.activation]
         before = self.init_cache(x.shape[0], 0, x.dtype) if cache is None else cache

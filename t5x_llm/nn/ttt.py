@@ -17,7 +17,7 @@ mini-batch under way, and the sum of its gradients.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig, constant, normal
 from t5x_llm.nn.positions import RotaryConfig, rotary_tables, rotate
 from t5x_llm.parallel import constrain
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 HEADS = ("batch", "length", "heads", "head")
 _WHOLE = ("batch", None)
@@ -98,10 +101,10 @@ class Learner(NamedTuple):
       bias_sum: [B, N, H].
     """
 
-    weight: jax.Array
-    bias: jax.Array
-    weight_sum: jax.Array
-    bias_sum: jax.Array
+    weight: Float32[Array, "B N H H"]
+    bias: Float32[Array, "B N H"]
+    weight_sum: Float32[Array, "B N H H"]
+    bias_sum: Float32[Array, "B N H"]
 
 
 class Inner(NamedTuple):
@@ -113,15 +116,15 @@ class Inner(NamedTuple):
       scale: [N, H] of the inner norm.
       shift: [N, H].
       eps: of the inner norm.
-      steps: [K], factors on the gradients' sum for the j-th token's output.
+      steps: [mini_batch], factors on the gradients' sum for the j-th token's output.
     """
 
-    weight: jax.Array
-    bias: jax.Array
-    scale: jax.Array
-    shift: jax.Array
+    weight: Float32[Array, "N H H"]
+    bias: Float32[Array, "N H"]
+    scale: Float32[Array, "N H"]
+    shift: Float32[Array, "N H"]
     eps: float
-    steps: jax.Array
+    steps: Float32[Array, " mini_batch"]
 
 
 def _normed(z: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
@@ -202,8 +205,11 @@ def _chunk(inner: Inner, state: Learner, xs: tuple[jax.Array, ...]) -> tuple[Lea
 
 
 def places(
-    starts: jax.Array, before: jax.Array, mini_batch: int, rows: CacheRows | None = None
-) -> jax.Array:
+    starts: Bool[Array, "B T"],
+    before: Int[Array, " B"],
+    mini_batch: int,
+    rows: CacheRows | None = None,
+) -> Int32[Array, "B T"]:
     """Returns each token's place in its mini-batch, [B, T] int32; padding has the last token's.
 
     Args:
@@ -295,8 +301,8 @@ class TTT(CachedLayer):
         return made[0], made[1], taps
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None, Aux]:
+        self, x: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None, Aux]:
         config, starts = self.config, context.starts
         first = jnp.zeros(x.shape[0], jnp.int32) if cache is None else cache["place"]
         place = places(starts, first, config.mini_batch, context.rows)

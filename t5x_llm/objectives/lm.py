@@ -8,12 +8,15 @@ arXiv 2410.10989, section 3.2): logits are computed once, never stored, never co
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Aux = dict[str, jax.Array]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Int
+
+    Aux = dict[str, Float32[Array, "..."]]
 
 
 class _Static(NamedTuple):
@@ -33,19 +36,19 @@ class _Static(NamedTuple):
 
 
 def cross_entropy(
-    hidden: jax.Array,
-    kernel: jax.Array,
-    targets: jax.Array,
-    mask: jax.Array,
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"] | Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    mask: Float[Array, "B T"],
     *,
-    bias: jax.Array | None = None,
+    bias: Float[Array, " V"] | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     logit_scale: float | None = None,
     transposed: bool = False,
     chunk: int | None = None,
     one_cpu: bool = False,
-) -> tuple[jax.Array, Aux]:
+) -> tuple[Float32[Array, ""], Aux]:
     """Summed negative log likelihood of ``targets``, plus z-loss.
 
     Args:

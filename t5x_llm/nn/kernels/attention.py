@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,28 @@ from t5x_llm.nn.kernels.products import one_cpu
 from t5x_llm.nn.kernels.saving import keep
 from t5x_llm.parallel import platform
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K values"],
     *,
-    q_segment_ids: jax.Array,
-    kv_segment_ids: jax.Array,
-    q_positions: jax.Array,
-    kv_positions: jax.Array,
+    q_segment_ids: Int[Array, "B T"],
+    kv_segment_ids: Int[Array, "B S"],
+    q_positions: Int[Array, "B T"],
+    kv_positions: Int[Array, "B S"],
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
-    sinks: jax.Array | None = None,
+    sinks: Float[Array, " N"] | None = None,
     bias: Bias | None = None,
-    kv_prefix: jax.Array | None = None,
+    kv_prefix: Bool[Array, "B S"] | None = None,
     cached: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B T N values"]:
     """Softmax attention within segments.
 
     A query sees the keys of its own nonzero segment; under ``causal`` those whose position is not

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ from t5x_llm.nn.kernels.attention_mask import Bias
 from t5x_llm.nn.kernels.attention_ring import Keys, Ring, Rows, ring
 from t5x_llm.parallel import compute_spec, current, mesh_axes, per_device
 
-Attend = Callable[..., jax.Array]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+    Attend = Callable[..., Float[Array, "B T N values"]]
 
 
 class Layout(NamedTuple):
@@ -35,7 +38,12 @@ class Layout(NamedTuple):
     heads: Any
 
 
-def context_layout(q: jax.Array, k: jax.Array, bias: Bias | None, places: Any) -> Layout | None:
+def context_layout(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    bias: Bias | None,
+    places: tuple[Int[Array, "B T"], Int[Array, "B S"]],
+) -> Layout | None:
     """The layout, where the sequence is in pieces; None where it is not, or must be gathered.
 
     That is so where a bias is learned: its gradient would have to be made in the ring.
@@ -54,7 +62,9 @@ def context_layout(q: jax.Array, k: jax.Array, bias: Bias | None, places: Any) -
     return Layout(spec[0], spec[1], spec[2])
 
 
-def repeat_heads(x: jax.Array, n_heads: int, pieces: int) -> jax.Array:
+def repeat_heads(
+    x: Float[Array, "B S K H"], n_heads: int, pieces: int
+) -> Float[Array, "B S heads H"]:
     """Keys or values [B, S, K, H] with each head repeated until ``pieces`` divides their number.
 
     Every piece of the query heads then finds its own among them. ``pieces`` divides ``n_heads``.
@@ -66,19 +76,19 @@ def repeat_heads(x: jax.Array, n_heads: int, pieces: int) -> jax.Array:
 def context_attend(
     attend: Attend,
     layout: Layout,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K values"],
     *,
-    q_segment_ids: jax.Array,
-    kv_segment_ids: jax.Array,
-    q_positions: jax.Array,
-    kv_positions: jax.Array,
-    sinks: jax.Array | None,
+    q_segment_ids: Int[Array, "B T"],
+    kv_segment_ids: Int[Array, "B S"],
+    q_positions: Int[Array, "B T"],
+    kv_positions: Int[Array, "B S"],
+    sinks: Float[Array, " N"] | None,
     bias: Bias | None,
-    kv_prefix: jax.Array | None,
+    kv_prefix: Bool[Array, "B S"] | None,
     **static: Any,
-) -> jax.Array:
+) -> Float[Array, "B T N values"]:
     """``attend`` as the mesh's rules say; see there. ``attend`` itself works on one device."""
     context = current()
     assert context is not None

@@ -10,12 +10,15 @@ saved log-sum-exp, as in FlashAttention-2 (arXiv 2307.08691).
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from t5x_llm.nn.kernels.saving import keep
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 _BLOCK = 128
 _MAX_BLOCKS = 16
@@ -41,21 +44,21 @@ class _Static(NamedTuple):
         return slice(i * self.block, (i + 1) * self.block)
 
 
-def fits(q: jax.Array, k: jax.Array) -> bool:
+def fits(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> bool:
     """Returns whether T and S allow it: self-attention, few enough blocks to write out."""
     t = q.shape[1]
     return t == k.shape[1] and (t <= _BLOCK or t % _BLOCK == 0) and t <= _BLOCK * _MAX_BLOCKS
 
 
 def causal_attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
     *,
     scale: float,
     window: int | None,
-) -> jax.Array:
+) -> Float[Array, "B T N H"]:
     """``attend`` with T == S and causal: q [B, T, N, H], k, v [B, T, K, H] -> [B, T, N, H]."""
     b, t, n, h = q.shape
     kv = k.shape[2]

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 MAX_SCORES = 512 * 512  # query rows x keys that are held at once
 
-# (positions of queries [B, T], of keys [B, S]) to what is added to the logits: [B or 1, N, T, S].
-Bias = Callable[[jax.Array, jax.Array], jax.Array]
+# (positions of queries, of keys) to what is added to the logits, where B may be 1.
+Bias = Callable[[Int[Array, "B T"], Int[Array, "B S"]], Float32[Array, "#B N T S"]]
 
 
 def visible(
-    q_segment_ids: jax.Array,
-    kv_segment_ids: jax.Array,
-    q_positions: jax.Array,
-    kv_positions: jax.Array,
+    q_segment_ids: Int[Array, "B T"],
+    kv_segment_ids: Int[Array, "B S"],
+    q_positions: Int[Array, "B T"],
+    kv_positions: Int[Array, "B S"],
     *,
     causal: bool,
     window: int | None,
-    kv_prefix: jax.Array | None = None,
-) -> jax.Array:
+    kv_prefix: Bool[Array, "B S"] | None = None,
+) -> Bool[Array, "B T S"]:
     """Returns the keys that each query sees: bool [B, T, S]. Arguments as in ``attend``."""
     seen = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (
         q_segment_ids[:, :, None] != 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,23 @@ import jax.numpy as jnp
 from t5x_llm.nn.kernels.attention_mask import MASKED, MAX_SCORES, Bias, visible
 from t5x_llm.nn.kernels.saving import keep
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
 
 class Rows(NamedTuple):
     """Segments and positions [B, T] of queries."""
 
-    segments: jax.Array
-    positions: jax.Array
+    segments: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
 
 
 class Keys(NamedTuple):
     """Segments and positions [B, S] of keys, and ``attend``'s ``kv_prefix``."""
 
-    segments: jax.Array
-    positions: jax.Array
-    prefix: jax.Array | None
+    segments: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    prefix: Bool[Array, "B S"] | None
 
 
 class Ring(NamedTuple):
@@ -59,13 +62,13 @@ class Ring(NamedTuple):
 
 def ring(
     static: Ring,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K values"],
     rows: Rows,
     keys: Keys,
-    sinks: jax.Array | None,
-) -> jax.Array:
+    sinks: Float[Array, " N"] | None,
+) -> Float[Array, "B T N values"]:
     """``attend`` for one piece of the sequence on every device.
 
     Args:

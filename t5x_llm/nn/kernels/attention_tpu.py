@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ import jax.numpy as jnp
 from t5x_llm.nn.kernels.attention_context import repeat_heads
 from t5x_llm.parallel import compute_spec, current, pieces
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
 _LANES = 128
 
 
-def splash_fits(q: jax.Array, k: jax.Array) -> bool:
+def splash_fits(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"]) -> bool:
     """Returns whether the kernel takes these shapes: self-attention, rows in tiles of 128."""
     return q.shape[1] == k.shape[1] and q.shape[1] % _LANES == 0
 
@@ -27,19 +31,19 @@ def _block(length: int, largest: int) -> int:
 
 
 def splash_attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_segment_ids: jax.Array,
-    kv_segment_ids: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    q_segment_ids: Int[Array, "B T"],
+    kv_segment_ids: Int[Array, "B S"],
     *,
     causal: bool,
     window: int | None,
     softcap: float | None,
     scale: float,
-    sinks: jax.Array | None,
+    sinks: Float[Array, " N"] | None,
     interpret: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B T N H"]:
     """``attend`` by splash attention; see there. Heads are padded to whole tiles of 128."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 

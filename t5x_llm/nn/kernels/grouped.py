@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,19 @@ import jax.numpy as jnp
 from t5x_llm.nn.kernels.products import row_major
 from t5x_llm.parallel import platform
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Shaped
+
 _LARGEST_BLOCK = 128
 _TILE = 128
 
 
 def exchange(
-    x: jax.Array, axes: tuple[str, ...], counts: jax.Array, back: bool = False
-) -> jax.Array:
+    x: Shaped[Array, "rows D"],
+    axes: tuple[str, ...],
+    counts: Int[Array, " devices"],
+    back: bool = False,
+) -> Shaped[Array, "rows D"]:
     """Rows for each device of a mesh's axes, from each; within ``jax.shard_map``.
 
     Only the rows in use travel on TPU (libtpu has a ragged exchange; XLA's CPU backend has not).
@@ -57,7 +63,9 @@ def block_size(choices: int, n_experts: int) -> int:
     return block
 
 
-def grouped_product(x: jax.Array, kernels: jax.Array, counts: jax.Array, block: int) -> jax.Array:
+def grouped_product(
+    x: Float[Array, "rows D"], kernels: Float[Array, "E D F"], counts: Int[Array, " E"], block: int
+) -> Float[Array, "rows F"]:
     """Each expert's rows times its kernel.
 
     Args:
@@ -96,7 +104,7 @@ def _megablox(x: jax.Array, kernels: jax.Array, counts: jax.Array) -> jax.Array:
     return gmm(x, kernels, counts, x.dtype, tiling)[:n]
 
 
-def gmm(*arguments: Any, interpret: bool = False) -> jax.Array:
+def gmm(*arguments: Any, interpret: bool = False) -> Float[Array, "rows F"]:
     """The kernel, imported where it is needed."""
     from jax.experimental.pallas.ops.tpu.megablox import ops
 

@@ -9,16 +9,22 @@ for float32 kernels' gradients they transpose both operands where one is enough.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from t5x_llm.parallel import current, platform
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 _Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
-def linear(x: jax.Array, kernel: jax.Array, n_inputs: int = 1) -> jax.Array:
+def linear(
+    x: Float[Array, " ..."], kernel: Float[Array, " ..."], n_inputs: int = 1
+) -> Float[Array, " ..."]:
     """Contracts the trailing ``n_inputs`` axes of ``x`` with the leading ones of ``kernel``.
 
     Covers x [B, T, D] @ [D, F], [D, N, H], and [B, T, N, H] @ [N, H, D] (n_inputs = 2).
@@ -47,7 +53,7 @@ def one_cpu() -> bool:
     return platform() == "cpu" and (context is None or context.mesh.size == 1)
 
 
-def row_major(x: jax.Array) -> jax.Array:
+def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``x`` as it is, its transposition carried out: XLA may not fold it into the next product.
 
     Only a row-major array is the reshape of a flat one.

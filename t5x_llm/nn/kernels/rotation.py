@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,22 @@ import numpy as np
 
 from t5x_llm.parallel import platform
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, BFloat16, Float, Float32
 
-def turns_whole(x: jax.Array) -> bool:
+
+def turns_whole(x: Float[Array, "B T N H"]) -> bool:
     """Returns whether ``turn_whole`` is the form for heads ``x`` here: bfloat16 on TPU."""
     return x.dtype == jnp.bfloat16 and platform() == "tpu"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def turn_whole(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:
+def turn_whole(
+    x: BFloat16[Array, "B T N H"],
+    cos: Float32[Array, "B T 1 pairs"],
+    sin: Float32[Array, "B T 1 pairs"],
+    interleaved: bool,
+) -> BFloat16[Array, "B T N H"]:
     """Rotates bfloat16 heads as the TPU's compiler fuses it: one pass over whole heads.
 
     The channels of a pair change places in a product with a matrix of 0, 1 and -1, which is exact;

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from t5x_llm.nn.kernels.products import one_cpu
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Shaped
 
-def keeps_bits(x: jax.Array) -> bool:
+
+def keeps_bits(x: Shaped[Array, "*shape"]) -> bool:
     """Returns whether ``keep`` saves ``x`` as its bits."""
     return x.dtype == jnp.bfloat16 and one_cpu()
 
 
-def keep(x: jax.Array, name: str) -> jax.Array:
+def keep(x: Shaped[Array, "*shape"], name: str) -> Shaped[Array, "*shape"]:
     """Returns ``x`` itself, under a name that remat policies can ask to save.
 
     On a single CPU device bfloat16 is kept as its bits: XLA's CPU backend in jax 0.10 widens a
