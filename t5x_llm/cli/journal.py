@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's own flags."""
     parser = plain_parser(
         "t5x-llm journal",
-        "Tells the story of a run (starts, saves, preemptions, spikes, rewinds, "
+        "Summarises the journal of a run (starts, saves, preemptions, spikes, rewinds, "
         "damage) and accounts for its time; works while the run goes on.",
     )
     parser.add_argument("run", help="a run directory")
