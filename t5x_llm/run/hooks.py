@@ -124,6 +124,8 @@ def sample_writer(assembled: Assembled, data: OpenData) -> Callable[[Trainer], N
             data.opened.tokenizer,
             samples.prompts,
             samples.sampling,
+            mesh=assembled.placement.devices,
+            rules=assembled.rules,
         )
         texts = [f"=== step {trainer.step} ===\n"]
         texts += [f"[{c.prompt}]{c.text}\n" for c in completions]

@@ -22,7 +22,7 @@ from t5x_llm.models.families.mixtral import Mixtral
 from t5x_llm.models.families.phi import Phi
 from t5x_llm.models.model import Model, Training
 from t5x_llm.models.stability import Stability
-from t5x_llm.optim import Optimizer, Piecewise
+from t5x_llm.optim import Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, make_mesh
 
 F32 = Policy(compute="float32")
@@ -191,7 +191,7 @@ def test_the_share_follows_its_schedule_in_the_train_step():
     mesh_config = MeshConfig(data=1, fsdp=1, tensor=1)
     mesh, rules = make_mesh(mesh_config, jax.devices()[:1]), mesh_config.rules()
     parts = prepare(
-        *(model, Optimizer(), mesh, rules),
+        *(model, Optimizer(schedule=Schedule("constant", warmup_steps=0)), mesh, rules),
         tx=optax.sgd(1.0),
         sources=("a",),
         microbatches=2,

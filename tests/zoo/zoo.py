@@ -164,14 +164,15 @@ def losses(family: Any, batches: Iterable[Any], devices: int) -> np.ndarray:
     from steps import prepare
 
     from t5x_llm.data.batch import Batch
-    from t5x_llm.optim import Optimizer
+    from t5x_llm.optim import Optimizer, Schedule
     from t5x_llm.parallel import MeshConfig, make_mesh
 
     made = Model(dataclasses.replace(family, vocab_size=256).decoder(), Policy(compute="float32"))
     sizes = dict(data=2, fsdp=2, tensor=2) if devices == 8 else dict(data=1, fsdp=1, tensor=1)
     mesh_config = MeshConfig(**sizes)
     mesh, rules = make_mesh(mesh_config, jax.devices()[:devices]), mesh_config.rules()
-    parts = prepare(made, Optimizer(), mesh, rules, tx=optax.adamw(RATE), sources=("a",))
+    constant = Optimizer(schedule=Schedule("constant", RATE, warmup_steps=0))
+    parts = prepare(made, constant, mesh, rules, tx=optax.adamw(RATE), sources=("a",))
     state, found = parts.init(), []
     for batch in batches:
         state, metrics = parts.step(state, Batch(**vars(batch), source=np.zeros(8, np.int32)))
