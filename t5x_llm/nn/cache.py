@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.kernels import keeps_bits
 from t5x_llm.parallel import constrain
 
 if TYPE_CHECKING:
@@ -252,6 +253,11 @@ def write_rows(
     size, count = held.shape[1], new.shape[1]
     if count > size:
         raise ValueError(f"a call of {count} tokens is longer than its cache of {size}")
+    new = new.astype(held.dtype)
+    if keeps_bits(held):
+        # XLA's CPU backend in jax 0.10 widens a whole bfloat16 cache to write a part; not bits.
+        bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (held, new))
+        return jax.lax.bitcast_convert_type(write_rows(*bits, index, lengths), held.dtype)
     start = jnp.clip(index, 0, size - count)  # the window ends where the cache does at the latest
     shift = index - start
 
@@ -266,7 +272,7 @@ def write_rows(
         window = jnp.where(mine.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
         return jax.lax.dynamic_update_slice_in_dim(held, window, start, axis=0)
 
-    return jax.vmap(one)(held, new.astype(held.dtype), start, shift, lengths)
+    return jax.vmap(one)(held, new, start, shift, lengths)
 
 
 def valid_lengths(segment_ids: Int[Array, "B T"]) -> Int32[Array, " B"]:

@@ -24,14 +24,15 @@ def rows(index, lengths):
     return CacheRows(jnp.asarray(index, jnp.int32), jnp.asarray(lengths, jnp.int32))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("count", [1, 3, SIZE])
-def test_each_row_is_written_at_its_own_place_and_nowhere_else(count):
+def test_each_row_is_written_at_its_own_place_and_nowhere_else(count, dtype):
     """All places and numbers of valid tokens, those that reach beyond the end of the cache too."""
     cases = [(i, n) for i in range(SIZE + 2) for n in range(count + 1)]
     index, lengths = np.asarray(cases).T
     rng = np.random.default_rng(0)
-    held = rng.normal(size=(len(cases), SIZE, 2)).astype(np.float32)
-    new = rng.normal(size=(len(cases), count, 2)).astype(np.float32)
+    held = rng.normal(size=(len(cases), SIZE, 2)).astype(jnp.dtype(dtype))
+    new = rng.normal(size=(len(cases), count, 2)).astype(jnp.dtype(dtype))
     expected = held.copy()
     for row, (first, length) in enumerate(cases):
         for token in range(min(length, SIZE - first)):
