@@ -256,8 +256,9 @@ def write_rows(
     new = new.astype(held.dtype)
     if keeps_bits(held):
         # XLA's CPU backend in jax 0.10 widens a whole bfloat16 cache to write a part; not bits.
-        bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (held, new))
-        return jax.lax.bitcast_convert_type(write_rows(*bits, index, lengths), held.dtype)
+        old, added = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (held, new))
+        bits = write_rows(old, added, index, lengths)
+        return jax.lax.bitcast_convert_type(bits, held.dtype)
     start = jnp.clip(index, 0, size - count)  # the window ends where the cache does at the latest
     shift = index - start
 
