@@ -69,6 +69,7 @@ def test_bindings_are_those_of_the_command_line(here):
         api.load_run("tiny.gin", bindings={"Loop.steps": object()})
 
 
+@pytest.mark.extended
 def test_training_is_the_command_s_to_the_bit(trained, tmp_path):
     tiny.corpus(tmp_path)
     tiny.python("-c", TRAIN, cwd=tmp_path)

@@ -19,6 +19,7 @@ FEW = ["--gin.Loop.steps=3", "--gin.Schedule.warmup_steps=1", "--gin.Samples.eve
 FEW += ["--gin.Loop.eval_every=0", "--gin.Llama.d_model=32", "--gin.Llama.d_ff=64"]
 
 
+@pytest.mark.extended
 def test_what_is_written_trains(here):
     (here / "en").mkdir()
     for i, line in enumerate((here / "en.jsonl").read_text().splitlines()):

@@ -63,6 +63,7 @@ def same(a, b, step):
         np.testing.assert_array_equal(array, got[name], err_msg=name)
 
 
+@pytest.mark.extended
 def test_three_kills_change_nothing(trained, tmp_path):
     """Kills fall in the building of the store and in two saves; the last start finishes."""
     directory, _ = trained

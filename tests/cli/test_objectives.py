@@ -64,6 +64,7 @@ def falls(losses):
     return np.mean(values[-5:]) < np.mean(values[:5]) - 0.3
 
 
+@pytest.mark.extended
 def test_span_corruption(place, monkeypatch):
     """T5: trained, evaluated, sampled and exported; it answers, and is not continued."""
     made, losses, evaluations = run(
