@@ -79,6 +79,7 @@ def test_training_is_the_command_s_to_the_bit(trained, tmp_path):
     assert mine.replace("'mine'", "'run'") == theirs
 
 
+@pytest.mark.extended
 def test_a_run_directory_reproduces_its_run(there):
     again = api.load_run("run")
     assert again.config == api.load_run("tiny.gin").config

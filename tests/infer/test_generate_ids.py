@@ -107,8 +107,15 @@ def test_an_end_token_is_the_last_and_has_its_log_probability(llama):
 
 @pytest.mark.parametrize(
     "family",
-    [LLAMA, Mamba(vocab_size=258, d_model=32, n_layers=2, d_state=4), T5_TINY],
-    ids=["llama", "mamba", "t5"],
+    [
+        pytest.param(LLAMA, id="llama"),
+        pytest.param(
+            Mamba(vocab_size=258, d_model=32, n_layers=2, d_state=4),
+            id="mamba",
+            marks=pytest.mark.extended,
+        ),
+        pytest.param(T5_TINY, id="t5", marks=pytest.mark.extended),
+    ],
 )
 def test_eight_devices_equal_one(family):
     """Three prompts of two samples are padded to rows that the mesh divides."""

@@ -74,10 +74,11 @@ STRATEGIES = {
 @pytest.mark.parametrize(
     "name",
     [
-        *("fsdp", "replica_data_fsdp", "data_fsdp_tensor"),
+        "data_fsdp_tensor",
         *(
             pytest.param(name, marks=pytest.mark.extended)
-            for name in ("data", "data_fsdp", "tensor", "data_tensor", "replica_fsdp")
+            for name in STRATEGIES
+            if name != "data_fsdp_tensor"
         ),
     ],
 )
