@@ -27,7 +27,7 @@ from t5x_llm.train.feed import StreamFeed
 from t5x_llm.train.journal import JOURNAL, Journal
 from t5x_llm.train.recovery import Recovery
 from t5x_llm.train.signals import Preemption, exit_together
-from t5x_llm.train.step import StepFunction
+from t5x_llm.train.step import StepFunction, quiet_control
 from t5x_llm.train.watchdog import Watchdog
 
 
@@ -133,8 +133,10 @@ def compile_ahead(assembled: Assembled, found: int | None) -> StepFunction:
     loop_config = assembled.run.loop
     if found is not None and (found >= loop_config.steps or len(loop_config.sizes) > 1):
         return assembled.step
-    state, _, control = assembled.arguments
-    return Ahead(assembled.step, state, assembled.batch_of(loop_config.sizes[0]), control)
+    # The loop's controls are NumPy's; abstract ones would be traced, and compiled, by themselves.
+    control = quiet_control(assembled.placement.devices)
+    batch = assembled.batch_of(loop_config.sizes[0])
+    return Ahead(assembled.step, assembled.state, batch, control)
 
 
 def _train(
