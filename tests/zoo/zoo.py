@@ -9,7 +9,7 @@ import math
 import pathlib
 import types
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -129,6 +129,57 @@ def mean_loss(name: str) -> Any:
         return made.loss(params, batch)[0] / batch.tokens.size
 
     return loss
+
+
+def nearby(family: Any, params: Any, count: int = 8) -> Iterator[Any]:
+    """Gives parameters, and for units of max(x, 0) the same moved by float32's rounding.
+
+    The gradient of such a unit jumps where its input passes 0. An input within rounding of 0 is on
+    one side of it on one machine and on the other on another: golden figures are those of some
+    point so near.
+    """
+    yield params
+    if "'relu'" not in repr(family.decoder()):
+        return
+    leaves, structure = jax.tree.flatten(params)
+    for k in range(count):
+        keys = jax.random.split(jax.random.key(k), len(leaves))
+        moved = [
+            leaf * (1 + 4 * np.finfo(np.float32).eps * jax.random.normal(key, leaf.shape))
+            for key, leaf in zip(keys, leaves, strict=True)
+        ]
+        yield structure.unflatten(moved)
+
+
+def assert_near_one(points: Iterable[list[tuple[str, float, float]]]) -> None:
+    """Raises AssertionError unless one point's (name, observed, allowed) are all within bounds."""
+    from close import assert_within  # which makers of golden files do not have on their path
+
+    wrong = []
+    for point in points:
+        if all(observed <= allowed for _, observed, allowed in point):
+            for name, observed, allowed in point:
+                assert_within(observed, allowed, name)
+            return
+        wrong.append([(n, o, a) for n, o, a in point if not o <= a])
+    raise AssertionError(f"no point nearby has the golden gradients: {wrong}")
+
+
+def golden_differences(
+    name: str, gradients: Iterable[tuple[str, np.ndarray]], tensors: dict[str, Any]
+) -> list[tuple[str, float, float]]:
+    """(tensor, observed, allowed) of gradients' norms and projections against golden ones."""
+    found = []
+    for hf, gradient in gradients:
+        if (figures := tensors[hf][1]) is None:
+            continue
+        norm, projection = summary(hf, gradient)
+        # Some are zero but for rounding: a key bias moves all scores of a query alike.
+        size = figures[0]
+        found.append((f"{name} {hf}", abs(norm - size), 1e-3 * size + 1e-6))
+        allowed = 1e-3 * size * gradient.size**0.5 + 1e-5
+        found.append((f"{name} {hf}", abs(projection - figures[1]), allowed))
+    return found
 
 
 def summary(name: str, gradient: np.ndarray) -> tuple[float, float]:
