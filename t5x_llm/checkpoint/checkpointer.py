@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from t5x_llm.checkpoint.saver import META, STATE, Saver
 from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 
+_SETTLE_SECONDS = 0.5  # for the threads of a save that failed
 _HALF = "half-written: it is being written, or writing or removing it was cut off"
 
 
@@ -114,17 +116,30 @@ class Checkpointer:
         kept = json.loads(json.dumps(meta))
         self._verdicts.pop(step, None)
         try:
-            if agree.primary():
-                self._folder.clear(step)
-            if self._saver is None:
-                self._saver = Saver(self._done)
-            self._saver.start(step, self.path(step), state, kept)
+            self._start(step, state, kept)
         # Orbax and TensorStore raise many types, plain Exception among them.
         except Exception as e:
             raise self._unsaved(step, e) from e
         if not self.config.asynchronous:
             self.wait()
         return True
+
+    def _start(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts a save where nothing of an earlier one of this step is left.
+
+        The threads of TensorStore may make a failed save's directory once more after its removal.
+        """
+        saver = self._saver = self._saver or Saver(self._done)
+        for last in (False, False, True):
+            if agree.primary():
+                self._folder.clear(step)
+            try:
+                saver.start(step, self.path(step), state, meta)
+                return
+            except FileExistsError:
+                if last or jax.process_count() > 1:  # several processes count their meetings alike
+                    raise
+                time.sleep(_SETTLE_SECONDS)
 
     def _done(self, step: int, error: Exception | None) -> None:
         """The end of a save, in its thread."""
