@@ -8,7 +8,7 @@ import jax
 from t5x_llm.models.model import Model
 from t5x_llm.train.state import Placement, abstract_state, init_state, place, with_shardings
 from t5x_llm.train.step import StepOptions, make_train_step
-from t5x_llm.train.task import LmTask
+from t5x_llm.train.task import LmTask, TrainTask
 
 
 @dataclasses.dataclass
@@ -16,7 +16,7 @@ class Prepared:
     """The parts, and states that fit them."""
 
     model: Model
-    task: LmTask
+    task: TrainTask
     tx: Any
     placement: Placement
     step: Any
@@ -38,8 +38,10 @@ class Prepared:
         return init_state(self.task, self.tx, jax.random.key(seed), self.placement)
 
 
-def prepare(model, optimizer, mesh, rules, *, steps=10, sources=("a", "b"), tx=None, **options):
-    """Prepares a step of next-token prediction.
+def prepare(
+    model, optimizer, mesh, rules, *, steps=10, sources=("a", "b"), tx=None, task=None, **options
+):
+    """Prepares a step of next-token prediction, or of another task.
 
     Args:
       model: a ``Model``.
@@ -49,13 +51,15 @@ def prepare(model, optimizer, mesh, rules, *, steps=10, sources=("a", "b"), tx=N
       steps: of the run.
       sources: of batches.
       tx: instead of the optimizer's own.
+      task: instead of next-token prediction.
       **options: those of ``StepOptions``, and fields of ``LmTask``.
     """
     names = {f.name for f in dataclasses.fields(StepOptions)}
     chosen = {k: options.pop(k) for k in list(options) if k in names}
-    trained = optimizer.trained_mask(model.abstract_params())
-    task = LmTask(model, 16, tuple(sources), trained=trained, **options)
-    tx = tx or optimizer.build(steps, task.trained_part(model.logical_axes()))
+    if task is None:
+        trained = optimizer.trained_mask(model.abstract_params())
+        task = LmTask(model, 16, tuple(sources), trained=trained, **options)
+    tx = tx or optimizer.build(steps, task.trained_part(task.logical_axes()))
     placement = place(task, tx, mesh, rules)
     schedule = optimizer.schedule.build(steps)
     step = make_train_step(task, tx, placement, StepOptions(schedule, **chosen))

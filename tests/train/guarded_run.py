@@ -17,7 +17,7 @@ from t5x_llm.optim import Optimizer, Schedule
 from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.train.config import Loop
 from t5x_llm.train.feed import StreamFeed
-from t5x_llm.train.hooks import Checkpoint, JsonLines, Metrics, resume
+from t5x_llm.train.hooks import Checkpoint, Hook, JsonLines, Metrics, resume
 from t5x_llm.train.hooks.guard import Guard
 from t5x_llm.train.hooks.journal import Journaling
 from t5x_llm.train.journal import Journal, read_journal
@@ -75,41 +75,47 @@ class Outcome:
     held_out: float
 
 
-def go(
+class Losses(Hook):
+    """Keeps the loss of every step that was delivered."""
+
+    name = "losses"
+
+    def __init__(self):
+        self.by_step = {}
+
+    def on_step(self, trainer, record):
+        self.by_step[record.step] = record.values["loss"]
+
+
+def live(
     directory,
-    steps,
+    config,
+    parts,
+    stream,
     *,
-    stream=None,
     spike=SPIKE,
     skips=(),
     every=10,
     keep=100,
     wrap=lambda step: step,
     extra=(),
-    **loop,
 ):
-    """Runs one process, from wherever ``directory`` stands to ``steps`` or an error.
+    """Runs one process, from wherever ``directory`` stands to the last step or an error.
 
     Args:
+      config: the ``Loop``.
+      parts: of ``steps.prepare``, guarded.
       wrap: the guarded step -> the step to use.
       extra: further hooks, before the checkpoint.
     """
-    stream = stream or Rows()
-    config = Loop(**{"steps": steps, "batch_size": B, "sequence_length": T, "log_every": 1} | loop)
-    mesh_config = MeshConfig(fsdp=1)
-    mesh, rules = make_mesh(mesh_config, jax.devices()[:1]), mesh_config.rules()
-    model = Model(FAMILY.decoder())
-    optimizer = Optimizer(schedule=Schedule(name="constant", peak=3e-3, warmup_steps=10))
-    parts = prepare(model, optimizer, mesh, rules, steps=steps, sources=("en", "zh"), guarded=True)
     journal = Journal(directory / "journal.jsonl")
     checkpointer = Checkpointer(
         directory / "checkpoints", CheckpointConfig(every_steps=every, keep=keep)
     )
-    guard = Guard(spike, journal.decisions, lambda signals: signal_rows(mesh, signals))
-    hooks = [
-        *(Journaling(journal), Metrics([JsonLines(directory / "metrics.jsonl")]), guard, *extra),
-        Checkpoint(checkpointer, {"model": FAMILY}),
-    ]
+    guard = Guard(spike, journal.decisions, lambda signals: signal_rows(parts.mesh, signals))
+    metrics = Metrics([JsonLines(directory / "metrics.jsonl")])
+    hooks = [Journaling(journal), metrics, *extra, guard]
+    hooks.append(Checkpoint(checkpointer, {"model": FAMILY}))
 
     def load(at):
         if at is None:
@@ -126,21 +132,30 @@ def go(
     recovery = Recovery(spike, checkpointer, hooks, journal, Origin(load, describe, blend))
     try:
         record = RunRecord(directory, journal=journal)
-        run = Trainer(config, recovery.begin(), parts.task.measures, hooks, record)
-        losses = {}
-        before = guard.on_step
-
-        def on_step(run, record):
-            losses[record.step] = record.values["loss"]
-            before(run, record)
-
-        guard.on_step = on_step
+        trainer = Trainer(config, recovery.begin(), parts.task.measures, hooks, record)
         feed = StreamFeed(stream, config.size_at, parts.placement)
-        train(run, wrap(parts.step), feed, recovery.rewind)
+        train(trainer, wrap(parts.step), feed, recovery.rewind)
     finally:
         checkpointer.close()
         journal.close()
-    return Outcome(run, losses, read_journal(journal.path), held_out(model, run.state.params))
+    return trainer
+
+
+def go(directory, steps, *, stream=None, spike=SPIKE, skips=(), every=10, keep=100,
+       wrap=lambda step: step, extra=(), **loop):  # fmt: skip
+    """Runs one process of language modelling; see ``live``."""
+    config = Loop(**{"steps": steps, "batch_size": B, "sequence_length": T, "log_every": 1} | loop)
+    mesh_config = MeshConfig(fsdp=1)
+    mesh, rules = make_mesh(mesh_config, jax.devices()[:1]), mesh_config.rules()
+    model, losses = Model(FAMILY.decoder()), Losses()
+    optimizer = Optimizer(schedule=Schedule(name="constant", peak=3e-3, warmup_steps=10))
+    parts = prepare(model, optimizer, mesh, rules, steps=steps, sources=("en", "zh"), guarded=True)
+    run = live(
+        directory, config, parts, stream or Rows(), spike=spike, skips=skips, every=every,
+        keep=keep, wrap=wrap, extra=(losses, *extra),
+    )  # fmt: skip
+    journal = read_journal(directory / "journal.jsonl")
+    return Outcome(run, losses.by_step, journal, held_out(model, run.state.params))
 
 
 def held_out(model, params):

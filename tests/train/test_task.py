@@ -1,17 +1,14 @@
 """A task of another kind than language modelling, through everything that training consists of."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from guarded_run import SPIKE, equal
+from guarded_run import equal, live
+from steps import prepare
 
-from t5x_llm.checkpoint import CheckpointConfig, Checkpointer
 from t5x_llm.core.dtypes import Policy
-from t5x_llm.data.blending import Blend
-from t5x_llm.data.positions import DataState
+from t5x_llm.core.rng import named_key
 from t5x_llm.models.families.llama import Llama
 from t5x_llm.models.model import Model
 from t5x_llm.optim import Optimizer, Schedule
@@ -19,20 +16,16 @@ from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.plan.compile import plan_step
 from t5x_llm.plan.host import Here
 from t5x_llm.train.config import Loop
-from t5x_llm.train.feed import StreamFeed
-from t5x_llm.train.hooks import Checkpoint, JsonLines, Metrics, read_lines, resume
-from t5x_llm.train.hooks.guard import Guard
-from t5x_llm.train.journal import Journal
-from t5x_llm.train.loop import RunRecord, Trainer, train
-from t5x_llm.train.recovery import Origin, Recovery
-from t5x_llm.train.state import abstract_state, init_state, place, with_shardings
-from t5x_llm.train.step import StepOptions, make_train_step, quiet_control, signal_rows
+from t5x_llm.train.hooks import read_lines
+from t5x_llm.train.state import init_state, with_shardings
+from t5x_llm.train.step import quiet_control
 from t5x_llm.train.task import Measures, TrainTask, check_sums
 
 FAMILY = Llama(vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48)
 MODEL = Model(FAMILY.decoder(), Policy(compute="float32"))
 OPTIMIZER = Optimizer(schedule=Schedule("constant", 3e-3, warmup_steps=0))
 T, B = 16, 8
+FIRST = named_key(0, "params")  # of a fresh run
 
 
 class Preference(TrainTask):
@@ -89,40 +82,19 @@ def parts(devices):
     """The task's step with all that belongs to it."""
     config = MeshConfig(fsdp=devices // 2, tensor=2) if devices > 1 else MeshConfig(fsdp=1)
     mesh, task = make_mesh(config, jax.devices()[:devices]), Preference()
-    tx = OPTIMIZER.build(20, task.trained_part(task.logical_axes()))
-    placement = place(task, tx, mesh, config.rules())
-    options = StepOptions(OPTIMIZER.schedule.build(20), microbatches=2, guarded=True)
-    return task, tx, placement, make_train_step(task, tx, placement, options)
+    options = dict(steps=20, microbatches=2, guarded=True)
+    return prepare(MODEL, OPTIMIZER, mesh, config.rules(), task=task, **options)
 
 
 def train_to(directory, made, steps):
-    """Trains in one process: step, loop, guard, metrics, checkpoint, and resumption."""
-    task, tx, placement, step = made
-    wanted = with_shardings(abstract_state(task, tx), placement.state)
-    keeper = Checkpointer(directory / "checkpoints", CheckpointConfig(every_steps=5))
-    journal, mesh = Journal(directory / "journal.jsonl"), placement.mesh
-    guard = Guard(SPIKE, journal.decisions, functools.partial(signal_rows, mesh))
-    metrics = Metrics([JsonLines(directory / "metrics.jsonl")])
-    hooks = [metrics, guard, Checkpoint(keeper, {"model": FAMILY})]
-
-    def restore(at):
-        if at is None:
-            return init_state(task, tx, jax.random.key(0), placement), DataState(), {}
-        state, meta = resume(keeper, wanted, {"model": FAMILY}, step=at)
-        return state, DataState.from_json(meta["data"]), meta
-
-    blend = Blend(("pairs",), ((0, {"pairs": 1}),))
-    recovery = Recovery(SPIKE, keeper, hooks, journal, Origin(restore, lambda *a: {}, blend))
+    """Trains through step, loop, guard, metrics and checkpoint, from where the directory is."""
     loop = Loop(steps=steps, batch_size=B, sequence_length=T, log_every=5)
-    trainer = Trainer(loop, recovery.begin(), task.measures, hooks, RunRecord(directory))
-    train(trainer, step, StreamFeed(Pairs(), loop.size_at, placement), recovery.rewind)
-    keeper.close()
-    return trainer.state
+    return live(directory, loop, made, Pairs(), every=5).state
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_pairs_with_a_frozen_copy_and_a_head(devices, tmp_path):
-    task, tx, placement, step = made = parts(devices)
+    made = parts(devices)
     whole = train_to(tmp_path / "whole", made, 20)
     train_to(tmp_path / "cut", made, 10)
     again = train_to(tmp_path / "cut", made, 20)
@@ -130,7 +102,7 @@ def test_pairs_with_a_frozen_copy_and_a_head(devices, tmp_path):
     lines = [x for x in read_lines(tmp_path / "whole" / "metrics.jsonl") if x["kind"] == "train"]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"] and lines[-1]["accuracy"] > 0.9
     assert [line["pairs"] for line in lines] == [5 * B, 10 * B, 15 * B, 20 * B]
-    fresh = init_state(task, tx, jax.random.key(0), placement)
+    task, fresh = made.task, init_state(made.task, made.tx, FIRST, made.placement)
     assert equal(whole.params["frozen"], fresh.params["frozen"])
     assert not equal(whole.params["policy"], fresh.params["policy"])
     assert {x.dtype for x in jax.tree.leaves(whole.params["frozen"])} == {jnp.dtype("bfloat16")}
@@ -140,12 +112,13 @@ def test_pairs_with_a_frozen_copy_and_a_head(devices, tmp_path):
 
 
 def test_it_is_planned():
-    task, tx, placement, step = parts(1)
-    state = with_shardings(abstract_state(task, tx), placement.state)
+    made = parts(1)
+    task, placement = made.task, made.placement
     batch = with_shardings(task.abstract_batch(B), placement.batch)
     quiet, whole = quiet_control(placement.mesh), placement.state.step
     control = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), quiet)
-    plan = plan_step(step, (state, batch, control), Here("cpu", "cpu", 1, 1e12, None), {"data": 1})
+    here = Here("cpu", "cpu", 1, 1e12, None)
+    plan = plan_step(made.step, (made.abstract(), batch, control), here, {"data": 1})
     trained = task.trained_part(task.abstract_params())
     held = 4 * sum(x.size for x in jax.tree.leaves(trained))
     assert plan.fits and plan.memory.parameters == held + 2 * MODEL.parameter_count()["total"]
