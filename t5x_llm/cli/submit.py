@@ -11,7 +11,8 @@ from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import load, parse_flags, register
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.launch import gke, local, queued
+from t5x_llm.launch import controller, gke, ledger, local, queued
+from t5x_llm.launch.calls import Terminated
 from t5x_llm.launch.job import Gke, Job, LocalProcesses, QueuedResource
 
 DESCRIPTION = """Runs a command on machines that may be taken away, until it is done.
@@ -27,8 +28,13 @@ and script, and runs nothing.
 TPU VMs: the slices are asked for zone after zone; the last commit of the work tree is sent and set
 up; the command starts on every machine and its log is followed. When the machines are preempted,
 or it leaves with status 75, 76 or 77 or by a signal, it is started again, after a while that
-doubles. Any other status ends the job; the machines are given back. Ctrl-C leaves it running: the
-same command finds it again, --delete ends it."""
+doubles. Any other status ends the job; the machines are given back. Ctrl-C and SIGTERM leave it
+running and say so: the same command finds it again, --delete ends it.
+
+Every call of gcloud and kubectl has a time limit and is given again where that can help. What is
+asked for is noted below ~/.local/state/t5x-llm/jobs (XDG_STATE_HOME) until it is known to be gone:
+--list prints what jobs may still hold and the command that deletes each, and --delete gives back
+what is noted even where the job file names other zones by now."""
 
 register(Job, QueuedResource, Gke, LocalProcesses)
 
@@ -47,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would run, and stop")
     parser.add_argument("--delete", action="store_true", help="end the job, free its machines")
+    parser.add_argument(
+        "--list", action="store_true", help="print what jobs submitted from here may still hold"
+    )
     return parser
 
 
@@ -54,6 +63,9 @@ def _main(argv: Sequence[str]) -> None:
     split = argv.index("--") if "--" in argv else len(argv)
     flags, command = parse_flags(argv[:split]), tuple(argv[split + 1 :])
     args = build_parser().parse_args(flags.rest)
+    if args.list:
+        print(ledger.named(ledger.everything()) or "Nothing is noted.")
+        return
     if not flags.gin_files and not flags.bindings:
         raise ConfigError("--gin_file", None, "a job file, such as configs/jobs/v5p_128.gin")
     bindings = [*flags.bindings, *([f"Job.command = {command!r}"] if command else [])]
@@ -77,13 +89,16 @@ def _submit(job: Job, dry_run: bool, delete: bool) -> int:
             gke.submit(job)
         return 0
     if dry_run:
-        print(queued.render(job, queued.commit_of(job.target.code)))
+        print(queued.render(job, controller.commit_of(job.target.code)))
         return 0
-    controller = queued.Controller(job)
-    if delete:
-        controller.delete()
-        return 0
-    return controller.run()
+    keeper = controller.Controller(job)
+    try:
+        if delete:
+            keeper.delete()
+            return 0
+        return keeper.run()
+    except Terminated as e:
+        return 128 + e.signum
 
 
 def _run_here(job: Job, dry_run: bool) -> int:

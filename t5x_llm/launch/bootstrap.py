@@ -9,6 +9,9 @@ from t5x_llm.launch.job import Job, QueuedResource
 # A restart on the same machine must not believe it belongs to the group of before.
 _STALE = ("MEGASCALE_COORDINATOR_ADDRESS", "JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID")
 
+# A connection can die without a word, so that none is trusted for longer.
+FOLLOW_SECONDS = 1700
+
 _FETCH = """\
 set -euo pipefail
 root="$HOME/t5x_llm/"{name}
@@ -68,9 +71,18 @@ def start_script(job: Job, commit: str) -> str:
     return "".join(lines)
 
 
-def follow_script(job: Job) -> str:
-    """Prints the log from its beginning, and ends when the command does."""
-    return f'cd "$HOME/t5x_llm/"{shlex.quote(job.name)} && tail -n +1 --pid="$(cat pid)" -F log'
+def follow_script(job: Job, again: bool = False) -> str:
+    """Prints the log from its beginning, and ends when the command does or after half an hour.
+
+    Args:
+      job: whose log it is.
+      again: whether it was followed before: its last lines, and then what comes.
+    """
+    first = "20" if again else "+1"
+    return (
+        f'cd "$HOME/t5x_llm/"{shlex.quote(job.name)} && '
+        f'timeout {FOLLOW_SECONDS} tail -n {first} --pid="$(cat pid)" -F log'
+    )
 
 
 def status_script(job: Job) -> str:

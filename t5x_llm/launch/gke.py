@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-import subprocess
+import time
 from typing import Any
 
 import yaml
 
-from t5x_llm.core.errors import RESTARTABLE, T5xLLMError
+from t5x_llm.core.errors import RESTARTABLE
+from t5x_llm.launch.calls import Call, CallOutcome, CloudError, call, say
 from t5x_llm.launch.job import Gke, Job
+from t5x_llm.launch.ledger import Holding, Ledger, named
 
 _NAME_LABEL = "jobset.sigs.k8s.io/jobset-name"
 _EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
 # Statuses that starting again helps, and those of processes that a signal ended.
 _AGAIN = [*RESTARTABLE, 134, 137, 139, 143]
+
+
+_SECONDS, _TRIES, _PAUSE_SECONDS = 120.0, 3, 5.0
+# What giving a command again does not help.
+_MISTAKE = re.compile(
+    r"Forbidden|Unauthorized|[Ii]nvalid|no matches for kind|does not exist|denied|resource type"
+)
 
 
 def jobset(job: Job) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def follow_command(job: Job) -> list[str]:
 
 def delete_command(job: Job) -> list[str]:
     """Ends the job and frees its slices."""
-    return kubectl(job.target, "delete", "jobset", job.name, "--ignore-not-found")
+    return _holding(job).delete_command()
 
 
 def render(job: Job) -> str:
@@ -155,28 +165,67 @@ def render(job: Job) -> str:
     return "\n".join([*lines, f"# end:     {shlex.join(delete_command(job))}"])
 
 
-def submit(job: Job) -> None:
+def submit(job: Job, call: Call = call) -> None:
     """Creates the JobSet; Kubernetes keeps it alive from then on.
 
     Raises:
-      T5xLLMError: kubectl is missing or refuses.
+      CloudError: kubectl is missing, refuses, or does not answer. Where the JobSet may exist all
+        the same it is named, with the command that deletes it.
     """
-    _run(apply_command(job), manifest(job))
+    ledger = _ledger(job)
+    ledger.add(held := _holding(job))
+    outcome = _given_again(apply_command(job), call, manifest(job))
+    if outcome.ok:
+        print(outcome.stdout, end="")
+        return
+    if _exists(job, call) is False:
+        ledger.discard(held)
+        raise CloudError(outcome.complaint())
+    raise CloudError(
+        f"{outcome.complaint()}\nA JobSet of this name may exist and hold slices:\n{named([held])}"
+    )
 
 
-def delete(job: Job) -> None:
-    """Deletes the JobSet.
+def delete(job: Job, call: Call = call) -> None:
+    """Deletes the JobSet, and makes sure that it is gone.
 
     Raises:
-      T5xLLMError: kubectl is missing or refuses.
+      CloudError: kubectl is missing, refuses, or does not answer; what may remain is named.
     """
-    _run(delete_command(job))
+    ledger = _ledger(job)
+    ledger.add(_holding(job))
+    for held in ledger.holdings():
+        outcome = _given_again(held.delete_command(), call)
+        if _exists(job, call) is not False:
+            said = "" if outcome.ok else f"{outcome.complaint()}\n"
+            raise CloudError(f"{said}It may exist and hold slices:\n{named([held])}")
+        ledger.discard(held)
 
 
-def _run(command: list[str], text: str | None = None) -> None:
-    try:
-        found = subprocess.run(command, input=text, text=True)
-    except FileNotFoundError as e:
-        raise T5xLLMError("kubectl is not installed; t5x-llm submit needs it for @Gke().") from e
-    if found.returncode:
-        raise T5xLLMError(f"{' '.join(command[:4])} ended with status {found.returncode}.")
+def _holding(job: Job) -> Holding:
+    return Holding("jobset", job.name, job.target.context or "", job.target.namespace)
+
+
+def _ledger(job: Job) -> Ledger:
+    return Ledger(job.name, f"{job.target.context or ''}.{job.target.namespace}")
+
+
+def _exists(job: Job, call: Call) -> bool | None:
+    """Returns whether the JobSet exists; None where kubectl does not say."""
+    command = kubectl(job.target, "get", "jobset", job.name, "--ignore-not-found", "-o", "name")
+    outcome = _given_again(command, call)
+    if "doesn't have a resource type" in outcome.stderr:
+        return False
+    return bool(outcome.stdout.strip()) if outcome.ok else None
+
+
+def _given_again(command: list[str], call: Call, text: str | None = None) -> CallOutcome:
+    """Runs a command that can be given again, up to three times where that may help."""
+    for attempt in range(_TRIES):
+        outcome = call(command, _SECONDS, text)
+        if outcome.ok or _MISTAKE.search(outcome.stderr):
+            break
+        if attempt < _TRIES - 1:
+            say(f"{outcome.complaint()}; again")
+            time.sleep(_PAUSE_SECONDS)
+    return outcome

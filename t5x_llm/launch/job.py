@@ -8,6 +8,7 @@ from typing import Any
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.slices import Slice, parse_slice
+from t5x_llm.launch.secrecy import looks_secret, sounds_secret
 
 CAPACITY = ("on_demand", "spot", "reserved")
 # What these name ends up in command lines that a cloud parses again, so nothing else may.
@@ -27,13 +28,6 @@ _PATTERNS = {
     "runtime_version": (r"[\w][\w.-]*", "a runtime version"),
 }  # fmt: skip
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_NAME = re.compile(
-    r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)($|_)", re.I
-)
-_SECRET_VALUE = re.compile(
-    r"\b(hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|AIza[\w-]{30,}"
-    r"|ya29\.[\w-]{20,}|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
 
 
 def _check(owner: str, **fields: Any) -> None:
@@ -208,14 +202,14 @@ class Job:
                     raise ConfigError(f"Job.{field}", pair[0], "a name of letters, digits and _")
         for name, value in self.environment:
             # The value stays out of the message: it may be what must not be shown.
-            if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+            if sounds_secret(name) or looks_secret(value, name):
                 raise ConfigError(
                     "Job.environment",
                     name,
                     "nothing secret",
                     "What is in a job is printed and stored. Put it into Job.secrets by reference.",
                 )
-        if any(_SECRET_VALUE.search(word) for word in self.command):
+        if any(looks_secret(word, word.partition("=")[0]) for word in self.command):
             raise ConfigError("Job.command", "...", "no credentials", "Use Job.secrets.")
         for name, reference in self.secrets:
             forms = {
@@ -224,8 +218,12 @@ class Job:
                 LocalProcesses: (_VARIABLE.pattern, "a variable of this shell"),
             }
             pattern, expected = forms[type(self.target)]
-            if not re.fullmatch(pattern, reference):
-                raise ConfigError("Job.secrets", name, f"a reference of the form {expected}")
+            if not re.fullmatch(pattern, reference) or looks_secret(reference):
+                raise ConfigError(
+                    "Job.secrets",
+                    name,
+                    f"a reference of the form {expected}, not the secret itself",
+                )
         seen = [name for name, _ in (*self.environment, *self.secrets)]
         for name in seen:
             if seen.count(name) > 1:

@@ -100,7 +100,9 @@ def kubectl(tmp_path, monkeypatch):
         f"#!{sys.executable}\nimport os, sys\n"
         f"open({str(tmp_path / 'said')!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
         f"open({str(tmp_path / 'stdin')!r}, 'w').write(sys.stdin.read())\n"
-        "sys.exit(int(os.environ.get('STATUS', '0')))\n"
+        "status = int(os.environ.get('STATUS', '0'))\n"
+        "print('Error from server (Forbidden)' if status else '', file=sys.stderr)\n"
+        "sys.exit(status)\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
@@ -130,7 +132,8 @@ def test_the_command(kubectl, monkeypatch):
     assert "'delete', 'jobset', 'it'" in (kubectl / "said").read_text()
     monkeypatch.setenv("STATUS", "1")
     refused = command(*flags, "--", "x")
-    assert refused.returncode == 2 and "kubectl" in refused.stderr
+    assert refused.returncode == 2 and "Forbidden" in refused.stderr
+    assert "kubectl --context=c --namespace=default delete jobset it" in refused.stderr
 
 
 def test_without_kubectl(monkeypatch):

@@ -97,6 +97,55 @@ def test_secrets_are_refused_and_not_repeated(name, value):
         assert value not in str(error.value)
 
 
+TOKEN = "Zx9Kd83Lq0Vb27TmY4"  # of no issuer that we know
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgres://me:hunter2@db.internal/run",
+        "https://mirror.example/simple?token=abcdef123456",
+        "a3f1" * 10,
+        f"{TOKEN}aQ",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc",
+        '{"type": "service_account", "private_key": "x"}',
+        "glpat-" + "a" * 20,
+    ],
+)
+def test_values_that_look_secret_are_refused_under_harmless_names(value):
+    for changes in ({"environment": (("PLAIN", value),)}, {"command": ("curl", value)}):
+        with pytest.raises(ConfigError) as error:
+            job(**changes)
+        assert value not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "target", [TPU, LocalProcesses(), Gke("a/b:1")], ids=lambda t: type(t).__name__
+)
+@pytest.mark.parametrize("pasted", ["hf_" + "a" * 34, f"{TOKEN}aQ", "AKIA" + "A" * 16])
+def test_a_secret_pasted_for_its_reference_is_refused(target, pasted):
+    place = "" if isinstance(target, LocalProcesses) else "v5p-128"
+    with pytest.raises(ConfigError, match="Job.secrets") as error:
+        job(target=target, slice=place, secrets=(("HF_TOKEN", pasted),))
+    assert pasted not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GIT_COMMIT", "a3f1" * 10),
+        ("IMAGE", "repo/train@sha256:" + "a3f1" * 16),
+        ("PYTHONPATH", "/usr/local/lib/python3.13/site-packages/MyProject2"),
+        ("XLA_FLAGS", "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true"),
+        ("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=true --megascale_port=8080"),
+        ("BUCKET", "gs://my-bucket/runs/LLaMA2-7B-Chinese-2026-11-30"),
+        ("URL", "https://storage.googleapis.com/bucket/object?alt=media"),
+    ],
+)
+def test_values_of_every_day_are_not_taken_for_secrets(name, value):
+    job(environment=((name, value),))
+
+
 def test_names_that_only_sound_secret_are_fine():
     job(environment=(("TOKENIZERS_PARALLELISM", "false"), ("KEYBOARD", "us")))
 

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_llm.launch.bootstrap import start_script
+from t5x_llm.launch.calls import CloudError
+from t5x_llm.launch.controller import Controller, commit_of
 from t5x_llm.launch.job import Job, QueuedResource
-from t5x_llm.launch.queued import CloudError, Controller, commit_of, create_command, render
+from t5x_llm.launch.queued import create_command, render
 
 # State: zones/<zone> exists while there is a request; `plan` says what the next requests become.
 GCLOUD = r"""
@@ -151,7 +153,7 @@ def test_no_zone_delivers(cloud):
     controller, _ = control(
         job(cloud, "exit 0", ["REFUSED", "WAITING_FOR_RESOURCES"], {"wait_minutes": 1e-4})
     )
-    with pytest.raises(CloudError, match=r"quota.*still WAITING_FOR_RESOURCES"):
+    with pytest.raises(CloudError, match=r"(?s)quota.*still WAITING_FOR_RESOURCES"):
         controller.run()
     assert not list((cloud / "zones").iterdir())
 
