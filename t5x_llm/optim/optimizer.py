@@ -29,7 +29,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.01},
     # Chen et al., 2302.06675: a decay 3 to 10 times AdamW's, a learning rate as much smaller.
     "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.3},
-    # Liu et al., 2502.16982: Muon for matrices, its updates as large as AdamW's, AdamW for the rest.
+    # Liu et al., 2502.16982: Muon for matrices, updates as large as AdamW's; AdamW for the rest.
     "muon": {
         "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95,
         "update_rms": 0.2,
@@ -125,8 +125,9 @@ class Optimizer:
           total_steps: steps of the run, for the schedule.
           logical_axes: tree like the parameters of tuples of logical axis names. With it, what
             LAMB, Muon and the Adafactors compute of a whole matrix (trust ratio, orthogonal
-            factor, RMS) is computed for each layer of a parameter stacked along ``layers``, and decay masks do not count that
-            dimension. Without it a stacked parameter is one matrix.
+            factor, RMS) is computed for each layer of a parameter stacked along ``layers``, and
+            decay masks do not count that dimension. Without it a stacked parameter is one matrix,
+            and none to Muon.
         """
         learning_rate = self.schedule.build(total_steps)
         steps = [] if self.clip_norm is None else [_clip(self.clip_norm)]

@@ -212,9 +212,7 @@ def test_stacked_layers_equal_separate_layers(name):
     many, _ = b.update({f"l{i}": {"kernel": grad[i]} for i in range(3)}, b.init(separate), separate)
     whole, _ = b.update({"kernel": grad}, b.init(stacked), stacked)
     for i in range(3):
-        np.testing.assert_allclose(
-            one["kernel"][i], many[f"l{i}"]["kernel"], rtol=1e-5, atol=1e-7
-        )
+        np.testing.assert_allclose(one["kernel"][i], many[f"l{i}"]["kernel"], rtol=1e-5, atol=1e-7)
     assert not np.allclose(one["kernel"], whole["kernel"], rtol=1e-3)
 
 
