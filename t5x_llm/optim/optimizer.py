@@ -14,6 +14,7 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.fields import later
 from t5x_llm.optim.freezing import trained_mask
 from t5x_llm.optim.masks import DECAY_MASKS, decay_mask
+from t5x_llm.optim.muon import scale_by_muon_and_adam
 from t5x_llm.optim.schedule import Schedule
 
 # What None means for each optimizer; a field that is absent does not exist for it.
@@ -28,9 +29,14 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.01},
     # Chen et al., 2302.06675: a decay 3 to 10 times AdamW's, a learning rate as much smaller.
     "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.3},
+    # Liu et al., 2502.16982: Muon for matrices, updates as large as AdamW's; AdamW for the rest.
+    "muon": {
+        "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "momentum": 0.95,
+        "update_rms": 0.2,
+    },
     "sgd": {"b1": 0.9, "weight_decay": 0.0},
-}
-_PER_OPTIMIZER = ("b1", "b2", "eps", "weight_decay", "decay_exponent")
+}  # fmt: skip
+_PER_OPTIMIZER = ("b1", "b2", "eps", "weight_decay", "decay_exponent", "momentum", "update_rms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Optimizer:
     ``settings``.
 
     Attributes:
-      name: ``adamw``, ``adafactor`` (factored), ``palm_adafactor``, ``lamb``, ``lion``, ``sgd``.
+      name: ``adamw``, ``adafactor`` (factored), ``palm_adafactor``, ``lamb``, ``lion``, ``muon``
+        (AdamW for embeddings, the head, norms and biases), ``sgd``.
       schedule: the learning rate.
       b1: decay of the first moment (momentum for sgd); 0 is none for adafactor and sgd.
       b2: decay of the second moment; the Adafactors have 1 - k**-decay_exponent instead.
@@ -49,6 +56,8 @@ class Optimizer:
       weight_decay: per step, times the learning rate; for palm_adafactor times its square; for
         sgd added to the gradient.
       decay_exponent: of the Adafactors.
+      momentum: decay of Muon's momentum.
+      update_rms: root mean square of Muon's updates of a matrix, times the learning rate.
       clip_norm: largest global norm of the gradients; None does not clip.
       decay_mask: what decays: ``matrices`` (no biases, norms, embeddings),
         ``matrices_and_embeddings``, ``all``, ``none``.
@@ -63,6 +72,8 @@ class Optimizer:
     eps: float | None = None
     weight_decay: float | None = None
     decay_exponent: float | None = None
+    momentum: float | None = None
+    update_rms: float | None = None
     clip_norm: float | None = 1.0
     decay_mask: str = "matrices"
     trained: tuple[str, ...] = later(())
@@ -83,7 +94,7 @@ class Optimizer:
                     f"{self.name} has {', '.join(DEFAULTS[self.name])}.",
                 )
         for field, value in self.settings().items():
-            high = 1 if field in ("b1", "b2", "decay_exponent") else None
+            high = 1 if field in ("b1", "b2", "decay_exponent", "momentum") else None
             check_number(f"Optimizer.{field}", value, low=0, high=high)
         if self.clip_norm is not None:
             check_number("Optimizer.clip_norm", self.clip_norm, above=0, remedy="None for no clip.")
@@ -113,9 +124,10 @@ class Optimizer:
         Args:
           total_steps: steps of the run, for the schedule.
           logical_axes: tree like the parameters of tuples of logical axis names. With it, what
-            LAMB and the Adafactors compute of a whole matrix (trust ratio, RMS) is computed for
-            each layer of a parameter stacked along ``layers``, and decay masks do not count that
-            dimension. Without it a stacked parameter is one matrix.
+            LAMB, Muon and the Adafactors compute of a whole matrix (trust ratio, orthogonal
+            factor, RMS) is computed for each layer of a parameter stacked along ``layers``, and
+            decay masks do not count that dimension. Without it a stacked parameter is one matrix,
+            and none to Muon.
         """
         learning_rate = self.schedule.build(total_steps)
         steps = [] if self.clip_norm is None else [_clip(self.clip_norm)]
@@ -212,12 +224,28 @@ def _palm_adafactor(
     )
 
 
+def _muon(s: Settings, lr: optax.Schedule, mask: Mask, axes: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        scale_by_muon_and_adam(
+            b1=s["b1"],
+            b2=s["b2"],
+            eps=s["eps"],
+            momentum=s["momentum"],
+            update_rms=s["update_rms"],
+            logical_axes=axes,
+        ),
+        optax.add_decayed_weights(s["weight_decay"], mask),
+        optax.scale_by_learning_rate(lr),
+    )
+
+
 _BUILDERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": _adamw,
     "adafactor": _adafactor,
     "palm_adafactor": _palm_adafactor,
     "lamb": _lamb,
     "lion": _lion,
+    "muon": _muon,
     "sgd": _sgd,
 }
 

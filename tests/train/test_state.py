@@ -75,7 +75,7 @@ def params():
     return jax.jit(MODEL.init)(jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["adamw", "palm_adafactor", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "palm_adafactor", "lamb", "muon"])
 def test_saved_on_one_mesh_restored_on_another(tmp_path, params, name):
     tx = transformation(name)
     state = state_from_params(params, TASK, tx, placement(tx, 8, fsdp=4, tensor=2))
