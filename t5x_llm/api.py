@@ -6,8 +6,8 @@
     result = api.train(run)
     api.generate(result.directory, "春风")[0].text
 
-The commands of ``t5x-llm`` are made of the same functions. A mistake of the user's raises
-``T5xLLMError`` with what was received and what to do. Functions import JAX, the module does not.
+The commands of ``t5x-llm`` are made of these functions, which import JAX; the module does not. A
+mistake of the user's raises ``T5xLLMError`` with what was received and what to do.
 """
 
 from __future__ import annotations
@@ -151,14 +151,17 @@ def plan(
     return plan_run(run.config, parse_machines(machine, slices), slices, tokens, price)
 
 
-def prepare(run: ResolvedRun, *, force: bool = False, process_index: int = 0) -> Opened:
+def prepare(
+    run: ResolvedRun, *, force: bool = False, verify: bool = True, process_index: int = 0
+) -> Opened:
     """Trains the tokenizer if the run asks for one, builds its token stores, and opens them.
 
     What is there and unchanged is kept. ``train`` prepares too, in a process of its own.
 
     Args:
-      run: whose data is prepared.
+      run: the run.
       force: read seqio tasks again even if they seem unchanged.
+      verify: read the stores that are there, and build a damaged one again.
       process_index: of this process, where several prepare one bucket: 0 builds, others wait.
 
     Raises:
@@ -170,7 +173,8 @@ def prepare(run: ResolvedRun, *, force: bool = False, process_index: int = 0) ->
     """
     from t5x_llm.data.prepare import prepare as prepare_data
 
-    return prepare_data(run.config.data, force=force, process_index=process_index)
+    data = run.config.data
+    return prepare_data(data, force=force, verify=verify, process_index=process_index)
 
 
 def assemble(
