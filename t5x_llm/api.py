@@ -187,8 +187,8 @@ def assemble(
 
     Args:
       run: what is assembled.
-      mesh: devices that are here, are described, or are sizes alone; this machine's if None.
-      data: what training reads; without it the batch is the one that prepared data will give.
+      mesh: devices that are here or described, or sizes alone; this machine's if None.
+      data: what training reads; without it the batch that prepared data will give.
       task: what is learned instead of the prediction of the run's tokens.
 
     Raises:
@@ -225,16 +225,15 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
       result = train(load_run("configs/recipes/quickstart.gin"))
       result.metrics[-1]["loss"], result.held_out["all"]["bits_per_byte"]
     """
-    from t5x_llm.run.result import read_result
-    from t5x_llm.run.session import train as train_run
+    from t5x_llm.run import result, session
 
     try:
-        trainer = train_run(run.config, run.operative_config, resume)
+        trainer = session.train(run.config, run.operative_config, resume)
     except SystemExit as e:  # of the process that prepares the data; it printed why
         if e.code != DataError.exit_code:
             raise
         raise DataError("The data could not be prepared; the message above says why.") from e
-    return read_result(run.directory, trainer.state)
+    return result.read_result(run.directory, trainer.state)
 
 
 def load_model(
@@ -282,8 +281,7 @@ def evaluate(
       limit: tokens read of each source; None reads all.
 
     Returns:
-      Measures by source, by language, and of ``all``: loss (nats a token), perplexity,
-      bits_per_byte, tokens, bytes, documents.
+      By source, by language, and of ``all``: loss (nats a token), perplexity, bits_per_byte, ...
 
     Raises:
       ConfigError: nothing says which data, or the window is too long for the model.
@@ -296,8 +294,7 @@ def evaluate(
     from t5x_llm.run.use import evaluate_model
 
     where = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model
-    data = None if run is None else run.config
-    return evaluate_model(where, data, step, sequence_length, limit)
+    return evaluate_model(where, None if run is None else run.config, step, sequence_length, limit)
 
 
 def generate(
@@ -314,7 +311,7 @@ def generate(
       model: a path as ``load_model`` takes, or what it returned.
       prompts: texts of any length; one may stand alone.
       sampling: an ``infer.sampler.Sampling``; 128 tokens at temperature 1 if None.
-      step: checkpoint of a run directory; the newest sound one if None.
+      step: as ``evaluate``.
       on_text: called with (number of the prompt, new text) as text becomes certain.
 
     Returns:
@@ -400,5 +397,5 @@ def export_model(
     """
     from t5x_llm.run.use import export
 
-    where = None if out is None else os.fspath(out)
-    return export(os.fspath(path), where, step, dtype, max_shard_bytes, unproved)
+    to = None if out is None else os.fspath(out)
+    return export(os.fspath(path), to, step, dtype, max_shard_bytes, unproved)

@@ -109,10 +109,9 @@ def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]
     before = _catalog_of(data)
     plans, record = make_plans(data, root, before and before["seqio_inputs"], force)
     inputs = {plan.name: plan.digest for plan in plans}
-    same = bool(before) and before["inputs"] == inputs
-    if before and same and verify:
+    if before and before["inputs"] == inputs and verify:
         _remove_damaged(root, before, say)
-    if before and same and _is_complete(data, root, before):
+    if before and before["inputs"] == inputs and _is_complete(data, root, before):
         if record != before["seqio_inputs"]:
             write_json(catalog_path(data), {**before, "seqio_inputs": record})
         say(f"data: {data.name} in {root} is up to date, nothing to do")

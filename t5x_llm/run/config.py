@@ -29,6 +29,15 @@ from t5x_llm.train.spike import SpikeConfig
 from t5x_llm.train.watchdog import LifeConfig
 
 OPERATIVE_CONFIG = "operative_config.gin"
+# Keys of ``Run.shared``, to the names under which gin binds them.
+SHARED_NAMES = {
+    "model": "Run.model",
+    "optimizer": "Run.optimizer",
+    "data": "Run.data",
+    "stability": "Run.stability",
+    "sequence_length": "Loop.sequence_length",
+    "seed": "Loop.seed",
+}
 
 
 @dataclasses.dataclass(frozen=True)

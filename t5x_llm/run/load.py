@@ -74,8 +74,8 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
 
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.checkpoint.checkpointer import abstract_on
-    from t5x_llm.data.catalog import open_stores
     from t5x_llm.run.config import load_saved
+    from t5x_llm.run.identity import open_trained
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
@@ -83,10 +83,11 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
+        tokenizer = open_trained(run.data, checkpointer, [step]).tokenizer
         if lazy:
             params = checkpointer.open_params(step)
         else:
             params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)
     finally:
         checkpointer.close()
-    return Loaded(run.model, model, params, open_stores(run.data).tokenizer, run)
+    return Loaded(run.model, model, params, tokenizer, run)
