@@ -76,7 +76,7 @@ def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
     from t5x_llm.hf.export import export_hf
     from t5x_llm.hf.merge import averaged, check_weights
     from t5x_llm.run.config import load_saved
-    from t5x_llm.run.identity import open_trained
+    from t5x_llm.run.identity import trained_tokenizer
 
     run, _ = load_saved(path)
     run.check_exportable("There is no form of it that other programs read.")
@@ -90,7 +90,7 @@ def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
             raise ConfigError("last", args.last, f"2 to {len(steps)}: the checkpoints are {have}")
         chosen = args.steps or steps[-args.last :]
         shares = check_weights(args.weights, len(chosen))
-        tokenizer = open_trained(run.data, checkpointer, chosen).tokenizer
+        tokenizer = trained_tokenizer(run.data, checkpointer, chosen)
         params = averaged([checkpointer.open_params(step) for step in chosen], shares)
     finally:
         checkpointer.close()

@@ -13,11 +13,12 @@ from typing import Any
 
 from t5x_llm.checkpoint import Checkpointer, check_compatible
 from t5x_llm.checkpoint.compat import is_allowed
-from t5x_llm.core.errors import CheckpointError
+from t5x_llm.core.errors import CheckpointError, ConfigError, DataError
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.catalog import Opened, open_stores
 from t5x_llm.data.sources import Data
 from t5x_llm.run.config import SHARED_NAMES, Run
+from t5x_llm.text import Tokenizer, load_tokenizer
 
 MADE_FROM = "made_from"
 # Fields whose change is judged by what the stores hold, or decides nothing that a run reads.
@@ -157,8 +158,13 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> Iterato
         yield _changed(name, text if counts[0] != counts[1] else "other text in as many documents")
 
 
-def open_trained(data: Data, checkpointer: Checkpointer, steps: Sequence[int | None]) -> Opened:
-    """Opens the data of a run's checkpoints, with the tokenizer that they were trained with.
+def trained_tokenizer(
+    data: Data, checkpointer: Checkpointer, steps: Sequence[int | None]
+) -> Tokenizer:
+    """Loads the tokenizer that checkpoints of a run were trained with.
+
+    It is that of the run's data; where this was prepared again with another, or is gone, the one
+    that was recorded, if it is still there or was exported with the run.
 
     Args:
       data: of the run.
@@ -166,23 +172,53 @@ def open_trained(data: Data, checkpointer: Checkpointer, steps: Sequence[int | N
       steps: those used; None is the newest sound one.
 
     Raises:
-      CheckpointError: the data was prepared again with another tokenizer, under which the token ids
-        of the model mean other text.
+      CheckpointError: there is none under which the token ids of the model mean what they meant.
+      DataError: the data was not prepared, and no checkpoint records its tokenizer.
     """
-    opened = open_stores(data)
-    for step in steps:
-        meta = checkpointer.meta(step)
-        saved = meta.get(MADE_FROM)
-        if saved is None or saved["tokenizer"] == opened.tokenizer.fingerprint:
-            continue
+    metas = [checkpointer.meta(step) for step in steps]
+    records = [meta[MADE_FROM] for meta in metas if MADE_FROM in meta]
+    wanted = {record["tokenizer"]: record["tokenizer_path"] for record in records}
+    try:
+        opened = open_stores(data)
+        present, path = opened.tokenizer, opened.tokenizer_path
+    except DataError:
+        if len(wanted) != 1:
+            raise
+        present, path = None, ""
+    if not wanted or (present is not None and wanted.keys() == {present.fingerprint}):
+        assert present is not None
+        return present
+    if len(wanted) > 1:
+        steps_of = ", ".join(str(meta["step"]) for meta in metas)
         raise CheckpointError(
-            f"{checkpointer.path(meta['step'])} was trained with the tokenizer "
-            f"{saved['tokenizer'][:12]} ({saved['tokenizer_path']}). The run's data was prepared "
-            f"again since, with {opened.tokenizer.fingerprint[:12]} ({opened.tokenizer_path}), "
-            "under which its token ids mean other text. Put the data back as it was, and run "
-            "`t5x-llm prepare` with the operative_config.gin of the run."
+            f"The checkpoints of steps {steps_of} in {checkpointer.directory} were trained with "
+            f"{len(wanted)} tokenizers: {', '.join(wanted.values())}. Take those of one."
         )
-    return opened
+    ((fingerprint, recorded),) = wanted.items()
+    for place in (recorded, str(checkpointer.directory.parent / "hf")):
+        try:
+            found = load_tokenizer(place)
+        except (ConfigError, DataError):
+            continue
+        if found.fingerprint == fingerprint:
+            return found
+    now = f"{present.fingerprint[:12]} ({path})" if present is not None else "none"
+    raise CheckpointError(
+        f"{checkpointer.path(metas[0]['step'])} was trained with the tokenizer {fingerprint[:12]} "
+        f"({recorded}), which is not there any more. The run's data has {now}, under which its "
+        "token ids mean other text. Put the data back as it was, and run `t5x-llm prepare` with "
+        "the operative_config.gin of the run."
+    )
+
+
+def changed_since(directory: str, opened: Opened, step: int | None = None) -> list[str]:
+    """Returns in words how prepared data differs from what a run's checkpoint was trained on."""
+    checkpointer = Checkpointer(as_path(directory) / "checkpoints", read_only=True)
+    try:
+        saved = checkpointer.meta(step).get(MADE_FROM)
+    finally:
+        checkpointer.close()
+    return [] if saved is None else [c.text for c in differences(saved, made_from(opened))]
 
 
 def _changed(name: str, text: str) -> Change:

@@ -75,7 +75,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.checkpoint.checkpointer import abstract_on
     from t5x_llm.run.config import load_saved
-    from t5x_llm.run.identity import open_trained
+    from t5x_llm.run.identity import trained_tokenizer
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
@@ -83,7 +83,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
-        tokenizer = open_trained(run.data, checkpointer, [step]).tokenizer
+        tokenizer = trained_tokenizer(run.data, checkpointer, [step])
         if lazy:
             params = checkpointer.open_params(step)
         else:

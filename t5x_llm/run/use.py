@@ -20,6 +20,7 @@ from t5x_llm.infer.sampler import Completion, Sampling, generate
 from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import held_out
+from t5x_llm.run.identity import changed_since
 from t5x_llm.run.load import Loaded, is_run, load
 from t5x_llm.text.comparing import check_same_tokenizer
 from t5x_llm.train.hooks import Results
@@ -72,6 +73,9 @@ def evaluate_model(
         )
     opened = open_stores(run.data)
     check_model_tokenizer(loaded, opened, model if isinstance(model, str) else "")
+    if isinstance(model, str) and run is loaded.run:
+        for text in changed_since(model, opened, step):
+            print(f"warning: changed since the checkpoint was saved: {text}", file=sys.stderr)
     length = run.loop.sequence_length if length is None else length
     check_number("sequence_length", length, low=2, integer=True)
     config = MeshConfig()
@@ -111,7 +115,9 @@ def check_model_tokenizer(loaded: Loaded, opened: Opened, path: str = "") -> Non
             opened.tokenizer,
             loaded.tokenizer,
             (opened.tokenizer_path, name),
-            f"Prepare the data with the model's: Data.tokenizer = {path!r}." if path else "",
+            f"Prepare the data with the model's: Data.tokenizer = {path!r}."
+            if path and loaded.run is None
+            else "Prepare the data with the tokenizer that the model was trained with.",
         )
     elif needed > size:
         raise ConfigError(field, opened.tokenizer_path, f"at most {size} tokens, as {name} has")
