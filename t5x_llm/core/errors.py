@@ -129,10 +129,12 @@ def check_number(
 ) -> None:
     """Raises ConfigError unless ``value`` is a number within the bounds; ``above`` is strict.
 
-    An integer must be one of int64, another number one of float32: finite, and not so small that
-    it would become 0.
+    An integer without another bound must be one of int32, other numbers of float32: finite, and not
+    so small that they would become 0.
     """
     kind = "an integer" if integer else "a finite number"
+    if integer and high is None:
+        high = INT32_MAX
     bounds = [
         f"{word} {bound:g}"
         for word, bound in (("at least", low), ("above", above), ("at most", high))
@@ -149,6 +151,11 @@ def check_number(
     if not ok:
         raise ConfigError(field, value, expected, remedy)
     check_representable(field, value, remedy)
+
+
+def check_count(field: str, value: Any, low: int) -> None:
+    """Raises ConfigError unless ``value`` is a number of bytes or tokens, of ``low`` on."""
+    check_number(field, value, low=low, high=INT64_MAX, integer=True)
 
 
 def check_representable(field: str, value: Any, remedy: str = "") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from t5x_llm.checkpoint import CheckpointConfig
 from t5x_llm.config import Flags, Resolved, load, parse_flags, register
 from t5x_llm.core.dtypes import Policy
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.sources import Data, Mixture, Source
@@ -60,7 +60,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_number("Evaluation.batch_size", self.batch_size, low=1, integer=True)
         if self.limit is not None:
-            check_number("Evaluation.limit", self.limit, low=1, integer=True)
+            check_count("Evaluation.limit", self.limit, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Export:
 
     def __post_init__(self) -> None:
         check_choice("Export.dtype", self.dtype, DTYPES)
-        check_number("Export.max_shard_bytes", self.max_shard_bytes, low=1, integer=True)
+        check_count("Export.max_shard_bytes", self.max_shard_bytes, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
