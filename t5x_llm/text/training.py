@@ -15,7 +15,7 @@ from typing import Any
 import sentencepiece
 from tqdm import tqdm
 
-from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_count, check_number
 from t5x_llm.core.paths import check_writable
 from t5x_llm.text.sentencepiece import SentencePieceTokenizer, parse
 from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer, cut

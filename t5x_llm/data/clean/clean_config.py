@@ -7,7 +7,7 @@ import dataclasses
 import re
 from typing import Any
 
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number
 from t5x_llm.data.clean.decontaminate import Decontaminate
 from t5x_llm.data.clean.dedup.dedup_config import Dedup
 from t5x_llm.data.clean.document import Step

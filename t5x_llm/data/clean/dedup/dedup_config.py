@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number
 
 # Standard errors below the threshold that an estimate may lie, and how often it lies above that.
 _ERRORS = 2.5
