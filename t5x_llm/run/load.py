@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, check_place
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 
@@ -33,6 +33,7 @@ def is_run(path: str) -> bool:
     """Returns True if ``path`` is a run directory."""
     from t5x_llm.run.config import OPERATIVE_CONFIG
 
+    check_place("path", path)
     return (as_path(path) / OPERATIVE_CONFIG).exists()
 
 
