@@ -69,6 +69,10 @@ class CheckpointError(T5xLLMError):
     """A checkpoint that is missing, damaged, or of another model."""
 
 
+class OutOfMemory(T5xLLMError):
+    """Something that does not fit into the memory of the host or of a device."""
+
+
 class ParityError(T5xLLMError):
     """A converted model whose numbers do not match the original's."""
 

@@ -10,6 +10,7 @@ import jax
 from t5x_llm import parallel
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.memory import memory_explained
 from t5x_llm.core.paths import as_path, check_writable, write_atomic
 from t5x_llm.run import finish
 from t5x_llm.run.assembled import Assembled, assemble
@@ -24,6 +25,7 @@ from t5x_llm.run.config import OPERATIVE_CONFIG, Run
 from t5x_llm.run.data import OpenData, open_data
 from t5x_llm.run.hooks import make_hooks
 from t5x_llm.run.identity import check_opened, check_texts
+from t5x_llm.run.memory import TRAINING, check_memory
 from t5x_llm.run.precision import no_faster
 from t5x_llm.run.prepare import prepare_in_subprocess
 from t5x_llm.run.start import make_origin, resumed_step, start_message
@@ -69,6 +71,7 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
     parallel.initialize()
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
+    check_memory(run, mesh)
     directory = check_writable("Run.directory", run.directory)
     keep_compiled(directory)
     check_start_from(run)
@@ -200,7 +203,8 @@ def _train(
             expected=assembled.batch,
         )
         heartbeat("compilation of the first step")
-        with options_named(run.compiler_options):
+        explained = memory_explained("A step of this run", TRAINING)
+        with explained, options_named(run.compiler_options):
             loop.train(trainer, step, feed, recovery.rewind)
         return trainer
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 
 from t5x_llm.core.errors import ConfigError, check_number
+from t5x_llm.core.memory import memory_explained
 from t5x_llm.data.catalog import Opened, open_objective, open_stores
 from t5x_llm.evaluate.hooks import read_baseline
 from t5x_llm.evaluate.perplexity import evaluate
@@ -82,17 +83,19 @@ def evaluate_model(
     mesh, rules = make_mesh(config), config.rules()
     axes, shapes = loaded.model.logical_axes(), loaded.model.abstract_params()
     rows = -(-run.evaluation.batch_size // mesh.size) * mesh.size
-    results = evaluate(
-        loaded.model,
-        jax.device_put(loaded.params, param_shardings(axes, shapes, mesh, rules)),
-        held_out(opened),
-        mesh,
-        rules,
-        length,
-        rows,
-        limit,
-        objective=open_objective(run.data, opened, length),
-    )
+    remedy = "Give a shorter sequence_length, or a smaller Evaluation.batch_size."
+    with memory_explained(f"An evaluation of {rows} windows of {length:,} tokens", remedy):
+        results = evaluate(
+            loaded.model,
+            jax.device_put(loaded.params, param_shardings(axes, shapes, mesh, rules)),
+            held_out(opened),
+            mesh,
+            rules,
+            length,
+            rows,
+            limit,
+            objective=open_objective(run.data, opened, length),
+        )
     baseline = read_baseline(model) if isinstance(model, str) and is_run(model) else None
     if baseline is not None and baseline.length == length and limit is None:
         results = baseline.compared(results, full=True)
@@ -144,9 +147,11 @@ def complete(
     loaded = load(model, step) if isinstance(model, str) else model
     if loaded.tokenizer is None:
         raise ConfigError("model", model, "a model whose directory holds its tokenizer too")
-    return generate(
-        loaded.model, loaded.params, loaded.tokenizer, prompts, sampling, on_text=on_text
-    )
+    remedy = "Give fewer or shorter prompts, or a smaller Sampling.max_tokens or Sampling.n."
+    with memory_explained(f"The continuation of {len(prompts)} prompts", remedy):
+        return generate(
+            loaded.model, loaded.params, loaded.tokenizer, prompts, sampling, on_text=on_text
+        )
 
 
 def export(
