@@ -171,7 +171,8 @@ class Resolver:
                     raise ConfigError(
                         field, value, str(e), self._type_remedy(field, value, spec.hint, where)
                     ) from None
-                check_representable(field, kwargs[param], f"({where})" if where else "")
+                if spec.hint is not Any:
+                    check_representable(field, kwargs[param], f"({where})" if where else "")
             try:
                 lines.append(f"{field} = {format_value(raw, len(field) + 3)}")
             except ValueError:

@@ -25,6 +25,8 @@ TRAINING = (
     "Lower Loop.batch_size or Loop.sequence_length, raise Loop.microbatches, set Run.remat = "
     "'full', or give MeshConfig.fsdp more devices; train.py --dry_run says what a step needs."
 )
+_SMALLER = "Train a smaller model, or give MeshConfig.fsdp or tensor more devices."
+_STATE = "parameters and gradients"
 # A need beyond this share of the memory is refused; one beyond all of it is warned of.
 _REFUSED = 2.0
 
@@ -49,13 +51,12 @@ def check_memory(run: Run, mesh: Mesh | AbstractMesh) -> None:
     for field, value, needed, what in _needs(run, mesh):
         if needed <= memory:
             continue
-        text = f"{what}, {size(needed)} a device of {size(memory)}"
+        text = f"{what} alone take {size(needed)} of a device's {size(memory)}"
+        remedy = _SMALLER if what == _STATE else TRAINING
         if needed > _REFUSED * memory:
-            raise ConfigError(
-                field, value, f"a size that memory has room for, not {text}", TRAINING
-            )
+            raise ConfigError(field, value, f"a size for which there is memory: {text}", remedy)
         if jax.process_index() == 0:
-            print(f"warning: {field} = {value!r}: {text}. {TRAINING}", file=sys.stderr)
+            print(f"warning: {field} = {value!r}: {text}. {remedy}", file=sys.stderr)
 
 
 def _needs(run: Run, mesh: Mesh) -> list[tuple[str, Any, int, str]]:
@@ -86,11 +87,14 @@ def _needs(run: Run, mesh: Mesh) -> list[tuple[str, Any, int, str]]:
     return [
         (
             f"{family}.{largest}", getattr(run.model, largest), 2 * parameters,
-            "parameters and gradients",
+            _STATE,
         ),
-        (*alone, a_row * layers, "one row's input of every layer"),
+        (*alone, a_row * layers, "the inputs of every layer for one row"),
         ("Loop.batch_size", loop.batch_size, rows * a_row * layers, "inputs of every layer"),
-        ("Evaluation.batch_size", run.evaluation.batch_size, evaluated * a_row, "one layer's input"),
+        (
+            "Evaluation.batch_size", run.evaluation.batch_size, evaluated * a_row,
+            "the inputs of a layer",
+        ),
         ("Loop.prefetch", loop.prefetch, loop.prefetch * a_batch, "batches prepared ahead"),
     ]  # fmt: skip
 
