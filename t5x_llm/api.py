@@ -6,8 +6,8 @@
     result = api.train(run)
     api.generate(result.directory, "春风")[0].text
 
-The commands of ``t5x-llm`` are made of the same functions. A mistake of the user's raises
-``T5xLLMError`` with what was received and what to do. Functions import JAX, the module does not.
+The commands of ``t5x-llm`` are made of these functions, which import JAX; the module does not. A
+mistake of the user's raises ``T5xLLMError`` with what was received and what to do.
 """
 
 from __future__ import annotations
@@ -151,14 +151,17 @@ def plan(
     return plan_run(run.config, parse_machines(machine, slices), slices, tokens, price)
 
 
-def prepare(run: ResolvedRun, *, force: bool = False, process_index: int = 0) -> Opened:
+def prepare(
+    run: ResolvedRun, *, force: bool = False, verify: bool = True, process_index: int = 0
+) -> Opened:
     """Trains the tokenizer if the run asks for one, builds its token stores, and opens them.
 
     What is there and unchanged is kept. ``train`` prepares too, in a process of its own.
 
     Args:
-      run: whose data is prepared.
+      run: the run.
       force: read seqio tasks again even if they seem unchanged.
+      verify: read the stores that are there, and build a damaged one again.
       process_index: of this process, where several prepare one bucket: 0 builds, others wait.
 
     Raises:
@@ -170,7 +173,8 @@ def prepare(run: ResolvedRun, *, force: bool = False, process_index: int = 0) ->
     """
     from t5x_llm.data.prepare import prepare as prepare_data
 
-    return prepare_data(run.config.data, force=force, process_index=process_index)
+    data = run.config.data
+    return prepare_data(data, force=force, verify=verify, process_index=process_index)
 
 
 def assemble(
@@ -183,8 +187,8 @@ def assemble(
 
     Args:
       run: what is assembled.
-      mesh: devices that are here, are described, or are sizes alone; this machine's if None.
-      data: what training reads; without it the batch is the one that prepared data will give.
+      mesh: devices that are here or described, or sizes alone; this machine's if None.
+      data: what training reads; without it the batch that prepared data will give.
       task: what is learned instead of the prediction of the run's tokens.
 
     Raises:
@@ -221,16 +225,15 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
       result = train(load_run("configs/recipes/quickstart.gin"))
       result.metrics[-1]["loss"], result.held_out["all"]["bits_per_byte"]
     """
-    from t5x_llm.run.result import read_result
-    from t5x_llm.run.session import train as train_run
+    from t5x_llm.run import result, session
 
     try:
-        trainer = train_run(run.config, run.operative_config, resume)
+        trainer = session.train(run.config, run.operative_config, resume)
     except SystemExit as e:  # of the process that prepares the data; it printed why
         if e.code != DataError.exit_code:
             raise
         raise DataError("The data could not be prepared; the message above says why.") from e
-    return read_result(run.directory, trainer.state)
+    return result.read_result(run.directory, trainer.state)
 
 
 def load_model(
@@ -278,8 +281,7 @@ def evaluate(
       limit: tokens read of each source; None reads all.
 
     Returns:
-      Measures by source, by language, and of ``all``: loss (nats a token), perplexity,
-      bits_per_byte, tokens, bytes, documents.
+      By source, by language, and of ``all``: loss (nats a token), perplexity, bits_per_byte, ...
 
     Raises:
       ConfigError: nothing says which data, or the window is too long for the model.
@@ -292,8 +294,7 @@ def evaluate(
     from t5x_llm.run.use import evaluate_model
 
     where = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model
-    data = None if run is None else run.config
-    return evaluate_model(where, data, step, sequence_length, limit)
+    return evaluate_model(where, None if run is None else run.config, step, sequence_length, limit)
 
 
 def generate(
@@ -310,7 +311,7 @@ def generate(
       model: a path as ``load_model`` takes, or what it returned.
       prompts: texts of any length; one may stand alone.
       sampling: an ``infer.sampler.Sampling``; 128 tokens at temperature 1 if None.
-      step: checkpoint of a run directory; the newest sound one if None.
+      step: as ``evaluate``.
       on_text: called with (number of the prompt, new text) as text becomes certain.
 
     Returns:
@@ -396,5 +397,5 @@ def export_model(
     """
     from t5x_llm.run.use import export
 
-    where = None if out is None else os.fspath(out)
-    return export(os.fspath(path), where, step, dtype, max_shard_bytes, unproved)
+    to = None if out is None else os.fspath(out)
+    return export(os.fspath(path), to, step, dtype, max_shard_bytes, unproved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,10 +18,36 @@ _SHOWN = 8
 
 def differences(saved: Any, present: Any) -> list[str]:
     """Fields in which two results of ``config.to_dict`` differ: ``Llama.d_model: 256 -> 512``."""
-    return [line for _, line in _differences(saved, present, "", "")]
+    return [found.text for found in _differences(saved, present, ("",), "")]
 
 
-def check_compatible(saved: Any, present: Any, where: str, allow: Sequence[str] = ()) -> None:
+def is_allowed(names: Sequence[str], allow: Sequence[str]) -> bool:
+    """Returns True if an entry of ``allow_changes`` is one of the names, or the class of one.
+
+    An entry may be written as gin writes a name: with a scope, ``en/Source.files``, which then is
+    asked for, and with the module before the class, which is not.
+    """
+    for entry in allow:
+        scope, slash, name = entry.rpartition("/")
+        parts = name.split(".")
+        spelled = {scope + slash + ".".join(parts[-2:])}
+        if parts[-1][:1].isupper():  # a class, behind its module
+            spelled.add(scope + slash + parts[-1])
+        for field in names:
+            where, bar, last = field.rpartition("/")
+            if field in spelled or where + bar + last.split(".")[0] in spelled:
+                return True
+    return False
+
+
+def check_compatible(
+    saved: Any,
+    present: Any,
+    where: str,
+    allow: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    free: Sequence[str] = (),
+) -> list[str]:
     """Compares the configs of a checkpoint and of the present run.
 
     Args:
@@ -29,43 +55,67 @@ def check_compatible(saved: Any, present: Any, where: str, allow: Sequence[str] 
       present: the same of this run, or the dataclasses themselves.
       where: the checkpoint, for the message.
       allow: names that may differ, ``Schedule.peak`` or a whole class, ``Schedule``.
+      names: keys of the outermost dict to the names under which a user binds them.
+      free: names that may differ and need no word.
+
+    Returns:
+      The differences that ``allow`` allows, in words.
 
     Raises:
-      CheckpointError: listing every field that differs, and what to do.
+      CheckpointError: listing every other field that differs, and what to do.
     """
-    found = [
-        (name, line)
-        for name, line in _differences(json.loads(json.dumps(saved)), to_dict(present), "", "")
-        if name not in allow and name.split(".")[0] not in allow
-    ]
-    if not found:
-        return
-    count = f"{len(found)} fields differ" if len(found) > 1 else "1 field differs"
-    raise CheckpointError(
-        f"{where} was made by another configuration; {count} (checkpoint -> this run):\n"
-        + _listing([line for _, line in found])
-        + "\nSet them back to continue that run, or choose another run directory for a new one. "
-        "A change that is meant goes into CheckpointConfig.allow_changes, e.g. "
-        f"({found[0][0]!r},)."
+    names = names or {}
+    first, second = (
+        {names.get(key, key): value for key, value in side.items()}
+        for side in (json.loads(json.dumps(saved)), to_dict(present))
     )
+    found = [
+        each for each in _differences(first, second, ("",), "") if not is_allowed(each.names, free)
+    ]
+    # An operative config of an older version has the keys themselves.
+    older = {name: key for key, name in names.items()}
+    refused = [
+        each
+        for each in found
+        if not is_allowed((*each.names, *(older.get(n, n) for n in each.names)), allow)
+    ]
+    if refused:
+        count = f"{len(refused)} fields differ" if len(refused) > 1 else "1 field differs"
+        raise CheckpointError(
+            f"{where} was made by another configuration; {count} (checkpoint -> this run):\n"
+            + _listing([each.text for each in refused])
+            + "\nSet them back to continue that run, or choose another run directory for a new "
+            "one. A change that is meant goes into CheckpointConfig.allow_changes, e.g. "
+            f"({refused[0].names[0]!r},)."
+        )
+    return [each.text for each in found]
 
 
-def _differences(saved: Any, present: Any, name: str, path: str) -> Iterator[tuple[str, str]]:
-    """(field as gin knows it, line for the message) of every difference below ``path``."""
+class _Difference(NamedTuple):
+    """One field that differs: the names by which gin knows it, and a line for the message."""
+
+    names: tuple[str, ...]
+    text: str
+
+
+def _differences(
+    saved: Any, present: Any, names: tuple[str, ...], path: str
+) -> Iterator[_Difference]:
+    """Yields every difference below ``path``, whose own names are ``names``."""
     if isinstance(saved, dict) and isinstance(present, dict):
         if saved.get(_CLASS) != present.get(_CLASS):
-            label = name or path
-            yield label, f"{label}: {saved.get(_CLASS)} -> {present.get(_CLASS)}"
+            label = names[0] or path
+            text = f"{label}: {saved.get(_CLASS)} -> {present.get(_CLASS)}"
+            yield _Difference((label, *names[1:]), text)
             return
-        kind = present.get(_CLASS)
         for key in dict.fromkeys([*saved, *present]):
             below = f"{path}.{key}" if path else key
-            label = f"{kind}.{key}" if kind else below
+            labels = _labels(present, key, below)
             if key not in saved or key not in present:
                 old, new = (_shown(side, key) for side in (saved, present))
-                yield label, f"{label}: {old} -> {new}"
+                yield _Difference(labels, f"{labels[0]}: {old} -> {new}")
             else:
-                yield from _differences(saved[key], present[key], label, below)
+                yield from _differences(saved[key], present[key], labels, below)
     elif (
         isinstance(saved, list)
         and isinstance(present, list)
@@ -73,11 +123,20 @@ def _differences(saved: Any, present: Any, name: str, path: str) -> Iterator[tup
         and any(isinstance(v, dict) for v in present)
     ):
         for i, (old, new) in enumerate(zip(saved, present, strict=True)):
-            yield from _differences(old, new, f"{name}[{i}]", f"{path}[{i}]")
+            yield from _differences(old, new, names, f"{path}[{i}]")
     elif saved != present or isinstance(saved, bool) != isinstance(present, bool):
         if saved == saved or present == present:
             place = f" (in {path})" if "[" in path else ""
-            yield name, f"{name}: {_short(saved)} -> {_short(present)}{place}"
+            yield _Difference(names, f"{names[0]}: {_short(saved)} -> {_short(present)}{place}")
+
+
+def _labels(owner: dict[str, Any], key: str, path: str) -> tuple[str, ...]:
+    """Returns the names of a field: ``Source.files``, and ``en/Source.files`` where it is en's."""
+    if not (kind := owner.get(_CLASS)):
+        return (path,)
+    scope = owner.get("name")
+    named = (f"{scope}/{kind}.{key}",) if isinstance(scope, str) and scope else ()
+    return (f"{kind}.{key}", *named)
 
 
 def _shown(side: dict[str, Any], key: str) -> str:

@@ -38,8 +38,9 @@ def _main(argv: Sequence[str]) -> None:
 
     flags = parse_flags(argv[1:])
     args = build_parser().parse_args(flags.rest)
-    run, _, stream = opened(flags, args.directory)
-    plan = data_plan(stream, run.loop.examples, run.loop.step_at)
+    found = opened(flags, args.directory)
+    examples = found.read.examples_after(found.run.loop.steps)
+    plan = data_plan(found.stream, examples, found.read.step_at)
     if not args.json:
         print(plan)
         return

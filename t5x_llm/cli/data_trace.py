@@ -42,14 +42,11 @@ def _main(argv: Sequence[str]) -> None:
     args = build_parser().parse_args(flags.rest)
     if args.step < 1:
         raise ConfigError("--step", args.step, "at least 1, the first step")
-    from t5x_llm.run.trace import opened, trace
+    from t5x_llm.run.trace import batch_of, opened, trace
 
-    found = opened(flags, args.directory)
-    loop = found.run.loop
-    first = loop.examples_after(args.step - 1)
-    size = loop.size_at(first)
-    rows = chosen_rows(args.rows, size)
-    traced = trace(found, first, rows, args.chars)
+    found = batch_of(opened(flags, args.directory), args.step)
+    first, size = found.first, found.size
+    traced = trace(found, chosen_rows(args.rows, size), args.chars)
     if args.json:
         for row in traced:
             print(json.dumps(row, ensure_ascii=False))

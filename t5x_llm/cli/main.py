@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from t5x_llm.core.errors import T5xLLMError, nearest
+from t5x_llm.core.errors import OutOfMemory, T5xLLMError, nearest
+from t5x_llm.core.memory import is_out_of_memory, out_of_memory
 
 # Group to subcommand to (module in t5x_llm.cli, what it does). A module has main(argv), and
 # build_parser() but for ``data``, whose own commands have.
@@ -55,6 +56,10 @@ GROUPS = {
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
+_SMALLER = (
+    "Use a machine or a mesh with more memory, a smaller model, or fewer and shorter rows; "
+    "T5X_LLM_TRACEBACK=1 shows where it ended."
+)
 # What a user can do about a disk that refuses.
 _FREE = "Free space and run the same command again; a run continues from its newest checkpoint."
 _DISK = {
@@ -109,6 +114,11 @@ def guard(function: Callable[[Sequence[str]], None], argv: Sequence[str]) -> Non
         where = f" ({e.filename})" if e.filename else ""
         print(f"{e.strerror}{where}. {_DISK[e.errno]}", file=sys.stderr)
         sys.exit(2)
+    except Exception as e:
+        if not is_out_of_memory(e) or os.environ.get("T5X_LLM_TRACEBACK"):
+            raise
+        print(f"OutOfMemory: {out_of_memory(e, 'This command', _SMALLER)}", file=sys.stderr)
+        sys.exit(OutOfMemory.exit_code)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)

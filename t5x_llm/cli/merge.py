@@ -72,11 +72,11 @@ def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.core.errors import ConfigError
     from t5x_llm.core.paths import as_path
-    from t5x_llm.data.catalog import open_stores
     from t5x_llm.hf.convert import STORED
     from t5x_llm.hf.export import export_hf
     from t5x_llm.hf.merge import averaged, check_weights
     from t5x_llm.run.config import load_saved
+    from t5x_llm.run.identity import trained_tokenizer
 
     run, _ = load_saved(path)
     run.check_exportable("There is no form of it that other programs read.")
@@ -90,11 +90,10 @@ def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
             raise ConfigError("last", args.last, f"2 to {len(steps)}: the checkpoints are {have}")
         chosen = args.steps or steps[-args.last :]
         shares = check_weights(args.weights, len(chosen))
+        tokenizer = trained_tokenizer(run.data, checkpointer, chosen)
         params = averaged([checkpointer.open_params(step) for step in chosen], shares)
     finally:
         checkpointer.close()
     print(f"Averaging steps {', '.join(map(str, chosen))} of {path}.")
     dtype = "float32" if args.dtype == STORED else args.dtype
-    return export_hf(
-        params, run.model, open_stores(run.data).tokenizer, out, dtype=dtype, **options
-    )
+    return export_hf(params, run.model, tokenizer, out, dtype=dtype, **options)

@@ -12,7 +12,7 @@ from t5x_llm.config import parse_flags
 
 DESCRIPTION = """Train the tokenizer if the run asks for one, and build the token store.
 
-What is there already and unchanged is kept."""
+What is there already and unchanged is kept; it is read through, and built again if damaged."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +24,15 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's own flags."""
     parser = gin_parser("t5x-llm prepare", DESCRIPTION)
     parser.add_argument(
-        "--force", action="store_true", help="read seqio tasks again even if they seem unchanged"
+        "--force",
+        action="store_true",
+        help="read seqio tasks again even if they seem unchanged, and verify stores of a bucket",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="take the stores that are there unread, as training does; else a damaged one is built "
+        "again",
     )
     parser.add_argument(
         "--process_index",
@@ -42,7 +50,9 @@ def _main(argv: Sequence[str]) -> None:
     from t5x_llm import api
     from t5x_llm.run.resolved import resolve
 
-    api.prepare(resolve(flags), force=args.force, process_index=args.process_index)
+    api.prepare(
+        resolve(flags), force=args.force, verify=not args.quick, process_index=args.process_index
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ A file cannot run code: values are literals, and ``import`` takes only modules t
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import importlib
+import itertools
 import os
 import tokenize
 from collections.abc import Iterable, Sequence
@@ -19,7 +21,7 @@ from gin import config_parser
 
 from t5x_llm.config.values import Macro, Reference, walk
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, check_place
 
 PACKAGE = "t5x_llm"
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -103,10 +105,14 @@ class _Reader:
                 field, name, f"a file that does not include itself ({chain})", "Remove one include."
             )
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = _text(path.read_bytes())
         except UnicodeDecodeError as e:
             raise ConfigError(
-                field, str(path), f"UTF-8 text (byte {e.start} is not)", "Save it as UTF-8."
+                field,
+                str(path),
+                f"UTF-8 text (byte {e.start}, on line {e.object.count(10, 0, e.start) + 1}, is "
+                f"{e.object[e.start]:#04x})",
+                f"Save it as UTF-8; iconv -f {_guess(e.object)} -t UTF-8 {path} writes it so.",
             ) from e
         except OSError as e:
             raise ConfigError(field, str(path), f"a readable file ({e.strerror or e})") from e
@@ -115,6 +121,7 @@ class _Reader:
         self.open_files.pop()
 
     def _find(self, name: str, field: str, including: Any | None) -> Any:
+        check_place(field, name)
         roots: list[Any] = [] if including is None else [including.parent]
         places: list[Any] = [".", *self.search_paths, REPO_ROOT]
         roots += [as_path(place) for place in places]
@@ -207,6 +214,30 @@ class _Reader:
             ) from e
         if module not in self.parsed.imports:
             self.parsed.imports.append(module)
+
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _text(data: bytes) -> str:
+    """Decodes a gin file, by its byte order mark if it has one; line ends become U+000A."""
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
+    text = data.decode(encoding).removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _guess(data: bytes) -> str:
+    """Names the encoding that text which is not UTF-8 most likely has."""
+    try:
+        data.decode("gb18030")
+    except UnicodeDecodeError:
+        return "latin1"
+    pairs = sum(a >= 0x80 and b >= 0x80 for a, b in itertools.pairwise(data))
+    return "gb18030" if 2 * pairs > sum(byte >= 0x80 for byte in data) else "latin1"
 
 
 def _raise_syntax(error: BaseException, text: str, field: str, path: Any | None) -> NoReturn:

@@ -28,7 +28,7 @@ from t5x_llm.config.values import (
     walk,
     words,
 )
-from t5x_llm.core.errors import ConfigError, nearest
+from t5x_llm.core.errors import ConfigError, check_representable, nearest
 
 REQUIRED = "gin.REQUIRED"
 
@@ -142,7 +142,7 @@ class Resolver:
             if binding is not None and e.field.startswith(f"{name}."):
                 e.args = (f"{e.args[0]} ({binding.where})",)
             raise
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, ArithmeticError) as e:
             raise ConfigError(name, kwargs, f"fields that fit together: {e}") from e
 
     def arguments(self, name: str, scope: tuple[str, ...]) -> dict[str, Any]:
@@ -171,6 +171,8 @@ class Resolver:
                     raise ConfigError(
                         field, value, str(e), self._type_remedy(field, value, spec.hint, where)
                     ) from None
+                if spec.hint is not Any:
+                    check_representable(field, kwargs[param], f"({where})" if where else "")
             try:
                 lines.append(f"{field} = {format_value(raw, len(field) + 3)}")
             except ValueError:

@@ -49,6 +49,11 @@ class ConfigError(T5xLLMError):
             parts.append(remedy)
         super().__init__(" ".join(parts))
 
+    @property
+    def arguments(self) -> tuple[str, Any, str, str, list[str]]:
+        """The arguments it was made with: field, value, expected, remedy, choices."""
+        return self._arguments
+
     def __reduce__(self) -> Any:
         """Pickles the error with all its arguments, so that one raised in a worker process arrives
         whole.
@@ -62,6 +67,10 @@ class DataError(T5xLLMError):
 
 class CheckpointError(T5xLLMError):
     """A checkpoint that is missing, damaged, or of another model."""
+
+
+class OutOfMemory(T5xLLMError):
+    """Something that does not fit into the memory of the host or of a device."""
 
 
 class ParityError(T5xLLMError):
@@ -106,6 +115,12 @@ def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
         raise ConfigError(field, value, choices=choices)
 
 
+# Counts of steps, rows and sizes go to the device as int32; bytes and tokens are counted in int64.
+INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
+# The largest number of float32, and the smallest that it keeps in full.
+FLOAT32_MAX, FLOAT32_TINY = 3.4028234663852886e38, 1.1754943508222875e-38
+
+
 def check_number(
     field: str,
     value: Any,
@@ -116,8 +131,14 @@ def check_number(
     integer: bool = False,
     remedy: str = "",
 ) -> None:
-    """Raises ConfigError unless ``value`` is a number within the bounds; ``above`` is strict."""
-    kind = "an integer" if integer else "a number"
+    """Raises ConfigError unless ``value`` is a number within the bounds; ``above`` is strict.
+
+    An integer without another bound must be one of int32, other numbers of float32: finite, and not
+    so small that they would become 0.
+    """
+    kind = "an integer" if integer else "a finite number"
+    if integer and high is None:
+        high = INT32_MAX
     bounds = [
         f"{word} {bound:g}"
         for word, bound in (("at least", low), ("above", above), ("at most", high))
@@ -130,7 +151,33 @@ def check_number(
             (low is None or value >= low)
             and (above is None or value > above)
             and (high is None or value <= high)
-            and value == value
         )
     if not ok:
         raise ConfigError(field, value, expected, remedy)
+    check_representable(field, value, remedy)
+
+
+def check_count(field: str, value: Any, low: int) -> None:
+    """Raises ConfigError unless ``value`` is a number of bytes or tokens, of ``low`` on."""
+    check_number(field, value, low=low, high=INT64_MAX, integer=True)
+
+
+def check_representable(field: str, value: Any, remedy: str = "") -> None:
+    """Raises ConfigError for a number that the types of training cannot hold.
+
+    Args:
+      field: its name.
+      value: a number, or a container of numbers; anything else passes.
+      remedy: what to change.
+    """
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            check_representable(field, item, remedy)
+    elif isinstance(value, int) and abs(value) > INT64_MAX:
+        raise ConfigError(field, value, "an integer of at most 2^63 - 1", remedy)
+    elif isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
+        raise ConfigError(field, value, f"a finite number of at most {FLOAT32_MAX:.1e}", remedy)
+    elif isinstance(value, float) and 0 < abs(value) < FLOAT32_TINY:
+        raise ConfigError(field, value, f"0, or a number from {FLOAT32_TINY:.1e} on", remedy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -34,12 +36,15 @@ class StorePlan:
       digest: hash of the input and of how it is read.
       jobs: jobs of the store, in order.
       files: names that a document's provenance points to.
+      texts: hash of the input's bytes and of how they are read, wherever the files lie; "" where
+        the bytes are not known.
     """
 
     name: str
     digest: str
     jobs: tuple[StoreJob, ...]
     files: tuple[str, ...]
+    texts: str = ""
 
     @property
     def size(self) -> int:
@@ -103,7 +108,7 @@ def build_store(
         where = target if remote else os.path.join(temporary, "store")
         if remote and as_path(where).exists():
             as_path(where).rmtree()
-        _join(made, where)
+        content = _join(made, where)
         manifest = {
             "format": FORMAT,
             "source": plan.name,
@@ -121,6 +126,7 @@ def build_store(
                 for split in SPLITS
             },
             "files": list(plan.files),
+            "content": content,
         }
         if any(job.scored for job in plan.jobs):
             manifest["scored"] = True
@@ -174,9 +180,14 @@ def _on_pool(
         )
 
 
-def _join(made: list[JobResult], where: str) -> None:
-    """Writes the store's arrays from the jobs' files."""
+# Arrays that decide what a model reads; where a document was read from is none of them.
+_CONTENT = ("offsets", "tokens", "mask", "score")
+
+
+def _join(made: list[JobResult], where: str) -> str:
+    """Writes the store's arrays from the jobs' files; returns a SHA-256 (hex) of what they hold."""
     masked = any(m.masked for m in made)
+    hashes: dict[str, Any] = {}
     for split in SPLITS:
         documents = sum(m.documents[split] for m in made)
         tokens = sum(m.tokens[split] for m in made)
@@ -187,6 +198,9 @@ def _join(made: list[JobResult], where: str) -> None:
             if name not in writers:
                 writers[name] = ArrayWriter(f"{where}/{split}/{name}", values.dtype, length)
             writers[name].write(values)
+            if name in _CONTENT:
+                held = hashes.setdefault(f"{split}/{name}", hashlib.sha256())
+                held.update(np.ascontiguousarray(values).data)
 
         add("offsets", np.zeros(1, np.int64), documents + 1)
         end = 0
@@ -205,3 +219,5 @@ def _join(made: list[JobResult], where: str) -> None:
                     add("mask", mask, tokens)
         for writer in writers.values():
             writer.close()
+    listed = sorted((name, held.hexdigest()) for name, held in hashes.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -44,6 +44,7 @@ class Opened:
       weights: share of each source, of 1.
       languages: language of each source, "" if not given.
       licenses: licence of each source, "" if not given.
+      texts: hash of each source's input, wherever its files lie; "" if not known.
     """
 
     tokenizer: Tokenizer
@@ -52,6 +53,7 @@ class Opened:
     weights: dict[str, float]
     languages: dict[str, str]
     licenses: dict[str, str]
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def described(data: Data) -> dict[str, Any]:
@@ -128,6 +130,7 @@ def open_stores(data: Data) -> Opened:
         weights={s["name"]: s["rate"] for s in catalog["sources"]},
         languages={s["name"]: s["language"] for s in catalog["sources"]},
         licenses={s["name"]: s["license"] for s in catalog["sources"]},
+        texts=catalog.get("texts", {}),
     )
 
 

@@ -8,6 +8,7 @@ source code of ``Data.modules``; while all that is as the catalogue says, seqio 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -78,14 +79,12 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
             f"Source {source.name!r} is empty: {', '.join(source.paths)} hold no text. "
             "Check Source.files."
         )
-    digest = content_hash(
-        kind=source.kind,
-        field=source.field,
-        unit=source.unit,
-        files=[[s.path, s.sha256] for s in scans],
-        **({"score": source.score} if source.score else {}),
-    )
-    return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans))
+    read = dict(kind=source.kind, field=source.field, unit=source.unit)
+    if source.score:
+        read["score"] = source.score
+    digest = content_hash(**read, files=[[s.path, s.sha256] for s in scans])
+    texts = content_hash(**read, files=[s.sha256 for s in scans])
+    return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans), texts)
 
 
 def _seqio_plan(data: Data, name: str, record: Mapping[str, Any], held_out: float) -> StorePlan:
@@ -186,7 +185,8 @@ def _scan_all(sources: list[Source], store_dir: str) -> dict[str, list[Scan]]:
             scans[source.name].append(found)
             new[key] = json.loads(json.dumps([seen, dataclasses.asdict(found)]))
     if any(cache.get(key) != entry for key, entry in new.items()):
-        write_json(cache_path, {**cache, **new})
+        with contextlib.suppress(OSError):  # a store that cannot be written may still be read
+            write_json(cache_path, {**cache, **new})
     return scans
 
 

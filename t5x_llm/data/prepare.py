@@ -30,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from t5x_llm.core.errors import DataError
+from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
 from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
@@ -48,6 +48,7 @@ def prepare(
     data: Data,
     *,
     force: bool = False,
+    verify: bool = False,
     process_index: int = 0,
     say: Callable[[str], object] = tqdm.write,
 ) -> Opened:
@@ -55,7 +56,10 @@ def prepare(
 
     Args:
       data: the configuration.
-      force: look at the inputs of seqio tasks again even if they seem unchanged.
+      force: look at the inputs of seqio tasks again even if they seem unchanged; verify the stores
+        of a bucket too.
+      verify: read the stores that are there, and build a damaged one again; those of a bucket with
+        ``force`` alone.
       process_index: of this process, where several prepare the same directory in a bucket.
       say: takes the lines that tell what is done.
 
@@ -63,18 +67,24 @@ def prepare(
       ConfigError: a directory that cannot be written, a module or seqio mixture that is not there.
       DataError: an input that cannot be used, by file and line; nothing half-written remains.
     """
-    check_writable("Data.store_dir", data.store_dir)
+    try:
+        check_writable("Data.store_dir", data.store_dir)
+    except ConfigError:  # read-only stores will do where nothing is to be built
+        if not force and _is_up_to_date(data):
+            say(f"data: {data.name} in {data.store_dir} is up to date, nothing to do")
+            return open_stores(data)
+        raise
     if is_remote(data.store_dir):
         if process_index:
             _await_catalog(data, say)
         else:
-            _prepare(data, force, say)
+            _prepare(data, force, force and verify, say)
         return open_stores(data)
     with _lock(data.store_dir, say):
         for leftover in as_path(data.store_dir).glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            _prepare(data, force, say)
+            _prepare(data, force, verify or force, say)
         except OSError as e:
             raise DataError(
                 f"Preparing data in {data.store_dir} failed: {e.strerror or e}. "
@@ -83,12 +93,24 @@ def prepare(
     return open_stores(data)
 
 
-def _prepare(data: Data, force: bool, say: Callable[[str], object]) -> None:
+def _is_up_to_date(data: Data) -> bool:
+    """Returns True if the stores are those of the inputs as they are now; writes nothing."""
+    root, catalog = str(as_path(data.store_dir)), _catalog_of(data)
+    if catalog is None:
+        return False
+    plans, _ = make_plans(data, root, catalog["seqio_inputs"])
+    same = catalog["inputs"] == {plan.name: plan.digest for plan in plans}
+    return same and _is_complete(data, root, catalog)
+
+
+def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]) -> None:
     begin = time.monotonic()
     root = str(as_path(data.store_dir))
     before = _catalog_of(data)
     plans, record = make_plans(data, root, before and before["seqio_inputs"], force)
     inputs = {plan.name: plan.digest for plan in plans}
+    if before and before["inputs"] == inputs and verify:
+        _remove_damaged(root, before, say)
     if before and before["inputs"] == inputs and _is_complete(data, root, before):
         if record != before["seqio_inputs"]:
             write_json(catalog_path(data), {**before, "seqio_inputs": record})
@@ -119,6 +141,7 @@ def _prepare(data: Data, force: bool, say: Callable[[str], object]) -> None:
             for name in targets
         ],
         "inputs": inputs,
+        "texts": {plan.name: plan.texts for plan in plans},
         "seqio_inputs": record,
     }
     write_json(catalog_path(data), catalog)
@@ -129,17 +152,41 @@ def _prepare(data: Data, force: bool, say: Callable[[str], object]) -> None:
 def _is_complete(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
     """Returns whether all that the catalogue names is there, made with the same tokenizer."""
     name = catalog["tokenizer"]
-    if catalog["trained"] and not (as_path(root) / name / _TRAINED).exists():
+    if not catalog["trained"]:
+        tokenizer: Tokenizer | None = load_tokenizer(name)
+    else:
+        tokenizer = _trained_before(as_path(root) / name)
+    if tokenizer is None or tokenizer.fingerprint != catalog["tokenizer_fingerprint"]:
         return False
-    tokenizer = load_tokenizer(as_path(root) / name if catalog["trained"] else name)
-    return tokenizer.fingerprint == catalog["tokenizer_fingerprint"] and all(
-        (as_path(root) / source["store"] / "manifest.json").exists()
-        for source in catalog["sources"]
-    )
+    return all(_manifest_reads(f"{root}/{source['store']}") for source in catalog["sources"])
+
+
+def _manifest_reads(path: str) -> bool:
+    try:
+        TokenStore.open(path)
+    except DataError:
+        return False
+    return True
+
+
+def _remove_damaged(root: str, catalog: Mapping[str, Any], say: Callable[[str], object]) -> None:
+    """Reads the stores of a catalogue, and removes those that are damaged, to be built again."""
+    for source in catalog["sources"]:
+        path = f"{root}/{source['store']}"
+        if not as_path(path).exists():
+            continue
+        try:
+            TokenStore.open(path).verify()
+        except DataError as e:
+            say(f"data: {source['name']}: the store is damaged and is built again ({e})")
+            as_path(path).rmtree()
 
 
 def _catalog_of(data: Data) -> dict[str, Any] | None:
-    catalog = read_catalog(data)
+    try:
+        catalog = read_catalog(data)
+    except DataError:  # damaged; what it names is found again by its hash, or built
+        return None
     return catalog if catalog and catalog["config"] == described(data) else None
 
 
@@ -166,15 +213,19 @@ def _tokenizer(data: Data, root: str, plans: list[StorePlan]) -> tuple[Tokenizer
     )
     name = f"tokenizer-{made_from[:12]}"
     target = as_path(root) / name
-    if (target / _TRAINED).exists():
-        return load_tokenizer(target), name, True
+    if (found := _trained_before(target)) is not None:
+        return found, name, True
     with workspace(root) as temporary:
         texts = training_texts(
             (job for plan in plans for job in plan.jobs),
             "A tokenizer cannot be trained on it; set Data.tokenizer to the path of its own.",
         )
         tokenizer = train_tokenizer(config, texts, f"{temporary}/tokenizer")
-        note = {"fingerprint": made_from, "training": dataclasses.asdict(config)}
+        note = {
+            "fingerprint": made_from,
+            "tokenizer": tokenizer.fingerprint,
+            "training": dataclasses.asdict(config),
+        }
         if is_remote(root):
             tokenizer.save(target)
             write_json(target / _TRAINED, note)
@@ -183,6 +234,16 @@ def _tokenizer(data: Data, root: str, plans: list[StorePlan]) -> tuple[Tokenizer
             shutil.rmtree(target, ignore_errors=True)
             os.rename(f"{temporary}/tokenizer", target)
     return load_tokenizer(target), name, True
+
+
+def _trained_before(target: Any) -> Tokenizer | None:
+    """Returns the tokenizer that was trained into a directory; None if it is not there, whole."""
+    try:
+        note = json.loads((target / _TRAINED).read_text(encoding="utf-8"))
+        found = load_tokenizer(target)
+    except (OSError, ValueError, DataError):
+        return None
+    return found if note.get("tokenizer", found.fingerprint) == found.fingerprint else None
 
 
 def _store(
@@ -196,9 +257,11 @@ def _store(
 ) -> TokenStore:
     """Returns the source's store, built unless it is there."""
     target = f"{root}/{targets[plan.name]}"
-    if not (as_path(target) / "manifest.json").exists():
+    if not _manifest_reads(target):
         begin = time.monotonic()
         _check_vocabulary(data, plan, tokenizer)
+        if not is_remote(target):
+            shutil.rmtree(target, ignore_errors=True)
         build_store(
             plan, target, root, _fingerprint(plan, tokenizer), tokenizer, tokenizer_path,
             data.workers,

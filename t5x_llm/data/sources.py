@@ -160,7 +160,7 @@ class Mixture:
                 raise ConfigError(
                     "Mixture.sources", name, "names that differ", "Rename one of the two sources."
                 )
-        check_number("Mixture.temperature", self.temperature, above=0)
+        check_number("Mixture.temperature", self.temperature, low=0.05)  # 1e13 tokens ** 20
         self._check_stages()
         self._check_replay()
         if self.max_epochs is not None:

@@ -242,6 +242,17 @@ class Split:
             ) from e
         return np.concatenate(parts) if parts else np.empty(0, array.dtype.numpy_dtype)
 
+    def arrays(self) -> Iterator[tuple[str, ts.TensorStore, int]]:
+        """Yields (name, array, elements that the manifest says) of every array of the split."""
+        lengths = {"tokens": self.tokens, "offsets": self._documents + 1}
+        lengths |= dict.fromkeys(("bytes", "file", "line"), self._documents)
+        if self.scored:
+            lengths["score"] = self._documents
+        if self.masked:
+            lengths["mask"] = self.tokens
+        for name, length in lengths.items():
+            yield name, _open(f"{self.store.path}/{self.name}/{name}"), length
+
     def _read_all(self, name: str, dtype: DTypeLike, length: int) -> np.ndarray:
         array = _open(f"{self.store.path}/{self.name}/{name}")
         if array.shape != (length,):
@@ -296,9 +307,34 @@ class TokenStore:
         return self.manifest["fingerprint"]
 
     @property
+    def content(self) -> str:
+        """Hash of its token ids, masks and scores in order, wherever the text lay.
+
+        The fingerprint stands for it in a store that was built before there was one.
+        """
+        return self.manifest.get("content", self.fingerprint)
+
+    @property
     def files(self) -> Sequence[str]:
         """The files it was made from."""
         return self.manifest["files"]
+
+    def verify(self) -> None:
+        """Reads every array, one shard in memory at a time.
+
+        Raises:
+          DataError: an array is missing or damaged, or of another length than the manifest says.
+        """
+        for split in (self.train, self.validation):
+            for name, array, length in split.arrays():
+                if array.shape != (length,):
+                    raise DataError(
+                        f"Token store {self.path} ({split.name}/{name}): {array.shape[0]} "
+                        f"elements, its manifest says {length}. {_PREPARE}"
+                    )
+                for start in range(0, length, _SHARD):
+                    span = np.array([start], np.int64), np.array([min(start + _SHARD, length)])
+                    split._ranges(array, *span)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raises DataError unless the store was built with the tokenizer of this fingerprint."""

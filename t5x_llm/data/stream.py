@@ -173,7 +173,7 @@ class Stream:
     def fingerprint(self) -> str:
         """Hash of everything but history, skips and position: equal streams give equal rows."""
         identity = {
-            "stores": {n: s.split.store.fingerprint for n, s in sorted(self._sources.items())},
+            "stores": {n: s.split.store.content for n, s in sorted(self._sources.items())},
             "length": self.length,
             "seed": self.seed,
             "packing": self.packing,

@@ -44,7 +44,7 @@ class Baseline:
         for name, result in results.items():
             earlier = baseline.get(name, {})
             key = "bits_per_byte" if "bits_per_byte" in result else "loss"
-            same = earlier.get("documents") == result.get("documents")
+            same = all(earlier.get(k) == result.get(k) for k in ("documents", "bytes"))
             if same and earlier.get(key):
                 result = result | {"change": result[key] / earlier[key] - 1}
             compared[name] = result

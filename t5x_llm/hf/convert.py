@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from t5x_llm.checkpoint.reader import buffers_given_back
-from t5x_llm.core.errors import ParityError, check_choice, check_number
+from t5x_llm.core.errors import ParityError, check_choice, check_count
 from t5x_llm.hf import parity
 from t5x_llm.hf.export import (
     DTYPES,
@@ -82,7 +82,7 @@ def convert(
       ParityError: the logits differ.
     """
     check_choice("dtype", dtype, (STORED, *DTYPES))
-    check_number("max_shard_bytes", max_shard_bytes, low=1, integer=True)
+    check_count("max_shard_bytes", max_shard_bytes, low=1)
     source = open_source(path, kind)
     family = family_in(source)
     tokenizer = source.tokenizer()

@@ -34,7 +34,8 @@ from t5x_llm.hf.import_ import BUFFERS
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.shards import inside, parse_json
-from t5x_llm.hf.source import MAX_CONFIG, ModelSource, open_source, read_config
+from t5x_llm.hf.source import MAX_CONFIG, ModelSource, open_source, read_config, tokenizer_of
+from t5x_llm.text.comparing import differing_id
 
 KINDS, GROWN = ("bits", "sum"), ("zeros", "mean")
 RECORD = "delta.json"
@@ -154,6 +155,8 @@ def apply(
     for name, layout in layouts.items():
         _base_shape(first, held, name, layout.shape)
     proved = bool(checksums)
+    if not proved:  # nothing else says that the delta is of this base
+        _check_tokens(first, files)
 
     def added(name: str) -> np.ndarray:
         nonlocal proved
@@ -178,6 +181,20 @@ def apply(
         write_safetensors(draft, layouts, added, max_shard_bytes)
         _copy_companions(files, draft, skip=(RECORD,))
     return proved
+
+
+def _check_tokens(base: ModelSource, files: pathlib.Path) -> None:
+    """Raises ConfigError if token ids of the base mean other text in a delta's tokenizer."""
+    theirs, ours = tokenizer_of(files), base.tokenizer()
+    if theirs is None or ours is None or not (found := differing_id(theirs, ours)):
+        return
+    raise ConfigError(
+        "delta",
+        str(files),
+        f"a delta from {base.path.name}, whose tokenizer it has: {found} (the delta's is one)",
+        "Rows of the two would be added that are not the same token's: give the base that the "
+        "delta was made from.",
+    )
 
 
 def _record(path: pathlib.Path) -> dict[str, Any]:

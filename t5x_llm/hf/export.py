@@ -17,7 +17,7 @@ from t5x_llm.core.errors import (
     ConfigError,
     ParityError,
     check_choice,
-    check_number,
+    check_count,
 )
 from t5x_llm.hf import parity
 from t5x_llm.hf.import_ import check_tokenizer
@@ -77,7 +77,7 @@ def export_hf(
       ParityError: the written model does not compute what ours does.
     """
     check_choice("dtype", dtype, DTYPES)
-    check_number("max_shard_bytes", max_shard_bytes, low=1, integer=True)
+    check_count("max_shard_bytes", max_shard_bytes, low=1)
     check_tokenizer(tokenizer, family.vocab_size)
     _check_shapes(params, family)
     shapes = hf_shapes(family.weight_map(), params)

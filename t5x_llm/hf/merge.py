@@ -18,6 +18,8 @@ from t5x_llm.hf.safetensors_write import TensorSpec
 from t5x_llm.hf.source import ModelSource, open_source
 from t5x_llm.models.family import Family
 from t5x_llm.models.weight_map import flatten, unflatten
+from t5x_llm.text.comparing import check_same_tokenizer
+from t5x_llm.text.tokenizer import Tokenizer
 
 METHODS = ("linear", "slerp")
 _CHUNK = 1 << 22
@@ -60,8 +62,7 @@ def merge(
         _check_same(sources[0], families[0], source, family)
     family = families[0]
     tensors = [resolve(s.weights, f) for s, f in zip(sources, families, strict=True)]
-    tokenizer = sources[0].tokenizer()
-    check_tokenizer(tokenizer, family.vocab_size)
+    tokenizer = _one_tokenizer(sources, family.vocab_size)
     layouts = {
         name: TensorSpec(tensors[0].dtype(name) if dtype == STORED else DTYPES[dtype], shape)
         for name, shape in tensors[0].shapes.items()
@@ -119,6 +120,31 @@ def _check_same(first: ModelSource, its: Family, other: ModelSource, others: Fam
                 f"{a.get(field)!r}, as {first.path.name} has it",
                 "Only models of one shape can be merged.",
             )
+
+
+def _one_tokenizer(sources: Sequence[ModelSource], vocab_size: int) -> Tokenizer | None:
+    """Returns the tokenizer of all; of those that have none, nothing is known.
+
+    Raises:
+      ConfigError: two of them give token ids different meanings.
+    """
+    found: tuple[str, Tokenizer] | None = None
+    for source in sources:
+        mine = source.tokenizer()
+        check_tokenizer(mine, vocab_size)
+        if mine is None:
+            continue
+        if found is None:
+            found = source.path.name, mine
+            continue
+        check_same_tokenizer(
+            "models",
+            mine,
+            found[1],
+            (source.path.name, found[0]),
+            "Only models of one tokenizer can be merged: a row of their tables is one token's.",
+        )
+    return found and found[1]
 
 
 def average(arrays: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:

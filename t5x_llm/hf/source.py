@@ -50,14 +50,14 @@ class ModelSource:
     def tokenizer(self) -> Tokenizer | None:
         """Loads the model's tokenizer; None where it has none."""
         if self.kind != "gguf":
-            return _tokenizer(self.path)
+            return tokenizer_of(self.path)
         from t5x_llm.hf.gguf_io import GgufReader
         from t5x_llm.hf.gguf_tokenizer import write_tokenizer
 
         assert isinstance(self.weights, GgufReader)
         with tempfile.TemporaryDirectory() as scratch:
             write_tokenizer(self.weights, pathlib.Path(scratch))
-            return _tokenizer(pathlib.Path(scratch))
+            return tokenizer_of(pathlib.Path(scratch))
 
 
 def open_source(path: str | os.PathLike[str], kind: str | None = None) -> ModelSource:
@@ -101,7 +101,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return parse_json(path, path.read_bytes())
 
 
-def _tokenizer(directory: pathlib.Path) -> Tokenizer | None:
+def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:
+    """Loads the tokenizer of a Hugging Face directory; None where it has none."""
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return None
     from t5x_llm.text import load_tokenizer

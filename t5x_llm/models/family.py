@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, cast
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
+from t5x_llm.models.family_errors import check_sizes, in_own_names, sized
 from t5x_llm.models.hf_config import check_copies, check_hf_config
 from t5x_llm.models.weight_map import Entry
 
@@ -48,6 +49,16 @@ class Family:
     vocab_size: int
     # What ``dataclasses`` asks of its arguments, for type checkers: every preset is one.
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Lets every preset check its sizes, and name its own fields in what it refuses."""
+        super().__init_subclass__(**more)
+        for name, wrapped in (("__post_init__", sized), ("decoder", in_own_names)):
+            if name in cls.__dict__:
+                setattr(cls, name, wrapped(cls.__dict__[name]))
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
     def decoder(self) -> DecoderConfig:
         """The generic decoder this preset describes."""

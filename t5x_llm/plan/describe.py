@@ -32,6 +32,7 @@ from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_siz
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, open_run_stream
 from t5x_llm.run.precision import describe_precision
+from t5x_llm.run.reading import read_schedule
 from t5x_llm.run.start import resumed_step
 from t5x_llm.text import load_tokenizer
 from t5x_llm.train.flops import CONVENTION
@@ -172,7 +173,7 @@ def _pipeline(run: Run, model: Model, mesh: Mesh | AbstractMesh) -> list[tuple[s
 
 
 def _mixture(run: Run, opened_data: OpenData | None, why: str) -> str:
-    data, loop = run.data, run.loop
+    data = run.data
     rates = data.mixture.rates if data.mixture else f"seqio {data.seqio_mixture}"
     lines = [f"{data.name} ({rates}, packing {data.packing})"]
     if opened_data is None:
@@ -180,7 +181,9 @@ def _mixture(run: Run, opened_data: OpenData | None, why: str) -> str:
         rows = [_source_files(s) for s in data.mixture.sources] if data.mixture else []
     else:
         opened = opened_data.opened
-        lines.append(str(data_plan(opened_data.stream, loop.examples, loop.step_at)))
+        read = read_schedule(run)
+        examples = read.examples_after(run.loop.steps)
+        lines.append(str(data_plan(opened_data.stream, examples, read.step_at)))
         lines.append("sources:")
         rows = []
         for name, store in opened.stores.items():

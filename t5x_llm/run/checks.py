@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm.core.errors import ConfigError
@@ -12,6 +14,7 @@ from t5x_llm.parallel import check_divisible, ways
 from t5x_llm.run.config import Run
 from t5x_llm.run.objective import check_ids
 from t5x_llm.text import Tokenizer, TokenizerTraining
+from t5x_llm.text.comparing import check_same_tokenizer
 
 # Logical axes that the mesh cuts, and the fields of layers that are their sizes.
 _CUT = {"heads": "n_heads", "mlp": "d_ff", "inner": "d_inner", "experts": "n_experts"}
@@ -125,3 +128,27 @@ def check_start_from(run: Run) -> None:
             run.stability,
             "None, or options without parameters, where Run.start_from gives the weights",
         )
+
+
+def check_start_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError if the model of ``Run.start_from`` was trained with other token ids."""
+    if run.start_from is None:
+        return
+    from t5x_llm.hf.source import open_source
+
+    theirs = open_source(run.start_from).tokenizer()
+    if theirs is None:
+        print(
+            f"warning: {run.start_from} has no tokenizer to compare with Data.tokenizer; its "
+            "weights mean anything only under the ids that they were trained with.",
+            file=sys.stderr,
+        )
+        return
+    check_same_tokenizer(
+        "Run.start_from",
+        theirs,
+        tokenizer,
+        (run.start_from, "the run's data"),
+        f"Set Data.tokenizer = {run.start_from!r}, whose tokenizer its weights were trained with; "
+        "or give the model rows for a grown tokenizer first (t5x-llm grow, t5x-llm resize).",
+    )

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from t5x_llm.checkpoint import CheckpointConfig
-from t5x_llm.config import Flags, Resolved, load, parse_flags, register
+from t5x_llm.config import Flags, Resolved, load, parameters, parse_flags, register, registered
 from t5x_llm.core.dtypes import Policy
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number, nearest
+from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.hf.export import DTYPES
@@ -29,6 +29,15 @@ from t5x_llm.train.spike import SpikeConfig
 from t5x_llm.train.watchdog import LifeConfig
 
 OPERATIVE_CONFIG = "operative_config.gin"
+# Keys of ``Run.shared``, to the names under which gin binds them.
+SHARED_NAMES = {
+    "model": "Run.model",
+    "optimizer": "Run.optimizer",
+    "data": "Run.data",
+    "stability": "Run.stability",
+    "sequence_length": "Loop.sequence_length",
+    "seed": "Loop.seed",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_number("Evaluation.batch_size", self.batch_size, low=1, integer=True)
         if self.limit is not None:
-            check_number("Evaluation.limit", self.limit, low=1, integer=True)
+            check_count("Evaluation.limit", self.limit, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +99,7 @@ class Export:
 
     def __post_init__(self) -> None:
         check_choice("Export.dtype", self.dtype, DTYPES)
-        check_number("Export.max_shard_bytes", self.max_shard_bytes, low=1, integer=True)
+        check_count("Export.max_shard_bytes", self.max_shard_bytes, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +160,17 @@ class Run:
         if not isinstance(self.model, families):
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
             raise ConfigError("Run.model", self.model, f"a family preset: {names}")
+        if not self.directory.strip():
+            raise ConfigError("Run.directory", self.directory, "the path of a directory")
+        check_written("Run.directory", self.directory)
+        for name, place in (
+            ("Run.start_from", self.start_from),
+            ("Evaluation.baseline", self.evaluation.baseline or None),
+            ("Data.tokenizer", self.data.tokenizer),
+        ):
+            if isinstance(place, str):
+                check_place(name, place)
+        check_allowed(self.checkpoint.allow_changes)
         check_choice("Run.remat", self.remat, REMAT)
         _check_options(self.compiler_options)
         check_number("Run.z_loss", self.z_loss, low=0)
@@ -161,13 +181,19 @@ class Run:
         if self.export.enabled:
             self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
         check_objective(self.model, self.data.denoising, self.samples.prompts)
-        longest = self.decoder().learned_positions
+        self._check_length()
+
+    def _check_length(self) -> None:
+        decoder = self.decoder()
+        longest, why = decoder.learned_positions, "Learned positions end there"
+        if longest is None and decoder.kind != "encoder_decoder":
+            longest, why = getattr(self.model, "max_length", None), "The exported model says so"
         if longest is not None and self.loop.sequence_length > longest:
             raise ConfigError(
                 "Loop.sequence_length",
                 self.loop.sequence_length,
                 f"at most {type(self.model).__name__}.max_length = {longest}",
-                "Learned positions end there: shorten the sequence, or give the model more.",
+                f"{why}: shorten the sequence, or give the model more.",
             )
 
     def decoder(self) -> DecoderConfig:
@@ -205,6 +231,29 @@ class Run:
             "sequence_length": self.loop.sequence_length,
             "seed": self.loop.seed,
         }
+
+
+def check_allowed(names: tuple[str, ...]) -> None:
+    """Raises ConfigError unless each of ``CheckpointConfig.allow_changes`` is a name of gin's."""
+    known = registered()
+    for name in names:
+        owner, dot, field = name.rpartition("/")[2].rpartition(".")
+        if name in SHARED_NAMES or name.rpartition("/")[2].rpartition(".")[2] in known:
+            continue  # as an older version named it; or a class
+        target = known.get(owner.rpartition(".")[2])
+        fields = parameters(target) if target is not None else {}
+        if dot and field in fields:
+            continue
+        choices = [f"{owner}.{each}" for each in fields] or [
+            *known, *(f"{each}.{field}" for each in known if field in parameters(known[each]))
+        ]  # fmt: skip
+        near = nearest(name, choices)
+        raise ConfigError(
+            "CheckpointConfig.allow_changes",
+            name,
+            "names of fields as gin binds them, such as 'Schedule.peak', or of classes",
+            (f"Did you mean {near!r}? " if near else "") + "t5x-llm fields lists them.",
+        )
 
 
 def _check_options(options: dict[str, str | int | float | bool]) -> None:

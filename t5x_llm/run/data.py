@@ -10,6 +10,7 @@ from t5x_llm.data.sources import Data
 from t5x_llm.data.stream import Stream
 from t5x_llm.evaluate.perplexity import HeldOut
 from t5x_llm.run.config import Run
+from t5x_llm.run.reading import ReadSchedule, read_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,20 @@ def open_data(run: Run) -> OpenData:
     return OpenData(opened, open_run_stream(run, opened))
 
 
-def open_run_stream(run: Run, opened: Opened) -> Stream:
-    """Opens the stream of a run and checks its data plan; see ``open_data``."""
-    loop = run.loop
-    stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, loop.examples_after)
+def open_run_stream(run: Run, opened: Opened, read: ReadSchedule | None = None) -> Stream:
+    """Opens the stream of a run and checks its data plan; see ``open_data``.
+
+    Args:
+      run: the configuration.
+      opened: its data.
+      read: the schedule of its steps; that of its directory if None.
+    """
+    loop, read = run.loop, read or read_schedule(run)
+    stream = open_stream(run.data, opened, loop.sequence_length, loop.seed, read.examples_after)
     mixture = run.data.mixture
-    data_plan(stream, loop.examples).check(mixture.max_epochs if mixture else None)
+    data_plan(stream, read.examples_after(loop.steps)).check(
+        mixture.max_epochs if mixture else None
+    )
     return stream
 
 

@@ -13,6 +13,7 @@ from t5x_llm.data.data_plan import data_plan
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
+from t5x_llm.run.reading import read_schedule, reading
 from t5x_llm.train.environment import environment
 from t5x_llm.train.report import write_report
 from t5x_llm.train.state import TrainState
@@ -21,10 +22,13 @@ from t5x_llm.train.state import TrainState
 def facts(assembled: Assembled, data: OpenData) -> dict[str, Any]:
     """Returns the JSON that the record of a run begins with: parameters, mixture, mesh, machine."""
     mesh = assembled.placement.devices
-    budgets = data_plan(data.stream, assembled.run.loop.examples).sources
+    run = assembled.run
+    examples = read_schedule(run).examples_after(run.loop.steps)
+    budgets = data_plan(data.stream, examples).sources
     return {
         "parameters": assembled.model.parameter_count()["total"],
         "mixture": {name: budget.share for name, budget in budgets.items()},
+        "reading": reading(run.loop, data.stream.fingerprint),
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "environment": environment(list(mesh.devices.flat)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

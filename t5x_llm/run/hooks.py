@@ -16,6 +16,7 @@ from t5x_llm.infer.sampler import generate
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, held_out
+from t5x_llm.run.identity import made_from
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.flops import peak_of
 from t5x_llm.train.hooks.guard import Guard
@@ -63,7 +64,8 @@ def make_hooks(
         hooks.append(evaluation_hook(assembled, data))
     if run.samples.prompts and jax.process_count() == 1:
         hooks.append(Every("samples", run.samples.every, sample_writer(assembled, data)))
-    hooks.append(train_hooks.Checkpoint(checkpointer, run.shared(), preempted))
+    read = made_from(data.opened)
+    hooks.append(train_hooks.Checkpoint(checkpointer, run.shared(), preempted, read))
     return hooks
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, check_place
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 
@@ -33,6 +33,7 @@ def is_run(path: str) -> bool:
     """Returns True if ``path`` is a run directory."""
     from t5x_llm.run.config import OPERATIVE_CONFIG
 
+    check_place("path", path)
     return (as_path(path) / OPERATIVE_CONFIG).exists()
 
 
@@ -74,8 +75,8 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
 
     from t5x_llm.checkpoint import Checkpointer
     from t5x_llm.checkpoint.checkpointer import abstract_on
-    from t5x_llm.data.catalog import open_stores
     from t5x_llm.run.config import load_saved
+    from t5x_llm.run.identity import trained_tokenizer
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
@@ -83,10 +84,11 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
+        tokenizer = trained_tokenizer(run.data, checkpointer, [step])
         if lazy:
             params = checkpointer.open_params(step)
         else:
             params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)
     finally:
         checkpointer.close()
-    return Loaded(run.model, model, params, open_stores(run.data).tokenizer, run)
+    return Loaded(run.model, model, params, tokenizer, run)

@@ -28,7 +28,7 @@ def prepare_in_subprocess(run: Run, operative_config: str, process_index: int = 
             file.write(operative_config)
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "t5x_llm.cli.prepare", f"--gin_file={path}"]
-        command.append(f"--process_index={process_index}")
+        command += ["--quick", f"--process_index={process_index}"]
         out = subprocess.DEVNULL if process_index else None  # one of them reports
         done = subprocess.run(command, env=environment, stdout=out, check=False)
     if done.returncode == 2:  # a mistake of the user's; the message is printed

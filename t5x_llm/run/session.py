@@ -10,14 +10,22 @@ import jax
 from t5x_llm import parallel
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.memory import memory_explained
 from t5x_llm.core.paths import as_path, check_writable, write_atomic
 from t5x_llm.run import finish
 from t5x_llm.run.assembled import Assembled, assemble
-from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
+from t5x_llm.run.checks import (
+    check_fits,
+    check_start_from,
+    check_start_tokenizer,
+    check_tokenizer_size,
+)
 from t5x_llm.run.compiler import options_named
 from t5x_llm.run.config import OPERATIVE_CONFIG, Run
 from t5x_llm.run.data import OpenData, open_data
 from t5x_llm.run.hooks import make_hooks
+from t5x_llm.run.identity import check_opened, check_texts
+from t5x_llm.run.memory import TRAINING, check_memory
 from t5x_llm.run.precision import no_faster
 from t5x_llm.run.prepare import prepare_in_subprocess
 from t5x_llm.run.start import make_origin, resumed_step, start_message
@@ -63,6 +71,7 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
     parallel.initialize()
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
+    check_memory(run, mesh)
     directory = check_writable("Run.directory", run.directory)
     keep_compiled(directory)
     check_start_from(run)
@@ -86,10 +95,16 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
         Watchdog(run.life.watchdog_minutes, directory, stuck) as watchdog,
     ):
         watchdog.heartbeat("preparation of the data")
+        if primary:
+            check_texts(run)
         prepare_in_subprocess(run, operative_config, jax.process_index())
         data = open_data(run)
         check_tokenizer_size(run, data.opened.tokenizer)
+        changes = check_opened(run, data.opened)
+        if found is None:
+            check_start_tokenizer(run, data.opened.tokenizer)
         journals.append(Journal(directory / JOURNAL, primary=primary))
+        _report_changes(journals[0], found, changes)
         watch = ProcessWatch(journals[0], preemption, watchdog)
         assembled = assemble(run, mesh, data)
         trainer = _train(assembled, data, found, operative_config, watch)
@@ -108,6 +123,16 @@ def _check_resume(run: Run, resume: str, found: int | None) -> None:
         )
     if resume == "always" and found is None:
         raise ConfigError("Run.directory", run.directory, "a checkpoint, as --resume=always")
+
+
+def _report_changes(journal: Journal, found: int | None, changes: list[str]) -> None:
+    """Writes down and says what differs from the checkpoint, as the configuration allows."""
+    if found is None or not changes:
+        return
+    journal.write("changed", found, changes=changes)
+    if journal.primary:
+        listed = "".join(f"\n  {line}" for line in changes)
+        print(f"warning: changed since step {found}, as allowed:{listed}", file=sys.stderr)
 
 
 def _warn(run: Run, mesh: jax.sharding.Mesh) -> None:
@@ -178,7 +203,8 @@ def _train(
             expected=assembled.batch,
         )
         heartbeat("compilation of the first step")
-        with options_named(run.compiler_options):
+        explained = memory_explained("A step of this run", TRAINING)
+        with explained, options_named(run.compiler_options):
             loop.train(trainer, step, feed, recovery.rewind)
         return trainer
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_llm.checkpoint import Checkpointer, check_compatible
+from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.positions import DataState, merge_ranges
@@ -16,6 +16,7 @@ from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.checks import check_start_from
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
+from t5x_llm.run.identity import check_config
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.recovery import Origin, Restored
 from t5x_llm.train.state import init_state, state_from_params
@@ -38,7 +39,7 @@ def resumed_step(run: Run) -> int | None:
             return None
         step, meta = found
         where = f"The checkpoint {checkpointer.path(step)}"
-        check_compatible(meta["config"], run.shared(), where, run.checkpoint.allow_changes)
+        check_config(run, meta, where)
         return step
     finally:
         checkpointer.close()
@@ -56,7 +57,9 @@ def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer
                 return state_from_params(params, task, tx, placement), fresh, {}
             key = named_key(run.loop.seed, "params")
             return init_state(task, tx, key, placement), fresh, {}
-        state, meta = train_hooks.resume(checkpointer, assembled.state, run.shared(), step=step)
+        step = checkpointer.latest_step() if step is None else step
+        check_config(run, checkpointer.meta(step), f"The checkpoint {checkpointer.path(step)}")
+        state, meta = train_hooks.resume(checkpointer, assembled.state, None, step=step)
         return state, DataState.from_json(meta["data"]), meta
 
     def describe(state: DataState, first: int, count: int) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 
-from t5x_llm.core.errors import ConfigError
-from t5x_llm.data.catalog import open_objective, open_stores
+from t5x_llm.core.errors import ConfigError, check_number
+from t5x_llm.core.memory import memory_explained
+from t5x_llm.data.catalog import Opened, open_objective, open_stores
 from t5x_llm.evaluate.hooks import read_baseline
 from t5x_llm.evaluate.perplexity import evaluate
 from t5x_llm.hf.convert import STORED, convert
@@ -19,7 +21,9 @@ from t5x_llm.infer.sampler import Completion, Sampling, generate
 from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import held_out
+from t5x_llm.run.identity import changed_since
 from t5x_llm.run.load import Loaded, is_run, load
+from t5x_llm.text.comparing import check_same_tokenizer
 from t5x_llm.train.hooks import Results
 
 
@@ -56,7 +60,7 @@ def evaluate_model(
       evaluated before its first step.
 
     Raises:
-      ConfigError: nothing says which data.
+      ConfigError: nothing says which data; or its token ids mean other text to the model.
       DataError: the data was not prepared, or holds no document out.
     """
     loaded = load(model, step) if isinstance(model, str) else model
@@ -68,27 +72,64 @@ def evaluate_model(
             "the gin files of a run that say which data, as a Hugging Face directory does not",
             "Give --gin_file=..., or run=load_run(...) from Python.",
         )
-    length = length or run.loop.sequence_length
+    opened = open_stores(run.data)
+    check_model_tokenizer(loaded, opened, model if isinstance(model, str) else "")
+    if isinstance(model, str) and run is loaded.run:
+        for text in changed_since(model, opened, step):
+            print(f"warning: changed since the checkpoint was saved: {text}", file=sys.stderr)
+    length = run.loop.sequence_length if length is None else length
+    check_number("sequence_length", length, low=2, integer=True)
     config = MeshConfig()
     mesh, rules = make_mesh(config), config.rules()
     axes, shapes = loaded.model.logical_axes(), loaded.model.abstract_params()
     rows = -(-run.evaluation.batch_size // mesh.size) * mesh.size
-    opened = open_stores(run.data)
-    results = evaluate(
-        loaded.model,
-        jax.device_put(loaded.params, param_shardings(axes, shapes, mesh, rules)),
-        held_out(opened),
-        mesh,
-        rules,
-        length,
-        rows,
-        limit,
-        objective=open_objective(run.data, opened, length),
-    )
+    remedy = "Give a shorter sequence_length, or a smaller Evaluation.batch_size."
+    with memory_explained(f"An evaluation of {rows} windows of {length:,} tokens", remedy):
+        results = evaluate(
+            loaded.model,
+            jax.device_put(loaded.params, param_shardings(axes, shapes, mesh, rules)),
+            held_out(opened),
+            mesh,
+            rules,
+            length,
+            rows,
+            limit,
+            objective=open_objective(run.data, opened, length),
+        )
     baseline = read_baseline(model) if isinstance(model, str) and is_run(model) else None
     if baseline is not None and baseline.length == length and limit is None:
         results = baseline.compared(results, full=True)
     return results
+
+
+def check_model_tokenizer(loaded: Loaded, opened: Opened, path: str = "") -> None:
+    """Raises ConfigError unless a model was trained with the token ids of prepared data.
+
+    Args:
+      loaded: the model.
+      opened: the data it is to be evaluated on.
+      path: where the model lies, for messages.
+    """
+    size, needed = loaded.family.vocab_size, opened.tokenizer.vocab_size
+    field, name = "Data.tokenizer", path or "the model"
+    if loaded.tokenizer is not None:
+        check_same_tokenizer(
+            field,
+            opened.tokenizer,
+            loaded.tokenizer,
+            (opened.tokenizer_path, name),
+            f"Prepare the data with the model's: Data.tokenizer = {path!r}."
+            if path and loaded.run is None
+            else "Prepare the data with the tokenizer that the model was trained with.",
+        )
+    elif needed > size:
+        raise ConfigError(field, opened.tokenizer_path, f"at most {size} tokens, as {name} has")
+    else:
+        print(
+            f"warning: {name} has no tokenizer to compare with {opened.tokenizer_path}; the "
+            "figures mean nothing if it was trained with another.",
+            file=sys.stderr,
+        )
 
 
 def complete(
@@ -106,9 +147,11 @@ def complete(
     loaded = load(model, step) if isinstance(model, str) else model
     if loaded.tokenizer is None:
         raise ConfigError("model", model, "a model whose directory holds its tokenizer too")
-    return generate(
-        loaded.model, loaded.params, loaded.tokenizer, prompts, sampling, on_text=on_text
-    )
+    remedy = "Give fewer or shorter prompts, or a smaller Sampling.max_tokens or Sampling.n."
+    with memory_explained(f"The continuation of {len(prompts)} prompts", remedy):
+        return generate(
+            loaded.model, loaded.params, loaded.tokenizer, prompts, sampling, on_text=on_text
+        )
 
 
 def export(

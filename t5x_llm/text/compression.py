@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from t5x_llm.core.errors import check_number
+from t5x_llm.core.errors import check_count, check_number
 from t5x_llm.core.paths import as_path, write_atomic, write_json
 from t5x_llm.text.grow import Additions
 from t5x_llm.text.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class Body:
     tied: bool
 
     def __post_init__(self) -> None:
-        check_number("parameters", self.parameters, low=0, integer=True)
+        check_count("parameters", self.parameters, low=0)
         check_number("width", self.width, low=1, integer=True)
 
     def total(self, rows: int) -> int:

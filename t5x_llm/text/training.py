@@ -15,7 +15,7 @@ from typing import Any
 import sentencepiece
 from tqdm import tqdm
 
-from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_count, check_number
 from t5x_llm.core.paths import check_writable
 from t5x_llm.text.sentencepiece import SentencePieceTokenizer, parse
 from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer, cut
@@ -66,15 +66,17 @@ class TokenizerTraining:
         check_choice(f"{name}.kind", self.kind, ("bpe", "unigram"))
         check_number(f"{name}.extra_ids", self.extra_ids, low=0, high=10_000, integer=True)
         low = (261 if self.byte_fallback else 5) + self.extra_ids
+        first = "4 special tokens" + (" and 256 bytes" if self.byte_fallback else "")
+        first += f" and {self.extra_ids} extra_ids" if self.extra_ids else ""
         check_number(
             f"{name}.vocab_size", self.vocab_size, low=low, high=MAX_VOCABULARY, integer=True,
-            remedy="4 special tokens and 256 bytes come first." if self.byte_fallback else "",
+            remedy=f"{first} come first.",
         )  # fmt: skip
         check_number(f"{name}.character_coverage", self.character_coverage, low=0.98, high=1)
         check_number(f"{name}.max_piece_length", self.max_piece_length, low=1, high=512,
                      integer=True)  # fmt: skip
         if self.sample_bytes is not None:
-            check_number(f"{name}.sample_bytes", self.sample_bytes, low=1000, integer=True)
+            check_count(f"{name}.sample_bytes", self.sample_bytes, low=1000)
         check_number(f"{name}.seed", self.seed, low=0, integer=True)
         check_number(f"{name}.num_threads", self.num_threads, low=1, high=128, integer=True)
 
@@ -185,8 +187,9 @@ def fit(config: TokenizerTraining, sample: list[str], fewer: bool = False) -> by
         )
     except RuntimeError as e:
         found = _MOST.search(str(e))
-        if fewer and found and int(found[1]) < config.vocab_size:
-            return fit(dataclasses.replace(config, vocab_size=int(found[1])), sample)
+        most = int(found[1]) + config.extra_ids if found else config.vocab_size
+        if fewer and most < config.vocab_size:
+            return fit(dataclasses.replace(config, vocab_size=most), sample)
         raise _explain(config, str(e)) from e
     proto = parse(written.getvalue(), "the trained model")
     if config.kind == "unigram":
@@ -201,15 +204,17 @@ def fit(config: TokenizerTraining, sample: list[str], fewer: bool = False) -> by
 
 def _explain(config: TokenizerTraining, message: str) -> Exception:
     """SentencePiece's complaint as something the user can act on."""
-    field = "TokenizerTraining.vocab_size"
+    field, extra = "TokenizerTraining.vocab_size", config.extra_ids
+    counted = f" and {extra} extra_ids" if extra else ""  # of which SentencePiece does not know
     if found := _MOST.search(message):
         return ConfigError(
-            field, config.vocab_size, f"at most {found[1]} for this text",
+            field, config.vocab_size, f"at most {int(found[1]) + extra} for this text{counted}",
             "Lower it, or train on more text.",
         )  # fmt: skip
     if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return ConfigError(
-            field, config.vocab_size, f"at least {found[1]} for the characters of this text",
+            field, config.vocab_size, 
+            f"at least {int(found[1]) + extra} for the characters of this text{counted}",
             "Raise it, or lower TokenizerTraining.character_coverage.",
         )  # fmt: skip
     if re.search(r"(sentences_|required_chars_)\.empty", message):

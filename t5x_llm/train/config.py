@@ -49,7 +49,8 @@ class Loop:
             ("log_every", 1),
             ("prefetch", 1),
         ):
-            check_number(f"Loop.{name}", getattr(self, name), low=low, integer=True)
+            high = 2**32 - 1 if name == "seed" else None  # of which JAX makes a key
+            check_number(f"Loop.{name}", getattr(self, name), low=low, high=high, integer=True)
         if self.ramp is not None and self.ramp.sizes[-1] != self.batch_size:
             raise ConfigError(
                 "Loop.batch_size",

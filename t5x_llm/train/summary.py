@@ -139,6 +139,7 @@ _SENTENCES: dict[str, Callable[[Line], str]] = {
     "rewind": _rewind,
     "skip": lambda line: f"update skipped{_reason(line)}",
     "mixture": _mixture,
+    "changed": lambda line: f"changed since, as allowed: {plain(line.get('changes'))}",
     "stuck": lambda line: f"stuck{_reason(line)}",
     "alive": lambda line: f"training{_reason(line)}",
     "end": _end,

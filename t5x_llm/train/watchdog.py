@@ -35,8 +35,8 @@ class LifeConfig:
     grace_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        check_number("LifeConfig.watchdog_minutes", self.watchdog_minutes, low=0)
-        check_number("LifeConfig.grace_seconds", self.grace_seconds, above=0)
+        check_number("LifeConfig.watchdog_minutes", self.watchdog_minutes, low=0, high=1e6)
+        check_number("LifeConfig.grace_seconds", self.grace_seconds, above=0, high=1e6)
 
 
 class Watchdog:

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from typing import Any
 
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number
 from t5x_llm.data.clean.decontaminate import Decontaminate
 from t5x_llm.data.clean.dedup.dedup_config import Dedup
 from t5x_llm.data.clean.document import Step
@@ -96,8 +96,8 @@ class Limits:
     ratio: float = 200.0
 
     def __post_init__(self) -> None:
-        check_number("Limits.document_bytes", self.document_bytes, low=1024, integer=True)
-        check_number("Limits.expanded_bytes", self.expanded_bytes, low=1024, integer=True)
+        check_count("Limits.document_bytes", self.document_bytes, low=1024)
+        check_count("Limits.expanded_bytes", self.expanded_bytes, low=1024)
         check_number("Limits.ratio", self.ratio, low=1)
 
 
@@ -156,7 +156,7 @@ class Clean:
         check_choice("Clean.compression", self.compression, COMPRESSIONS)
         check_choice("Clean.runner", self.runner, RUNNERS)
         check_number("Clean.workers", self.workers, low=0, integer=True)
-        check_number("Clean.shard_bytes", self.shard_bytes, low=1 << 10, integer=True)
+        check_count("Clean.shard_bytes", self.shard_bytes, low=1 << 10)
         if self.beam_options and self.runner != "beam":
             raise ConfigError(
                 "Clean.beam_options", self.beam_options, "none, as Clean.runner is 'pool'",

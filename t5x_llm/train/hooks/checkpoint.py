@@ -30,6 +30,7 @@ class Checkpoint(Hook):
       checkpointer: checkpoints of the run.
       config: configs that a resumed run must share, {'model': ..., 'optimizer': ..., ...}.
       preempted: returns True once this process was asked to end; the run is then saved and ended.
+      made_from: fingerprints of what is trained on, as JSON for the checkpoint.
     """
 
     name = "checkpoint"
@@ -39,8 +40,10 @@ class Checkpoint(Hook):
         checkpointer: Checkpointer,
         config: Mapping[str, Any] | None = None,
         preempted: Callable[[], bool] = lambda: False,
+        made_from: Mapping[str, Any] | None = None,
     ):
         self.checkpointer, self.preempted = checkpointer, preempted
+        self.made_from = made_from
         self.config = {k: to_dict(v) for k, v in (config or {}).items()}
         self._retry_at = 0
         self._error: CheckpointError | None = None
@@ -143,7 +146,8 @@ class Checkpoint(Hook):
 
     def meta(self, trainer: Trainer) -> dict[str, Any]:
         """Returns the JSON of a checkpoint: all of the run that is not arrays."""
-        return {
+        made_from = {} if self.made_from is None else {"made_from": dict(self.made_from)}
+        return made_from | {
             "step": trainer.step,
             "rewinds": trainer.rewinds,
             "data": trainer.data.to_json(),
@@ -165,7 +169,7 @@ class Checkpoint(Hook):
 def resume(
     checkpointer: Checkpointer,
     abstract_state: TrainState,
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
     hooks: Sequence[Hook] = (),
     step: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -174,7 +178,8 @@ def resume(
     Args:
       checkpointer: checkpoints of the run.
       abstract_state: the state with shardings, see ``state.with_shardings``.
-      config: configs as given to ``Checkpoint``, equal to those the checkpoint was made with.
+      config: configs as given to ``Checkpoint``, equal to those the checkpoint was made with; None
+        if they have been compared.
       hooks: hooks of the run to come.
       step: step of the checkpoint; the newest if None.
 
@@ -187,12 +192,13 @@ def resume(
     """
     step = checkpointer.latest_step() if step is None else step
     meta = checkpointer.meta(step)
-    check_compatible(
-        meta["config"],
-        {k: to_dict(v) for k, v in config.items()},
-        f"The checkpoint {checkpointer.path(meta['step'])}",
-        checkpointer.config.allow_changes,
-    )
+    if config is not None:
+        check_compatible(
+            meta["config"],
+            {k: to_dict(v) for k, v in config.items()},
+            f"The checkpoint {checkpointer.path(meta['step'])}",
+            checkpointer.config.allow_changes,
+        )
     state, meta = checkpointer.restore(abstract_state, step)
     restore_hooks(hooks, meta["hooks"])
     return state, meta

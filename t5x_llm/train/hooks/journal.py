@@ -47,6 +47,7 @@ class Journaling(Hook):
             processes=environment.get("processes", 1),
             devices=environment.get("devices"),
             mesh=trainer.facts.get("mesh", {}),
+            reading=trainer.facts.get("reading"),
             versions={"python": environment.get("python")} | environment.get("packages", {}),
         )
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number
 
 # Standard errors below the threshold that an estimate may lie, and how often it lies above that.
 _ERRORS = 2.5
@@ -153,7 +153,7 @@ class Dedup:
     partition_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
-        check_number("Dedup.partition_bytes", self.partition_bytes, low=1024, integer=True)
+        check_count("Dedup.partition_bytes", self.partition_bytes, low=1024)
         if not (self.documents or self.minhash or self.repeats or self.suffix):
             raise ConfigError(
                 "Dedup.documents", False, "something to look for",
