@@ -218,7 +218,10 @@ def _grown_model(
     for piece in pieces:
         proto.pieces.add(piece=piece, score=given[piece], type=kind)
     trainer.vocab_size = len(proto.pieces)
-    return SentencePieceTokenizer(proto.SerializeToString(deterministic=True), "the grown model")
+    # A tokenizer.json beside the old model has its pieces alone.
+    kept = {name: raw for name, raw in base.companions.items() if name != "tokenizer.json"}
+    data = proto.SerializeToString(deterministic=True)
+    return SentencePieceTokenizer(data, "the grown model", kept)
 
 
 def _scores(old: Sequence[float], count: int, order: str) -> list[float]:
