@@ -88,6 +88,13 @@ def _sentencepiece(
             raise CheckpointError(f"tokenizer.ggml.token_type = {kind} is not known.")
         proto.pieces.add(piece=text, score=float(score), type=int(kind))
     special = _special(meta, len(pieces))
+    # llama.cpp's own ids where the file names none; and its converter marks <unk>, which
+    # tokenizer_config.json calls special, as a control token.
+    for name, index in (("unk", 0), ("bos", 1), ("eos", 2)):
+        if name not in special and index < len(pieces) and pieces[index][1] in (2, 3):
+            special[name] = index
+    if "unk" in special:
+        proto.pieces[special["unk"]].type = schema.ModelProto.SentencePiece.UNKNOWN
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     trainer.model_type = schema.TrainerSpec.BPE
     trainer.vocab_size = len(pieces)
@@ -97,7 +104,7 @@ def _sentencepiece(
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = bool(meta.get("add_space_prefix", True))
     normalizer.remove_extra_whitespaces = bool(meta.get("remove_extra_whitespaces", False))
-    config = _config(reader, meta, [text for text, _, _ in pieces])
+    config = _config(reader, meta, special, [text for text, _, _ in pieces])
     files = {CONFIG: dumped(config)}
     return SentencePieceTokenizer(proto.SerializeToString(), f"{reader.path}", files)
 
@@ -134,7 +141,8 @@ def _byte_level(
         "model": bpe(vocab, _merges(meta, vocab, where), ignore_merges=pre in _LLAMA),
     }
     data = json.dumps(tokenizer, ensure_ascii=False).encode()
-    files = {CONFIG: dumped(_config(reader, meta, tokens))}
+    special = _special(meta, len(tokens))
+    files = {CONFIG: dumped(_config(reader, meta, special, tokens))}
     return HFTokenizer(data, f"{reader.path}", files)
 
 
@@ -164,9 +172,10 @@ def _merges(meta: dict[str, Any], vocab: dict[str, int], where: str) -> list[tup
     return rules
 
 
-def _config(reader: GgufReader, meta: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
+def _config(
+    reader: GgufReader, meta: dict[str, Any], special: dict[str, int], tokens: list[str]
+) -> dict[str, Any]:
     """Returns tokenizer_config.json as the metadata has it."""
-    special = _special(meta, len(tokens))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": reader.config["max_position_embeddings"],

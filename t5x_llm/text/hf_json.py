@@ -38,7 +38,10 @@ class HFTokenizer(Tokenizer):
         companions: Mapping[str, bytes] | None = None,
     ):
         self._companions = Companions(dict(companions or {}), origin)
-        data = self._data = with_added(data, self._companions.added, origin)
+        content = _parsed(data)
+        if content is not None and with_added(content, self._companions.added, origin):
+            data = json.dumps(content, ensure_ascii=False).encode()
+        self._data = data
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except (KeyboardInterrupt, SystemExit):
@@ -58,7 +61,8 @@ class HFTokenizer(Tokenizer):
                 f"{origin} has token ids up to {self.vocab_size - 1:,}: more than "
                 f"{MAX_VOCABULARY:,} is no vocabulary."
             )
-        check_ids(json.loads(data), vocabulary, origin)
+        if content is not None:
+            check_ids(content, vocabulary, origin)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i: t.content for i, t in added.items() if t.special}
         self._names = self._companions.special_names(self._special)
@@ -129,35 +133,36 @@ class HFTokenizer(Tokenizer):
             write_atomic(root / name, raw)
 
 
-def with_added(data: bytes, added: Mapping[int, AddedToken], origin: str) -> bytes:
-    """Returns a tokenizer.json with tokens that other files add to it; as it is if there are none.
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """Returns a tokenizer.json; None where it is none, which the library then says better."""
+    try:
+        content = json.loads(data)
+        _ids(content)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
+    return content
+
+
+def with_added(content: dict[str, Any], added: Mapping[int, AddedToken], origin: str) -> bool:
+    """Puts tokens that other files add to it into a tokenizer.json; returns True where there were.
 
     Raises:
       DataError: an added token would take the id of another.
     """
-    if not added:
-        return data
-    try:
-        content = json.loads(data)
-        old = {token["content"] for token in content.get("added_tokens") or ()}
-        ids = _ids(content)
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return data  # The library says what is wrong with it.
-    names = {i: token for token, i in ids.items()}
-    new = []
-    for i, token in sorted(added.items()):
-        if token.content in old:
-            continue
+    old = {token["content"] for token in content.get("added_tokens") or ()}
+    new = [(i, token) for i, token in sorted(added.items()) if token.content not in old]
+    if not new:
+        return False
+    names = {i: token for token, i in _ids(content).items()}
+    for i, token in new:
         if names.get(i, token.content) != token.content:
             raise DataError(
                 f"The files beside {origin} add {token.content!r} with id {i}, which is "
                 f"{names[i]!r}. They belong to another tokenizer."
             )
-        new.append({"id": i, **dataclasses.asdict(token)})
-    if not new:
-        return data
-    content["added_tokens"] = [*(content.get("added_tokens") or ()), *new]
-    return json.dumps(content, ensure_ascii=False).encode()
+    more = [{"id": i, **dataclasses.asdict(token)} for i, token in new]
+    content["added_tokens"] = [*(content.get("added_tokens") or ()), *more]
+    return True
 
 
 def _ids(content: Mapping[str, Any]) -> dict[str, int]:

@@ -166,7 +166,7 @@ def t5(at):
 
 
 def xlm_roberta(at):
-    write(at, **{"sentencepiece__bpe__model": unigram()}, config__json={"model_type": "xlm-roberta"},
+    write(at, sentencepiece__bpe__model=unigram(), config__json={"model_type": "xlm-roberta"},
           tokenizer_config__json={"model_max_length": 512})  # fmt: skip
 
 
