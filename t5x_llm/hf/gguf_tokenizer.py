@@ -45,15 +45,15 @@ def read_tokenizer(reader: GgufReader) -> Tokenizer | None:
     if meta.get("model") not in readers:
         raise ConfigError(where + "model", meta.get("model"), choices=readers)
     tokens = meta.get("tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise CheckpointError(f"{where}tokens is no list of texts.")
     try:
-        kinds = [int(kind) for kind in meta.get("token_type", [1] * len(tokens or ()))]
-        scores = [float(score) for score in meta.get("scores", [0.0] * len(tokens or ()))]
+        kinds = [int(kind) for kind in meta.get("token_type", [1] * len(tokens))]
+        scores = [float(score) for score in meta.get("scores", [0.0] * len(tokens))]
     except (TypeError, ValueError) as e:
         raise CheckpointError(f"{where}token_type or scores are no numbers: {e}.") from e
-    if not isinstance(tokens, list) or not len(tokens) == len(kinds) == len(scores):
+    if not len(tokens) == len(kinds) == len(scores) > 0:
         raise CheckpointError(f"{where}tokens, token_type and scores are not equally long lists.")
-    if not tokens or not all(isinstance(token, str) for token in tokens):
-        raise CheckpointError(f"{where}tokens are no texts.")
     try:
         return readers[meta["model"]](reader, meta, [*zip(tokens, kinds, scores, strict=True)])
     except DataError as e:

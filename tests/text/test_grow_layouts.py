@@ -2,7 +2,7 @@
 
 import json
 
-import layouts
+import tokenizer_layouts as layouts
 import pytest
 
 from t5x_llm.core.errors import ConfigError

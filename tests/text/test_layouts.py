@@ -3,7 +3,7 @@
 import json
 import shutil
 
-import layouts
+import tokenizer_layouts as layouts
 import pytest
 import sentencepiece
 import tokenizers
@@ -147,8 +147,9 @@ def test_special_tokens_that_no_file_names(tmp_path):
     assert ids({"eos_token": "<odd>"}) == (None, 2)
     assert ids({"bos_token": None, "eos_token": None}) == (None, None)
     odd = layouts.byte_level(special=["<odd>", "<other>"])
+    model = {"bos_token_id": 1, "eos_token_id": 0}
     layouts.write(tmp_path, tokenizer__json=odd.to_str(), tokenizer_config__json={},
-                  generation_config__json={}, config__json={"bos_token_id": 1, "eos_token_id": 0})  # fmt: skip
+                  generation_config__json={}, config__json=model)  # fmt: skip
     assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 0)
 
 
