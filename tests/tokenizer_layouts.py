@@ -209,3 +209,27 @@ ALL = (
     *(gpt2, opt, roberta, qwen2, bert, bert_cased, llama, llama_chat, t5, xlm_roberta),
     *(llama3, llama3_tiktoken, qwen3),
 )
+
+
+def handmade():
+    """A small BPE model with nothing trained: the same bytes with every library."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    piece = proto.SentencePiece
+    for name, kind in (("<unk>", piece.UNKNOWN), ("<s>", piece.CONTROL), ("</s>", piece.CONTROL)):
+        proto.pieces.add(piece=name, score=0.0, type=kind)
+    for i in range(256):
+        proto.pieces.add(piece=f"<0x{i:02X}>", score=0.0, type=piece.BYTE)
+    merged = (
+        "▁▁ ▁▁▁▁ th ▁th ▁the in ▁a er an ▁an ▁and 春天 on 12 \n\n ▁春 ing 的春天 ▁b es hi ▁春天 ll"
+    )
+    letters = "▁ e t a o i n s r h l d c u m f p g w y b v k 1 2 春 天 的 。 ， \n 😀".split(" ")
+    for i, text in enumerate(merged.split(" ") + letters):
+        proto.pieces.add(piece=text, score=-float(i), type=piece.NORMAL)
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    spec.name, spec.add_dummy_prefix, spec.remove_extra_whitespaces = "identity", False, False
+    trainer.model_type, trainer.byte_fallback = trainer.BPE, True
+    trainer.vocab_size = len(proto.pieces)
+    trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, 1, 2, -1
+    return proto.SerializeToString(deterministic=True)

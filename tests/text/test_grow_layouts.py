@@ -2,8 +2,8 @@
 
 import json
 
-import tokenizer_layouts as layouts
 import pytest
+import tokenizer_layouts as layouts
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf.resize import check_old_ids

@@ -3,9 +3,9 @@
 import json
 import shutil
 
-import tokenizer_layouts as layouts
 import pytest
 import sentencepiece
+import tokenizer_layouts as layouts
 import tokenizers
 
 from t5x_llm.core.errors import DataError
