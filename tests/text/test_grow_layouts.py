@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tokenizer_layouts as layouts
+import tokenizers
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf.resize import check_old_ids
@@ -96,3 +97,22 @@ def test_a_tokenizer_inherits_what_its_files_do_not_say():
     assert found == {"chat_template.jinja": b"y"}
     assert inherited(old, {}) == {k: v for k, v in old.items() if k != "merges.txt"}
     assert inherited({}, {"merges.txt": b"x"}) == {"merges.txt": b"x"}
+
+
+def test_a_model_beside_a_tokenizer_json_that_cannot_grow(tmp_path):
+    """Tokens that tokenizer.json adds to the model keep their ids; new pieces follow them."""
+    layouts.llama(tmp_path)
+    load_tokenizer(tmp_path).save(tmp_path / "hub")
+    made = tokenizers.Tokenizer.from_file(str(tmp_path / "hub" / "tokenizer.json"))
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    made.add_tokens(["<tool>"])
+    layouts.write(tmp_path / "hub", tokenizer__json=made.to_str())
+    old = load_tokenizer(tmp_path / "hub")
+    assert isinstance(old, HFTokenizer)
+    learn(old, POEMS * 40, Growing(20), progress=False).grown(20).save(tmp_path / "new")
+    new = load_tokenizer(tmp_path / "new")
+    check_old_ids(old, new)
+    assert new.vocab_size == old.vocab_size + 20 and new.special == old.special
+    assert new.id_of("<tool>") == old.id_of("<tool>") in new.encode("a<tool>")
+    assert (new.pad_id, new.add_bos) == (old.pad_id, old.add_bos)
+    assert new.companions["tokenizer_config.json"].count(b"im_start") > 1  # and the template
