@@ -61,3 +61,9 @@ def _main(argv: Sequence[str]) -> None:
         print(f"  {line}")
     if found.has_tokenizer:
         print(f"  Data.tokenizer = {args.out!r}")
+    else:
+        from t5x_llm.text.load import unreadable
+
+        others = ", ".join(unreadable(args.source))
+        found_there = f": {others} there cannot be read" if others else ""
+        print(f"No tokenizer came with {args.source}{found_there}. Data.tokenizer has to name one.")

@@ -19,6 +19,7 @@ from t5x_llm.hf.source import open_source
 from t5x_llm.models.model import Model
 from t5x_llm.models.vocabulary import Growth, resized, rounded_up
 from t5x_llm.models.weight_map import hf_shapes
+from t5x_llm.text.companions import inherited
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
@@ -73,6 +74,7 @@ def resize(
     pieces: dict[int, list[int]] = {}
     if tokenizer is not None and before is not None:
         check_old_ids(before, tokenizer)
+        after = tokenizer.with_companions(inherited(before.companions, tokenizer.companions))
         if growth.how == "subpieces":
             pieces = subpieces(before, tokenizer, growth.leading_space)
     elif growth.how == "subpieces":
@@ -132,8 +134,11 @@ def check_old_ids(before: Tokenizer, after: Tokenizer) -> None:
             "tokenizer", f"{after.vocab_size} tokens", f"at least the old one's {before.vocab_size}"
         )
     for i in range(before.vocab_size):
-        was, now = before.decode([i]), after.decode([i])
-        if was != now:
+        was, now = (t.special.get(i) or t.decode([i]) for t in (before, after))
+        # One spells a space as it is, the other as SentencePiece does.
+        if was.replace("\u2581", " ") != now.replace("\u2581", " ") or (
+            (i in before.special) != (i in after.special)
+        ):
             raise ConfigError(
                 "tokenizer",
                 f"id {i} = {now!r}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tempfile
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +17,6 @@ from t5x_llm.hf.shards import parse_json
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 MAX_CONFIG = 10_000_000
 
 
@@ -48,16 +46,19 @@ class ModelSource:
     weights: Weights
 
     def tokenizer(self) -> Tokenizer | None:
-        """Loads the model's tokenizer; None where it has none."""
+        """Loads the model's tokenizer; None where it has none.
+
+        Raises:
+          DataError: its files are damaged, or of a kind that is not known.
+          CheckpointError: a GGUF file's tokenizer is damaged.
+        """
         if self.kind != "gguf":
             return tokenizer_of(self.path)
         from t5x_llm.hf.gguf_io import GgufReader
-        from t5x_llm.hf.gguf_tokenizer import write_tokenizer
+        from t5x_llm.hf.gguf_tokenizer import read_tokenizer
 
         assert isinstance(self.weights, GgufReader)
-        with tempfile.TemporaryDirectory() as scratch:
-            write_tokenizer(self.weights, pathlib.Path(scratch))
-            return tokenizer_of(pathlib.Path(scratch))
+        return read_tokenizer(self.weights)
 
 
 def open_source(path: str | os.PathLike[str], kind: str | None = None) -> ModelSource:
@@ -102,9 +103,11 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:
-    """Loads the tokenizer of a Hugging Face directory; None where it has none."""
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    from t5x_llm.text import load_tokenizer
+    """Loads the tokenizer of a Hugging Face directory; None where it has none.
 
-    return load_tokenizer(directory)
+    Raises:
+      DataError: its files are damaged, or of a kind that is not known.
+    """
+    from t5x_llm.text.load import has_tokenizer, load_tokenizer
+
+    return load_tokenizer(directory) if has_tokenizer(directory) else None

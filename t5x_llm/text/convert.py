@@ -17,12 +17,15 @@ from tokenizers import decoders, models, normalizers, processors
 NEVER = -1e6
 
 
-def tokenizer_json(proto: Any, dummy_prefix: bool) -> str:
+def tokenizer_json(
+    proto: Any, dummy_prefix: bool, bos: int | None = None, eos: int | None = None
+) -> str:
     """The tokenizer.json of a ModelProto whose pieces hold real spaces.
 
     Args:
       proto: sentencepiece ModelProto, U+2581 already replaced by spaces.
       dummy_prefix: whether a space goes before every text.
+      bos, eos: ids put before and after every text; None for none.
     """
     spec, trainer, pieces = proto.normalizer_spec, proto.trainer_spec, proto.pieces
     unk = next((i for i, p in enumerate(pieces) if p.type == p.UNKNOWN), None)
@@ -60,11 +63,16 @@ def tokenizer_json(proto: Any, dummy_prefix: bool) -> str:
             tokenizer.add_special_tokens([_added(piece.piece, True)])
         elif piece.type == piece.USER_DEFINED:
             tokenizer.add_tokens([_added(piece.piece, False)])
-    bos = trainer.bos_id
-    if 0 <= bos < len(pieces) and pieces[bos].type == pieces[bos].CONTROL:
-        name = pieces[bos].piece
+    first, last = (
+        [] if i is None or pieces[i].type != pieces[i].CONTROL else [(pieces[i].piece, i)]
+        for i in (bos, eos)
+    )
+    if first or last:
+        one = [[*(n for n, _ in first), f"${k}", *(n for n, _ in last)] for k in "AB"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, bos)]
+            single=one[0],
+            pair=[*one[0], *(f"{part}:1" for part in one[1])],
+            special_tokens=list(dict.fromkeys(first + last)),
         )
     return tokenizer.to_str(pretty=False)
 

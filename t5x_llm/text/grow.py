@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -19,8 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
+from t5x_llm.text.companions import CONFIG, Companions, dumped
 from t5x_llm.text.grow_json import admissible, grown_json, learn_merges
 from t5x_llm.text.hf_json import HFTokenizer
+from t5x_llm.text.load import JSON, SENTENCEPIECE_FILES
 from t5x_llm.text.sentencepiece import SPACE, SentencePieceTokenizer, parse
 from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer
 from t5x_llm.text.training import SCORE_STEPS, TokenizerTraining, draw, fit
@@ -120,6 +123,7 @@ def learn(base: Tokenizer, texts: Iterable[str], how: Growing, progress: bool = 
     if progress:
         size = sum(len(s.encode()) for s in sample) / 1e6
         tqdm.write(f"learning up to {how.most:,} pieces from {size:.1f} MB of new text")
+    base = growable(base)
     if isinstance(base, HFTokenizer):
         if how.order != "after":
             raise ConfigError("order", how.order, "'after': merges of a tokenizer.json are a list")
@@ -127,6 +131,22 @@ def learn(base: Tokenizer, texts: Iterable[str], how: Growing, progress: bool = 
         return _found(Additions(base, how.order, tuple(pieces), merges=tuple(merges)))
     assert isinstance(base, SentencePieceTokenizer)
     return _found(_learn_pieces(base, sample, how))
+
+
+def growable(base: Tokenizer) -> Tokenizer:
+    """Returns the SentencePiece model that lies beside a tokenizer.json of its kind, else ``base``.
+
+    Tokens that tokenizer.json adds to the model become pieces of it, with the ids they have.
+    """
+    model = next((n for n in SENTENCEPIECE_FILES if n in base.companions), None)
+    if not isinstance(base, HFTokenizer) or model is None:
+        return base
+    files = {n: raw for n, raw in base.companions.items() if n not in (*SENTENCEPIECE_FILES, JSON)}
+    added = json.loads(base.data).get("added_tokens") or ()
+    decoder = {str(token["id"]): token for token in added}
+    files[CONFIG] = dumped({**Companions(files).config, "added_tokens_decoder": decoder})
+    grown = SentencePieceTokenizer(base.companions[model], model, files)
+    return grown if grown.vocab_size == base.vocab_size else base
 
 
 def _found(found: Additions) -> Additions:
@@ -218,7 +238,10 @@ def _grown_model(
     for piece in pieces:
         proto.pieces.add(piece=piece, score=given[piece], type=kind)
     trainer.vocab_size = len(proto.pieces)
-    return SentencePieceTokenizer(proto.SerializeToString(deterministic=True), "the grown model")
+    # A tokenizer.json beside the old model has its pieces alone.
+    kept = {name: raw for name, raw in base.companions.items() if name != JSON}
+    data = proto.SerializeToString(deterministic=True)
+    return SentencePieceTokenizer(data, "the grown model", kept)
 
 
 def _scores(old: Sequence[float], count: int, order: str) -> list[float]:

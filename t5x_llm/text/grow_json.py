@@ -17,13 +17,14 @@ from tokenizers import models, trainers
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.text.bytes import letters
 from t5x_llm.text.hf_json import HFTokenizer
+from t5x_llm.text.load import SENTENCEPIECE_FILES
 
 _FIRST = 0xE000  # of the letters that stand for tokens: past the surrogates
 _LAST = 0x10FFFF
 # ASCII, Latin-1's marks and general punctuation (dashes, quotes), of which the end may be missing.
 _SHARED = re.compile(rb"(?:[\x00-\x7f]|\xc2[\x80-\xbf]?|\xe2(?:[\x80\x81][\x80-\xbf]?)?)*")
 # Files beside a tokenizer.json that hold its vocabulary once more.
-_COPIES = ("vocab.json", "merges.txt")
+_COPIES = ("vocab.json", "merges.txt", "vocab.txt", *SENTENCEPIECE_FILES)
 
 
 def admissible(piece: bytes, ascii: bool) -> bool:
@@ -84,6 +85,14 @@ def grown_json(
     """``base`` with these pieces after its own, and the rules that these suffice for."""
     content = _byte_level(base)
     model = content["model"]
+    # The library numbers an added token that is not in the vocabulary by the size of that, whatever
+    # the file says: so those of the old tokenizer move into it, and keep their ids.
+    moved = {t["content"]: t["id"] for t in content.get("added_tokens", ())}
+    model["vocab"] = moved | model["vocab"]
+    if taken := set(model["vocab"]) & set(pieces):
+        raise ConfigError(
+            "tokenizer", f"the added token {min(taken)!r}", "none that is a new piece"
+        )
     known = set(model["vocab"]) | set(pieces)
     for i, piece in enumerate(pieces, start=base.vocab_size):
         model["vocab"][piece] = i
@@ -94,7 +103,16 @@ def grown_json(
             model["merges"].append(f"{left} {right}" if spaced else [left, right])
     kept = {name: raw for name, raw in base.companions.items() if name not in _COPIES}
     data = json.dumps(content, ensure_ascii=False).encode()
-    return HFTokenizer(data, "the grown tokenizer.json", kept)
+    grown = HFTokenizer(data, "the grown tokenizer.json", kept)
+    for token, i in moved.items():
+        if i in base.special and i in grown.encode(token):
+            raise ConfigError(
+                "tokenizer",
+                f"special token {token!r}",
+                "one that is several words: this tokenizer looks words up before it merges, so the "
+                "text of that name would become the token",
+            )
+    return grown
 
 
 def _byte_level(base: HFTokenizer) -> dict[str, Any]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path, write_atomic, write_json
+from t5x_llm.core.paths import as_path, write_atomic
 from t5x_llm.text import convert
+from t5x_llm.text.companions import CONFIG, AddedToken, Companions, dumped
 from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer, fingerprint
-
-# What families call their special tokens, for a tokenizer.json that comes without a config.
-USUAL = {
-    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
-    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
-    "pad_token": ("<pad>", "[PAD]", "<|pad|>"),
-    "unk_token": ("<unk>", "[UNK]"),
-}
 
 
 class HFTokenizer(Tokenizer):
@@ -30,19 +24,24 @@ class HFTokenizer(Tokenizer):
       data: the file.
       origin: where it came from, for messages.
       companions: other files of its directory by name (tokenizer_config.json, ...); they name the
-        special tokens and are saved along with it.
+        special tokens, may add tokens, and are saved along with it. config.json and
+        generation_config.json among them are read for ids alone.
 
     Raises:
-      DataError: it is malformed.
+      DataError: it is malformed, or its tokens do not have the ids that it says.
     """
 
     def __init__(
         self,
         data: bytes,
         origin: str = "tokenizer.json",
-        companions: dict[str, bytes] | None = None,
+        companions: Mapping[str, bytes] | None = None,
     ):
-        self._data, self._companions = data, companions or {}
+        self._companions = Companions(dict(companions or {}), origin)
+        content = _parsed(data)
+        if content is not None and with_added(content, self._companions.added, origin):
+            data = json.dumps(content, ensure_ascii=False).encode()
+        self._data = data
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except (KeyboardInterrupt, SystemExit):
@@ -62,9 +61,11 @@ class HFTokenizer(Tokenizer):
                 f"{origin} has token ids up to {self.vocab_size - 1:,}: more than "
                 f"{MAX_VOCABULARY:,} is no vocabulary."
             )
+        if content is not None:
+            check_ids(content, vocabulary, origin)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i: t.content for i, t in added.items() if t.special}
-        self._names = self._special_names(origin)
+        self._names = self._companions.special_names(self._special)
         ids = {k: vocabulary.get(v) for k, v in self._names.items()}
         self.bos_id, self.eos_id = ids.get("bos_token"), ids.get("eos_token")
         self.pad_id, self.unk_id = ids.get("pad_token"), ids.get("unk_token")
@@ -75,9 +76,14 @@ class HFTokenizer(Tokenizer):
         """Returns ``add_bos_token`` of tokenizer_config.json; without it, what the file itself
         does.
         """
-        said = json.loads(self._companions.get("tokenizer_config.json", b"{}")).get("add_bos_token")
-        first = self._tokenizer.encode("a").ids[:1]
-        return said if isinstance(said, bool) else first == [self.bos_id]
+        said = self._companions.add_bos
+        if said is not None or self.bos_id is None:
+            return bool(said)
+        return self._tokenizer.encode("a").ids[:1] == [self.bos_id]
+
+    @property
+    def special(self) -> dict[int, str]:
+        return dict(self._special)
 
     def id_of(self, piece: str) -> int | None:
         return self._tokenizer.token_to_id(piece)
@@ -90,7 +96,10 @@ class HFTokenizer(Tokenizer):
     @property
     def companions(self) -> dict[str, bytes]:
         """The files of its directory that are saved with it, by name."""
-        return dict(self._companions)
+        return dict(self._companions.files)
+
+    def with_companions(self, companions: Mapping[str, bytes]) -> HFTokenizer:
+        return HFTokenizer(self._data, self._companions.origin, companions)
 
     def piece(self, id: int) -> str:
         return self._tokenizer.id_to_token(id) or ""
@@ -115,36 +124,66 @@ class HFTokenizer(Tokenizer):
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         root = as_path(directory)
-        write_atomic(root / "tokenizer.json", self._data)
+        files = self._companions.saved(self._names)
         for name, content in convert.companions(self._names, self._special).items():
-            if name not in self._companions:
-                write_json(root / name, content | self._bos_as_written(name))
-        for name, raw in self._companions.items():
+            if name == CONFIG:
+                content = content | {"add_bos_token": self.add_bos}
+            files.setdefault(name, dumped(content))
+        for name, raw in (files | {"tokenizer.json": self._data}).items():
             write_atomic(root / name, raw)
 
-    def _bos_as_written(self, name: str) -> dict[str, Any]:
-        """Returns the ``add_bos_token`` that a made-up config repeats so that nothing changes."""
-        if name != "tokenizer_config.json":
-            return {}
-        return {"add_bos_token": self.add_bos}
 
-    def _special_names(self, origin: str) -> dict[str, str]:
-        names: dict[str, str] = {}
-        for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            if file in self._companions:
-                try:
-                    content = json.loads(self._companions[file])
-                except ValueError as e:
-                    raise DataError(f"{file} beside {origin} is not JSON: {e}.") from e
-                for key in USUAL:
-                    value = content.get(key)
-                    value = value.get("content") if isinstance(value, dict) else value
-                    if isinstance(value, str):
-                        names[key] = value
-        if not self._companions:
-            known = set(self._special.values())
-            for key, usual in USUAL.items():
-                found = next((n for n in usual if n in known), None)
-                if found is not None:
-                    names[key] = found
-        return names
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """Returns a tokenizer.json; None where it is none, which the library then says better."""
+    try:
+        content = json.loads(data)
+        _ids(content)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
+    return content
+
+
+def with_added(content: dict[str, Any], added: Mapping[int, AddedToken], origin: str) -> bool:
+    """Puts tokens that other files add to it into a tokenizer.json; returns True where there were.
+
+    Raises:
+      DataError: an added token would take the id of another.
+    """
+    old = {token["content"] for token in content.get("added_tokens") or ()}
+    new = [(i, token) for i, token in sorted(added.items()) if token.content not in old]
+    if not new:
+        return False
+    names = {i: token for token, i in _ids(content).items()}
+    for i, token in new:
+        if names.get(i, token.content) != token.content:
+            raise DataError(
+                f"The files beside {origin} add {token.content!r} with id {i}, which is "
+                f"{names[i]!r}. They belong to another tokenizer."
+            )
+    more = [{"id": i, **dataclasses.asdict(token)} for i, token in new]
+    content["added_tokens"] = [*(content.get("added_tokens") or ()), *more]
+    return True
+
+
+def _ids(content: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the ids that a tokenizer.json says its tokens have."""
+    vocabulary = content["model"].get("vocab") or {}
+    if not isinstance(vocabulary, dict):
+        vocabulary = {piece: i for i, (piece, _) in enumerate(vocabulary)}
+    added = content.get("added_tokens") or ()
+    return {**vocabulary, **{token["content"]: token["id"] for token in added}}
+
+
+def check_ids(content: Mapping[str, Any], loaded: Mapping[str, int], origin: str) -> None:
+    """Raises DataError if a token got another id on loading than its file says.
+
+    The library numbers added tokens that are not in the vocabulary from the vocabulary's size on,
+    whatever their ids in the file are.
+    """
+    for token, i in _ids(content).items():
+        if loaded.get(token) != i:
+            raise DataError(
+                f"{origin} says that {token!r} is token {i}; read by the tokenizers library it is "
+                f"{loaded.get(token)}, which may be another token's id. Number the added tokens "
+                "from the size of the vocabulary on, or put them into the vocabulary too."
+            )

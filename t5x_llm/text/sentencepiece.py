@@ -9,13 +9,16 @@ every other text.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import sentencepiece
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path, write_atomic, write_json
+from t5x_llm.core.paths import as_path, write_atomic
 from t5x_llm.text import convert
+from t5x_llm.text.companions import CONFIG, KEYS, SPECIAL_MAP, Companions, dumped
+from t5x_llm.text.pieces import appends_eos, fitted
 from t5x_llm.text.tokenizer import MAX_VOCABULARY, Tokenizer, fingerprint
 
 SPACE = "\u2581"
@@ -54,14 +57,24 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
       data: the model file.
       origin: where it came from, for messages.
+      companions: other files of its directory by name, as ``HFTokenizer``; tokens that they add
+        become pieces. A tokenizer.json among them is one of the same pieces.
 
     Raises:
       DataError: it is not a model, or one of another kind.
     """
 
-    def __init__(self, data: bytes, origin: str = "tokenizer.model"):
-        self._data = data
+    def __init__(
+        self,
+        data: bytes,
+        origin: str = "tokenizer.model",
+        companions: Mapping[str, bytes] | None = None,
+    ):
+        self._companions = Companions(dict(companions or {}), origin)
         proto = parse(data, origin)
+        if fitted(proto, self._companions, origin):
+            data = proto.SerializeToString(deterministic=True)
+        self._data = data
         spaced = type(proto)()
         spaced.CopyFrom(proto)
         for piece in spaced.pieces:
@@ -85,25 +98,54 @@ class SentencePieceTokenizer(Tokenizer):
         self._special = {i for i, p in enumerate(spaced.pieces) if p.type in special}
 
         self.vocab_size = len(spaced.pieces)
-        self.unk_id, self.bos_id, self.eos_id, self.pad_id = (
-            i if i >= 0 else None
-            for i in (
-                self._processor.unk_id(),
-                self._processor.bos_id(),
-                self._processor.eos_id(),
-                self._processor.pad_id(),
-            )
-        )
+        own = {
+            "unk_token": self._processor.unk_id(),
+            "bos_token": self._processor.bos_id(),
+            "eos_token": self._processor.eos_id(),
+            "pad_token": self._processor.pad_id(),
+        }
+        self._ids = self._named_ids({k: i for k, i in own.items() if i >= 0})
+        self.unk_id, self.bos_id = self._ids.get("unk_token"), self._ids.get("bos_token")
+        self.eos_id, self.pad_id = self._ids.get("eos_token"), self._ids.get("pad_token")
+        said = self._companions.add_bos
+        self.add_bos = said is not False and self.bos_id is not None
         self.fingerprint = fingerprint(data)
+
+    def _named_ids(self, own: dict[str, int]) -> dict[str, int]:
+        """Returns ids of special tokens by key: those that the companions name, else ``own``."""
+        ids = dict(own)
+        for key, name in self._companions.named.items():
+            found = None if name is None else self.id_of(name)
+            if name is None and key in ids:
+                del ids[key]
+            elif found is not None and key in KEYS:
+                ids[key] = found
+        return ids
+
+    @property
+    def special(self) -> dict[int, str]:
+        return {i: self._proto.pieces[i].piece for i in sorted(self._special)}
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        return dict(self._companions.files)
 
     def id_of(self, piece: str) -> int | None:
         found = self._processor.piece_to_id(piece)
         return found if self._proto.pieces[found].piece == piece else None
 
     @property
+    def data(self) -> bytes:
+        """The model file, with the pieces that the companions add."""
+        return self._data
+
+    @property
     def proto(self) -> Any:
         """The ModelProto, as its file has it."""
         return parse(self._data, "the model")
+
+    def with_companions(self, companions: Mapping[str, bytes]) -> SentencePieceTokenizer:
+        return SentencePieceTokenizer(self._data, self._companions.origin, companions)
 
     def piece(self, id: int) -> str:
         return self._proto.pieces[id].piece
@@ -127,15 +169,40 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         root = as_path(directory)
-        write_atomic(root / "tokenizer.model", self._data)
-        write_atomic(root / "tokenizer.json", convert.tokenizer_json(self._proto, self._strip))
-        for name, content in convert.companions(self._names(), self._specials()).items():
-            write_json(root / name, content)
+        names = {k: self._proto.pieces[i].piece for k, i in self._ids.items()}
+        files = self._companions.saved(names)
+        files["tokenizer.model"] = self._data
+        if "tokenizer.json" not in files:
+            ends = appends_eos(self._companions)
+            made = convert.tokenizer_json(
+                self._proto, self._strip, self.bos_id if self.add_bos else None,
+                self.eos_id if ends else None,
+            )  # fmt: skip
+            files["tokenizer.json"] = made.encode()
+            config = convert.companions(names, self.special)
+            config[CONFIG] |= {
+                "add_bos_token": self.add_bos and self.bos_id is not None,
+                "add_eos_token": ends and self.eos_id is not None,
+            }
+            # llama.cpp, as its converter reads it, puts a space in front unless told otherwise.
+            config[CONFIG] |= {} if self._strip else {"add_prefix_space": False}
+            files[CONFIG] = dumped(_merged(self._companions.config, config[CONFIG]))
+            files.setdefault(SPECIAL_MAP, dumped(config[SPECIAL_MAP]))
+        for name, raw in files.items():
+            write_atomic(root / name, raw)
 
-    def _names(self) -> dict[str, str]:
-        ids = {"unk": self.unk_id, "bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
-        pieces = self._proto.pieces
-        return {f"{k}_token": pieces[i].piece for k, i in ids.items() if i is not None}
 
-    def _specials(self) -> dict[int, str]:
-        return {i: self._proto.pieces[i].piece for i in sorted(self._special)}
+# Of a config beside a SentencePiece model: what names code or a class that would build another
+# tokenizer.json than the one that is written.
+_REPLACED = (
+    *("tokenizer_class", "added_tokens_decoder", "add_bos_token", "add_eos_token"),
+    *("add_prefix_space", "auto_map", "vocab_file", "tokenizer_file", "from_slow"),
+)
+
+
+def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Returns tokenizer_config.json as it was, with what belongs to the tokenizer.json we make."""
+    kept = {k: v for k, v in theirs.items() if k not in _REPLACED}
+    given = theirs.get("added_tokens_decoder")
+    decoder = ours["added_tokens_decoder"] | (given if isinstance(given, dict) else {})
+    return ours | kept | {"added_tokens_decoder": decoder}

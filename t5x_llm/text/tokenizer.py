@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from t5x_llm.core.errors import DataError
 
@@ -34,6 +34,20 @@ class Tokenizer(abc.ABC):
     unk_id: int | None
     add_bos: bool = True
     fingerprint: str
+
+    @property
+    def special(self) -> dict[int, str]:
+        """Special tokens by id, as the model file spells them; they stand for no text."""
+        return {}
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        """Files of its directory by name; those of the tokenizer are saved with it."""
+        return {}
+
+    def with_companions(self, companions: Mapping[str, bytes]) -> Tokenizer:
+        """Returns the same tokenizer with other files beside it; itself where it keeps none."""
+        return self
 
     @abc.abstractmethod
     def id_of(self, piece: str) -> int | None:

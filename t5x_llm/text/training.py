@@ -34,7 +34,8 @@ class TokenizerTraining:
 
     Attributes:
       vocab_size: pieces, among them 4 special tokens and 256 bytes (if ``byte_fallback``).
-      kind: ``bpe`` or ``unigram``.
+      kind: ``bpe`` or ``unigram``. llama.cpp's converter reads the tokenizer.model of a LLaMA as
+        BPE whatever it is, so a model that is to run there needs ``bpe``.
       character_coverage: share of the characters in the text that get a piece of their own; the
         others are written in bytes. 0.9995 suits Chinese with its thousands of characters
         (SentencePiece's own advice), 1.0 a small alphabet.

@@ -19,7 +19,7 @@ from t5x_llm.hf import parity  # noqa: E402
 from t5x_llm.hf.convert import convert  # noqa: E402
 from t5x_llm.hf.gguf_file import TYPES  # noqa: E402
 from t5x_llm.hf.gguf_io import GgufReader  # noqa: E402
-from t5x_llm.hf.gguf_tokenizer import write_tokenizer  # noqa: E402
+from t5x_llm.hf.gguf_tokenizer import read_tokenizer  # noqa: E402
 from t5x_llm.hf.import_ import import_model  # noqa: E402
 from t5x_llm.hf.safetensors_io import SafetensorsReader  # noqa: E402
 
@@ -185,7 +185,7 @@ def test_unknown_tensors_and_tokenizers(tmp_path):
     for key, value in (("model", "bert"), ("pre", "martian")):
         reader.fields[f"tokenizer.ggml.{key}"] = value
         with pytest.raises(ConfigError, match=f"tokenizer.ggml.{key}"):
-            write_tokenizer(reader, tmp_path)
+            read_tokenizer(reader)
         reader.fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"}
 
 
