@@ -34,7 +34,7 @@ def _main(argv: Sequence[str]) -> None:
 
     args = build_parser().parse_args(argv)
 
-    report = import_model(args.path).report
+    report = import_model(args.path, ignore=args.ignore_field).report
     assert report is not None
     print(f"Reference: {report.reference}, float32, weights stored as {report.dtype}")
     for name, prompt in report.prompts.items():

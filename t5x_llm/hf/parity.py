@@ -78,6 +78,10 @@ class ParityReport:
         """Writes parity.json."""
         write_json(as_path(directory) / "parity.json", dataclasses.asdict(self))
 
+    def noted(self, notes: tuple[str, ...]) -> ParityReport:
+        """Returns the report with more notes."""
+        return dataclasses.replace(self, notes=self.notes + notes)
+
     def raise_if_failed(self, subject: str) -> None:
         """Raises ParityError with the figures unless the check passed, or there was none."""
         if self.passed or not self.prompts:

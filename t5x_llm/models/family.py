@@ -26,7 +26,8 @@ class Family:
       FIELDS: our field to (config.json's field, what transformers takes where it is absent, or
         ``REQUIRED``).
       WRITTEN: fields of config.json with the one value this family computes; written on export.
-      FIXED: the same, but accepted only: old names, switches that are off.
+      FIXED: the same, but accepted only: old names, switches that are off; absent and null are
+        fine.
       IGNORED: fields that change no inference: dropout rates, initialisation.
       READ: fields that ``read_hf`` reads.
       COPIES: fields that repeat, if they are there, an attribute of ours; refused if they do not.
@@ -85,7 +86,8 @@ class Family:
         """The preset of a transformers config.json.
 
         Raises:
-          ConfigError: naming a field this family does not know or a value it cannot express.
+          UnknownField: naming a field that this family does not know.
+          ConfigError: naming a field whose value it cannot express.
           KeyError: naming a field that is missing.
         """
         known = {hf for hf, _ in cls.FIELDS.values()} | cls.IGNORED | cls.READ | cls.COPIES.keys()
@@ -94,12 +96,13 @@ class Family:
         kwargs: dict[str, Any] = {}
         kinds = {field.name: str(field.type) for field in dataclasses.fields(cast(Any, cls))}
         for ours, (hf, default) in cls.FIELDS.items():
-            if default is REQUIRED:
+            if config.get(hf) is not None:
                 kwargs[ours] = config[hf]
+            elif default is REQUIRED:
+                raise KeyError(hf)
             else:
-                value = config.get(hf)
-                kwargs[ours] = default if value is None else value
-            if kwargs[ours] is not default:
+                kwargs[ours] = _of_null(kinds[ours], default) if hf in config else default
+            if kwargs[ours] is not default and kwargs[ours] is not None:
                 _check_kind(f"config.json {hf}", kwargs[ours], kinds[ours])
         preset = cls(**(kwargs | cls.read_hf(config)))
         check_copies(config, {hf: getattr(preset, ours) for hf, ours in cls.COPIES.items()})
@@ -121,6 +124,12 @@ class Family:
         if not isinstance(part, int) or part < 1 or whole % part:
             family = type(self).__name__
             raise ConfigError(f"{family}.{by}", part, f"a divisor of {family}.{name} = {whole}")
+
+
+def _of_null(kinds: str, default: Any) -> Any:
+    """What null means in a field of ours: None, or off, where it can be that; else nothing."""
+    names = set(kinds.replace(" ", "").split("|"))
+    return None if "None" in names else False if names == {"bool"} else default
 
 
 def _check_kind(field: str, value: Any, kinds: str) -> None:

@@ -70,8 +70,7 @@ class Bert(Family):
         "directionality": "bidi",
     }
     IGNORED = frozenset(
-        {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}
-        | {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"}
+        {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"}
         | {"pooler_size_per_head", "pooler_type"}
     )
     # They serve other tasks.

@@ -39,7 +39,7 @@ class Gemma(BiasedLlama):
         "max_length": ("max_position_embeddings", 8192),
     }
     WRITTEN = {"hidden_act": "gelu_pytorch_tanh", "attention_dropout": 0.0}
-    FIXED = {"use_bidirectional_attention": None, "hidden_activation": "gelu_pytorch_tanh"}
+    FIXED = {"use_bidirectional_attention": False, "hidden_activation": "gelu_pytorch_tanh"}
 
     def norm(self) -> NormConfig:
         """RMSNorm whose stored scale is that less one."""
@@ -91,9 +91,8 @@ class Gemma2(Gemma):
     }
     WRITTEN = {"hidden_activation": "gelu_pytorch_tanh", "attention_dropout": 0.0}
     FIXED = {
-        "use_bidirectional_attention": None,
+        "use_bidirectional_attention": False,
         "hidden_act": "gelu_pytorch_tanh",
-        "cache_implementation": "hybrid",
     }
     READ = Gemma.READ | {"layer_types", "attn_logit_softcapping", "final_logit_softcapping"}
 

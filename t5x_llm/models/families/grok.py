@@ -50,7 +50,6 @@ class Grok1(LlamaLike):
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
     WRITTEN = {}
-    FIXED = {"output_router_logits": False}
     READ = LlamaLike.READ | {"head_dim"}
 
     def attention(self) -> AttentionConfig:

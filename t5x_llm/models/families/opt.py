@@ -54,8 +54,6 @@ class OPT(GptLike):
         "bias": ("enable_bias", True),
         "learned_norms": ("layer_norm_elementwise_affine", True),
     }
-    IGNORED = frozenset({"dropout", "attention_dropout", "activation_dropout", "layerdrop"})
-    IGNORED |= {"prefix"}  # a text that pipelines put before prompts
     NAMES = {
         "embed": "model.decoder.embed_tokens",
         "position_embed": "model.decoder.embed_positions",
@@ -102,5 +100,5 @@ class OPT(GptLike):
             final_norm=self.norm() if final else None,
             learned_positions=self.max_length,
             position_offset=_OFFSET,
-            embed_dim=self.embed_dim,
+            embed_dim=None if self.embed_dim == self.d_model else self.embed_dim,
         )

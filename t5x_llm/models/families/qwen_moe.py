@@ -11,11 +11,7 @@ from t5x_llm.models.moe import expert_entries, experts
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.layer import LayerConfig
 
-_SWITCHES = {
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "output_router_logits": False,
-}
+_SWITCHES: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Qwen3Moe(Qwen3):
         "normalise": ("norm_topk_prob", False),
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
-    FIXED = _SWITCHES
+    FIXED = {**_SWITCHES, "use_qk_norm": True, "shared_expert_intermediate_size": 0}
     COPIES = {"num_local_experts": "n_experts"}
 
     @classmethod
