@@ -56,7 +56,7 @@ HARMLESS = _COMMON | _GENERATION | _TRAINING
 # Rates of dropout; tools' own notes; what begins with an underscore for transformers' own use.
 _INERT = re.compile(
     r"(^|_)(dropout|drop)(_rate|_prob|_p|$)|(dropout|pdrop)(_prob|_p|_rate)?$|^classifier_dropout"
-    r"|^(unsloth|transformers|axolotl|llamafactory|mergekit|peft|neuron|openvino|onnx)"
+    r"|^(unsloth|tokenizer_|transformers|axolotl|llamafactory|mergekit|peft|neuron|openvino|onnx)"
     r"|^_(name_or_path|num_labels|commit_hash|from_model_config|attn_implementation\w*"
     r"|flash_attn_2_enabled|experts_implementation|output_attentions|pre_quantization_dtype)$"
     r"|\.js_config$"
@@ -65,6 +65,7 @@ _INERT = re.compile(
 _OFF: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({},),
     "quantization_config": ({},),
+    "quantization": ({},),
     "compression_config": ({},),
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (),
@@ -86,7 +87,7 @@ _WHY: dict[str, str] = {
     "use_mrope": "Positions in three dimensions belong to models of images; this one reads text.",
     "add_cross_attention": "Layers that read an encoder are known in T5 alone.",
 }
-_WHY["compression_config"] = _WHY["quantization_config"]
+_WHY["compression_config"] = _WHY["quantization"] = _WHY["quantization_config"]
 WRAPPED = ("text_config", "language_config", "llm_config", "thinker_config")
 
 

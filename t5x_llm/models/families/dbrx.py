@@ -17,6 +17,10 @@ from t5x_llm.nn.layer import LayerConfig
 from t5x_llm.nn.norm import NormConfig
 
 
+# Fields that say something in the whole config alone, and stand in its parts too.
+_OUTER = ("model_type", "tie_word_embeddings")
+
+
 @dataclasses.dataclass(frozen=True)
 class Dbrx(LlamaLike):
     """LayerNorm without biases and experts chosen by a p-norm.
@@ -70,14 +74,14 @@ class Dbrx(LlamaLike):
         attention, inner = config.get("attn_config") or {}, config.get("ffn_config") or {}
         check_hf_config(
             attention,
-            known={"clip_qkv", "kv_n_heads", "rope_theta", "model_type"},
+            known={"clip_qkv", "kv_n_heads", "rope_theta", *_OUTER},
             fixed={"attn_type": "default"},
             prefix="attn_config.",
         )
         check_hf_config(
             inner,
             known={"ffn_hidden_size", "moe_num_experts", "moe_top_k", "moe_loss_weight"}
-            | {"moe_normalize_expert_weights", "hidden_size", "model_type", "moe_jitter_eps"},
+            | {"moe_normalize_expert_weights", "hidden_size", "moe_jitter_eps", *_OUTER},
             fixed={"ffn_act_fn": {"name": "silu"}, "ffn_type": "dbrxmoe"}
             | {"uniform_expert_assignment": False},
             prefix="ffn_config.",

@@ -94,6 +94,7 @@ class Gemma2(Gemma):
         "use_bidirectional_attention": False,
         "hidden_act": "gelu_pytorch_tanh",
     }
+    COPIES = {"sliding_window_size": "window"}
     READ = Gemma.READ | {"layer_types", "attn_logit_softcapping", "final_logit_softcapping"}
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ class MPT(GptLike):
         fixed = {"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention"}
         fixed |= {"prefix_lm": False, "qk_ln": False, "attn_uses_sequence_id": False}
         fixed |= {"rope": False, "qk_gn": False, "sliding_window_size": -1}
-        known = {"clip_qkv", "softmax_scale", "model_type"}
+        known = {"clip_qkv", "softmax_scale", "model_type", "tie_word_embeddings"}
         known |= {"rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"}  # of "rope"
         check_hf_config(attention, known=known, fixed=fixed, prefix="attn_config.")
         return {

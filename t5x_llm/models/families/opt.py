@@ -54,6 +54,8 @@ class OPT(GptLike):
         "bias": ("enable_bias", True),
         "learned_norms": ("layer_norm_elementwise_affine", True),
     }
+    # What conversions from Metaseq left behind.
+    FIXED = {"learned_embeddings": True, "scale_embeddings": False, "output_projection": True}
     NAMES = {
         "embed": "model.decoder.embed_tokens",
         "position_embed": "model.decoder.embed_positions",

@@ -41,7 +41,7 @@ class StableLM(PartialLlama):
     }
     WRITTEN = {"hidden_act": "silu", "hidden_dropout": 0.0, "attention_dropout": 0.0}
     # Of the first release.
-    COPIES = {"num_heads": "n_heads", "rope_pct": "rotary_fraction"}
+    COPIES = {"num_heads": "n_heads", "rope_pct": "rotary_fraction", "norm_eps": "norm_eps"}
 
     def norm(self) -> NormConfig:
         """LayerNorm."""
