@@ -14,7 +14,8 @@ DESCRIPTION = """Compare our logits of a Hugging Face directory or GGUF file wit
   t5x-llm parity runs/quickstart/hf
 
 The reference is transformers where it and torch are installed, else an independent NumPy forward
-pass; both compute in float32 on a prompt of 512 tokens."""
+pass; both compute in float32 on a prompt of 512 tokens, or of more where windows and rotations
+take effect later."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -88,6 +88,7 @@ def import_model(
             reference(source.path, source.config, weights.read, parity.count(family)),
             vocab_size=family.vocab_size,
             max_length=parity.max_length(family),
+            long=parity.long_prompt(family),
             dtype=weights.stored,
         ).noted(notes)
         report.raise_if_failed(f"Import of {path}")

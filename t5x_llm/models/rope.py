@@ -84,7 +84,7 @@ def read_rope(
     key = "rope_type" if "rope_type" in raw else "type"
     said = raw.get(key, "default")
     kind = old_kinds.get(said, said) if isinstance(said, str) else said
-    if kind not in _KNOWN:
+    if not isinstance(kind, str) or kind not in _KNOWN:
         raise ConfigError(
             f"config.json {settings.name}.{key}",
             said,

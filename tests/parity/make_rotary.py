@@ -67,6 +67,7 @@ SIZES = dict(
     intermediate_size=40,
     num_hidden_layers=1,
     num_attention_heads=4,
+    num_key_value_heads=4,
     pad_token_id=0,
 )
 

@@ -108,3 +108,23 @@ def test_greedy_text_with_a_cache(both):
             use_cache=not again,
         )
         assert list(sample.tokens) == out[0, len(prompt) :].tolist(), len(prompt)
+
+
+def test_a_window_that_config_json_does_not_say(tmp_path):
+    """transformers takes 4,096 for Mistral; the long prompt goes beyond them."""
+    config = transformers.MistralConfig(**SIZES, max_position_embeddings=8192)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.15)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = {k: v for k, v in json.loads(path.read_text()).items() if k != "sliding_window"}
+    path.write_text(json.dumps(fields | {"a_field_of_tomorrow": 7}))
+    imported = import_model(tmp_path)
+    assert imported.family.window == 4096
+    report = imported.report
+    assert report.passed and report.prompts["long"].tokens > 4096
+    assert "a_field_of_tomorrow" in " ".join(report.notes)

@@ -16,7 +16,6 @@ from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.layer import LayerConfig
 from t5x_llm.nn.norm import NormConfig
 
-
 # Fields that say something in the whole config alone, and stand in its parts too.
 _OUTER = ("model_type", "tie_word_embeddings")
 
