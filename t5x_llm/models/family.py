@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.hf_config import check_copies, check_hf_config
+from t5x_llm.models.preset_errors import by_config, by_preset
 from t5x_llm.models.weight_map import Entry
 
 REQUIRED = object()
@@ -57,6 +58,16 @@ class Family:
     def weight_map(self) -> list[Entry]:
         """HF tensor names and layouts against ours."""
         raise NotImplementedError
+
+    def check_decoder(self) -> None:
+        """Raises ConfigError, naming a field of the preset, unless its decoder can be made."""
+        try:
+            self.decoder()
+        except ConfigError as e:
+            found = by_preset(e, self)
+            if found is e:
+                raise
+            raise found from e
 
     def special_ids(self) -> dict[str, int]:
         """Our fields that are ids of the tokenizer's: ``pad_id``, ``start_id``."""
@@ -104,7 +115,11 @@ class Family:
                 kwargs[ours] = _of_null(kinds[ours], default) if hf in config else default
             if kwargs[ours] is not default and kwargs[ours] is not None:
                 _check_kind(f"config.json {hf}", kwargs[ours], kinds[ours])
-        preset = cls(**(kwargs | cls.read_hf(config)))
+        kwargs |= cls.read_hf(config)
+        try:
+            preset = cls(**kwargs)
+        except ConfigError as e:
+            raise by_config(e, cls, cls.FIELDS, cls.READ) from e
         check_copies(config, {hf: getattr(preset, ours) for hf, ours in cls.COPIES.items()})
         return preset
 

@@ -76,6 +76,21 @@ def check(config: dict[str, Any], changed: str) -> str:
     return f"{changed}: {'; '.join(parts)[:400]} {found[1:]} {expected[1:]}"
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "qwen2_moe", "qwen3_moe"])
+def test_windows_of_some_layers(name):
+    """Which layers have the window where the layers are not listed."""
+    left_out = ("layer_types", "sliding_window", "max_window_layers")
+    config = {k: v for k, v in CASES[name].items() if k not in left_out}
+    config |= {"use_sliding_window": True, "num_hidden_layers": 5}
+    window, first = {"sliding_window": 100}, {"max_window_layers": 3}
+    for more in ({}, window, first, window | first):
+        assert not check(config | more, str(more))
+    sliding = {"qwen2": [3, 4], "qwen3": [3, 4], "qwen2_moe": [0, 2], "qwen3_moe": [0, 1, 2, 3, 4]}
+    family = family_of(config | window | first)
+    found = [i for i, kind in enumerate(family.layer_types) if kind == "sliding_attention"]
+    assert found == sliding[name] and family.window == 100
+
+
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if c["model_type"] in KNOWN])
 def test_fields_left_out_or_null(name):
     config = CASES[name]

@@ -89,7 +89,7 @@ class DeepseekV2(LlamaLike):
         if not 0 <= self.n_dense < self.n_layers:
             field = f"{type(self).__name__}.n_dense"
             raise ConfigError(field, self.n_dense, f"0 to {self.n_layers - 1}, fewer than layers")
-        self.decoder()
+        self.check_decoder()
 
     @property
     def query_dim(self) -> int:

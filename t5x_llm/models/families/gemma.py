@@ -14,7 +14,7 @@ from t5x_llm.models.family import changed, norm
 from t5x_llm.models.layer_types import FULL, SLIDING, check_layer_types, grouped
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 
@@ -117,12 +117,12 @@ class Gemma2(Gemma):
 
     def groups(self) -> tuple[GroupConfig, ...]:
         """Layers by their type."""
-        residual = ResidualConfig(self.norm(), self.norm(), None, 1.0, skip_normed=False)
+        joined = residual(self.norm(), out=self.norm())
 
         def block(kind: str) -> BlockConfig:
             window = self.window if kind == SLIDING else None
             attention = changed(self.attention(), window=window)
-            return BlockConfig(attention, self.feed_forward(), residual, "no")
+            return BlockConfig(attention, self.feed_forward(), joined, "no")
 
         return grouped(self.types, block)
 

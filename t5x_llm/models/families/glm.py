@@ -16,7 +16,7 @@ from t5x_llm.models.hf_config import given
 from t5x_llm.models.rope import write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 from t5x_llm.nn.positions import RotaryConfig
@@ -217,8 +217,8 @@ class ChatGLM1(LlamaLike):
     def groups(self) -> tuple[GroupConfig, ...]:
         """alpha * norm(x) + f(norm(x)) with alpha = sqrt(2 L)."""
         alpha = math.sqrt(2 * self.n_layers)
-        residual = ResidualConfig(self.norm(), None, None, alpha, skip_normed=True)
-        block = BlockConfig(self.attention(), self.feed_forward(), residual, parallel="no")
+        joined = residual(self.norm(), skip_scale=alpha, skip_normed=True)
+        block = BlockConfig(self.attention(), self.feed_forward(), joined, parallel="no")
         return (GroupConfig((block,), self.n_layers),)
 
     @classmethod

@@ -122,7 +122,7 @@ class Jamba(Family):
             check_number(field, offset, low=0, high=period - 1, integer=True)
         if self.expand < 1:
             raise ConfigError("Jamba.expand", self.expand, "an integer at least 1")
-        self.decoder()
+        self.check_decoder()
 
     def norm(self) -> NormConfig:
         """The norm of every place."""

@@ -87,7 +87,7 @@ class LlamaLike(Family):
                 f"Change either, or give {family}.head_dim.",
             )
         check_rope(self, self.rope_scaling)
-        self.decoder()
+        self.check_decoder()
 
     @property
     def kv_heads(self) -> int:

@@ -148,7 +148,7 @@ class Mamba(MambaLike):
             if self.d_inner % self.d_model:
                 whole = f"a multiple of {family}.d_model = {self.d_model}"
                 raise ConfigError(f"{family}.d_inner", self.d_inner, whole)
-        self.decoder()
+        self.check_decoder()
 
     def mixer(self) -> SelectiveConfig:
         """The selective mixer."""

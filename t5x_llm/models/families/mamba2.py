@@ -58,7 +58,7 @@ class Mamba2(MambaLike):
                 f"n_heads * head_dim = {self.n_heads * self.head_dim} to be a multiple of "
                 f"Mamba2.d_model = {self.d_model}",
             )
-        self.decoder()
+        self.check_decoder()
 
     def mixer(self) -> SsdConfig:
         """The mixer."""

@@ -8,7 +8,7 @@ from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families.gpt_like import GptLike
 from t5x_llm.models.family import REQUIRED, changed
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 
@@ -91,7 +91,7 @@ class OPT(GptLike):
     def block(self) -> BlockConfig:
         """x + f(norm(x)), or norm(x + f(x))."""
         block = super().block()
-        after = ResidualConfig(None, None, self.norm(), 1.0, skip_normed=False)
+        after = residual(None, post=self.norm())
         return block if self.norm_first else changed(block, residual=after)
 
     def decoder(self) -> DecoderConfig:

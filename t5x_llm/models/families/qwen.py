@@ -78,10 +78,15 @@ class Qwen2(LlamaLike):
         types = config.get("layer_types")
         if types is None and window is not None:
             first = given(config, "max_window_layers", 28)
-            types = [SLIDING if i >= first else FULL for i in range(layers)]
+            types = [SLIDING if cls.has_window(i, first) else FULL for i in range(layers)]
         if types is None or SLIDING not in types or window is None:
             return fields
         return fields | {"window": window, "layer_types": tuple(types)}
+
+    @staticmethod
+    def has_window(layer: int, max_window_layers: int) -> bool:
+        """Returns which layers have the window, as transformers has it where none are listed."""
+        return layer >= max_window_layers
 
     def write_hf(self) -> dict[str, Any]:
         """Returns the fields that ``read_hf`` reads."""

@@ -93,7 +93,7 @@ class T5(Family):
         check_choice(f"{name}.feed_forward", self.feed_forward, FEED_FORWARDS)
         if self.scaled and not self.tied:
             raise ConfigError(f"{name}.scale_logits", True, "False where the head is not tied")
-        self.decoder()
+        self.check_decoder()
 
     @property
     def scaled(self) -> bool:

@@ -85,7 +85,7 @@ class TTTLinear(Family):
 
     def __post_init__(self) -> None:
         self.check_divides("d_model", "n_heads")
-        self.decoder()
+        self.check_decoder()
 
     def decoder(self) -> DecoderConfig:
         """The generic decoder this preset describes."""
