@@ -61,6 +61,17 @@ def add_unproved(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ignore_field(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of every command that proves a model."""
+    parser.add_argument(
+        "--ignore_field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="read config.json as if this field were absent; repeatable; a.b is field b in field a",
+    )
+
+
 def data_parser(name: str, description: str) -> argparse.ArgumentParser:
     """Returns the parser of a command ``t5x-llm data``, with the arguments that name a run."""
     made = gin_parser(f"t5x-llm data {name}", description)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.arguments import add_unproved, plain_parser
+from t5x_llm.cli.arguments import add_ignore_field, add_unproved, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Read a model, prove that ours computes the same logits, and write it out.
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=(STORED, *DTYPES), default=STORED)
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
     add_unproved(parser)
+    add_ignore_field(parser)
     return parser
 
 
@@ -53,8 +54,12 @@ def _main(argv: Sequence[str]) -> None:
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_bytes,
         unproved=args.unproved,
+        ignore_fields=args.ignore_field,
     )
     print(f"Wrote {args.out} from {args.source}: {found.report.summary()}.")
+    for note in found.report.notes:
+        if found.report.prompts:
+            print(f"  note: {note}")
     print(f"To train on from it, bind Run.start_from = {args.out!r} and this model:")
     print(f"  Run.model = @{type(found.family).__name__}()")
     for line in bindings_of(found.family):

@@ -14,7 +14,8 @@ DESCRIPTION = """Compare our logits of a Hugging Face directory or GGUF file wit
   t5x-llm parity runs/quickstart/hf
 
 The reference is transformers where it and torch are installed, else an independent NumPy forward
-pass; both compute in float32 on a prompt of 512 tokens."""
+pass; both compute in float32 on a prompt of 512 tokens, or of more where windows and rotations
+take effect later."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +35,7 @@ def _main(argv: Sequence[str]) -> None:
 
     args = build_parser().parse_args(argv)
 
-    report = import_model(args.path).report
+    report = import_model(args.path, ignore=args.ignore_field).report
     assert report is not None
     print(f"Reference: {report.reference}, float32, weights stored as {report.dtype}")
     for name, prompt in report.prompts.items():

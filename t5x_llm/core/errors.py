@@ -20,6 +20,8 @@ class T5xLLMError(Exception):
 class ConfigError(T5xLLMError):
     """A configuration value that cannot work, found before anything expensive starts.
 
+    ``arguments`` are those that it was made with, in order.
+
     Args:
       field: dotted name as the user writes it in gin, e.g. ``Optimizer.name``.
       value: what was received.
@@ -38,7 +40,7 @@ class ConfigError(T5xLLMError):
     ):
         self.field, self.value = field, value
         choices = sorted(map(str, choices))
-        self._arguments = (field, value, expected, remedy, choices)
+        self.arguments = (field, value, expected, remedy, choices)
         if choices:
             expected = expected or f"one of {', '.join(choices)}"
         parts = [f"{field} = {value!r}: expected {expected}."]
@@ -58,7 +60,7 @@ class ConfigError(T5xLLMError):
         """Pickles the error with all its arguments, so that one raised in a worker process arrives
         whole.
         """
-        return type(self), self._arguments
+        return type(self), self.arguments
 
 
 class DataError(T5xLLMError):

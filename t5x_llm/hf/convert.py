@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from t5x_llm.hf.export import (
     special_ids,
     write_configs,
 )
-from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
+from t5x_llm.hf.import_ import check_tokenizer, provable, resolve
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import ModelSource, open_source, read_config
@@ -60,6 +60,7 @@ def convert(
     dtype: str = STORED,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     unproved: bool = False,
+    ignore: Collection[str] = (),
 ) -> Converted:
     """Reads a model, proves our reading of it, and writes it.
 
@@ -74,6 +75,7 @@ def convert(
       dtype: of the written weights; 'stored' keeps each tensor's (float32 where it was quantised).
       max_shard_bytes: limit on the data of one safetensors file.
       unproved: write the model even if nothing here can compute it; the report says so.
+      ignore: fields of config.json to read as if they were absent.
 
     Raises:
       ConfigError: a field of config.json that the family does not know; ``out_dir`` cannot be
@@ -84,7 +86,7 @@ def convert(
     check_choice("dtype", dtype, (STORED, *DTYPES))
     check_count("max_shard_bytes", max_shard_bytes, low=1)
     source = open_source(path, kind)
-    family = family_in(source)
+    family, notes = provable(source, ignore)
     tokenizer = source.tokenizer()
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
@@ -95,6 +97,7 @@ def convert(
     title = weights.stored if dtype == STORED else dtype
     with buffers_given_back():
         first = gate(source.path, source.config, family, weights.read, weights.stored, unproved)
+    first = first.noted(notes)
     first.raise_if_failed(f"Import of {path}")
 
     def make(name: str) -> np.ndarray:

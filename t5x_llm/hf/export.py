@@ -201,6 +201,7 @@ def gate(
             reference(path, config, read, parity.count(family)),
             vocab_size=family.vocab_size,
             max_length=parity.max_length(family),
+            long=parity.long_prompt(family),
             dtype=dtype,
         )
     except NoReference as e:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import parity
-from t5x_llm.hf.reference import reference
+from t5x_llm.hf.model_config import family_of, read_family
+from t5x_llm.hf.reference import reference, why_not_transformers
 from t5x_llm.hf.source import ModelSource, Weights, open_source, read_config
-from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import from_hf, hf_shapes
@@ -30,7 +30,6 @@ BUFFERS = re.compile(
 )
 # A tensor is made of at most so many parameters of ours.
 _PARTS = 256
-_MAX_LAYERS = 10_000
 
 
 class Imported(NamedTuple):
@@ -62,6 +61,7 @@ def import_model(
     *,
     check: bool = True,
     place: Callable[[str, np.ndarray], Any] = lambda name, array: array,
+    ignore: Collection[str] = (),
 ) -> Imported:
     """Reads a model and proves that ours computes the same logits.
 
@@ -69,6 +69,7 @@ def import_model(
       path: a Hugging Face directory with safetensors, or a ``.gguf`` file.
       check: run the parity gate; off only where the caller runs it itself.
       place: called with each finished parameter (dotted path, array), e.g. to put it on devices.
+      ignore: fields of config.json to read as if they were absent.
 
     Raises:
       CheckpointError: missing, damaged or malicious files; tensors unknown or of a wrong shape.
@@ -77,7 +78,7 @@ def import_model(
     """
     source = open_source(path)
     tokenizer = source.tokenizer()
-    family = family_in(source)
+    family, notes = provable(source, ignore) if check else (family_in(source, ignore), ())
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
     report = None
@@ -87,38 +88,37 @@ def import_model(
             reference(source.path, source.config, weights.read, parity.count(family)),
             vocab_size=family.vocab_size,
             max_length=parity.max_length(family),
+            long=parity.long_prompt(family),
             dtype=weights.stored,
-        )
+        ).noted(notes)
         report.raise_if_failed(f"Import of {path}")
     abstract = Model(family.decoder()).abstract_params()
     params = from_hf(family.weight_map(), abstract, weights.read, place)
     return Imported(family, params, tokenizer, report)
 
 
-def family_in(source: ModelSource) -> Family:
+def family_in(source: ModelSource, ignore: Collection[str] = ()) -> Family:
     """The family dataclass of a model on disk; raises as ``family_of``."""
-    return family_of(source.config).fitted(source.weights.names())
+    return family_of(source.config, ignore).fitted(source.weights.names())
 
 
-def family_of(config: dict[str, Any]) -> Family:
-    """The family dataclass of a config.json.
+def provable(source: ModelSource, ignore: Collection[str] = ()) -> tuple[Family, tuple[str, ...]]:
+    """The family of a model that a reference will be compared with, and notes for its report.
+
+    transformers reads the whole config.json: what equals its logits has understood enough of it, so
+    fields unknown here are only noted. Our own references know no more fields than we do.
 
     Raises:
-      ConfigError: naming the model type or the field that is not known.
+      UnknownField: naming fields that are not known, where transformers cannot compute the model.
+      ConfigError: naming the model type, or the field whose value is not understood.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ConfigError("config.json model_type", model_type, choices=FAMILIES)
-    for name, value in config.items():
-        # Families write out a list a layer: no file may say how long that gets.
-        if "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
-            raise ConfigError(f"config.json {name}", value, f"at most {_MAX_LAYERS} layers")
-    try:
-        return FAMILIES[model_type].from_hf_config(config)
-    except KeyError as e:
-        raise ConfigError(f"config.json {e.args[0]}", None, "a value; the field is missing") from e
-    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as e:
-        raise ConfigError("config.json", model_type, f"fields of the right types ({e})") from e
+    found = read_family(source.config, ignore)
+    family = found.family.fitted(source.weights.names())
+    if found.unknown:
+        model_type = str(source.config.get("model_type"))
+        if why_not_transformers(source.path, model_type, parity.count(family)) is not None:
+            found.known()
+    return family, found.note()
 
 
 def check_tokenizer(tokenizer: Tokenizer | None, vocab_size: int) -> None:

@@ -1,7 +1,9 @@
 """The gate of every conversion: our logits against the original's on a long prompt.
 
 Prompts of three or four tokens miss faults in rotary embeddings and masks that show on one of
-some 500 tokens, so the long prompt decides and a short one is reported beside it.
+some 500 tokens, so the long prompt decides and a short one is reported beside it. Where a window or
+a rotation takes effect only beyond 512 tokens, the long prompt goes beyond that too if the model is
+small enough; where it is not, the report says what was not compared.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from t5x_llm.hf.reference import Logits
 if TYPE_CHECKING:
     from t5x_llm.models.family import Family
 
-LONG, SHORT = 512, 8
+LONG, SHORT, BEYOND = 512, 8, 64
 THRESHOLD = 1e-4
 _ROWS = 64
+# Bounds on a longer prompt: parameters times tokens, what 512 tokens of 8 billion parameters take;
+# bytes of one layer's attention logits, and of the prompt's logits.
+_MOST_WORK, _MOST_BYTES = 4e12, 4e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,10 @@ class ParityReport:
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Writes parity.json."""
         write_json(as_path(directory) / "parity.json", dataclasses.asdict(self))
+
+    def noted(self, notes: tuple[str, ...]) -> ParityReport:
+        """Returns the report with more notes."""
+        return dataclasses.replace(self, notes=self.notes + notes)
 
     def raise_if_failed(self, subject: str) -> None:
         """Raises ParityError with the figures unless the check passed, or there was none."""
@@ -210,6 +219,38 @@ def max_length(family: Family) -> int | None:
     return Model(family.decoder()).max_length
 
 
+def long_prompt(family: Family) -> tuple[int, tuple[str, ...]]:
+    """Tokens of the long prompt of a family, and notes on what lies beyond it.
+
+    It goes beyond every window, and every length from which rotations are others, as far as the
+    model's size allows.
+    """
+    from t5x_llm.nn.rotary_scaling import RotaryScaling
+
+    config = family.decoder()
+    ends: dict[int, str] = {}
+    for layer in (block.mixer for group in config.groups for block in group.blocks):
+        rotary, window = getattr(layer, "rotary", None), getattr(layer, "window", None)
+        if window is not None:
+            ends[window] = f"a window of {window} tokens"
+        if rotary is not None and not isinstance(rotary.scaling, RotaryScaling | None):
+            original = rotary.scaling.original_length
+            ends[original] = f"the other rotation beyond {original} tokens"
+    heads = max(getattr(b.mixer, "n_heads", 1) for g in config.groups for b in g.blocks)
+    most, parameters = max_length(family), count(family)
+    length, notes = LONG, []
+    for end, what in sorted(ends.items()):
+        wanted = end + BEYOND
+        if wanted <= LONG or (most is not None and end >= most):
+            continue
+        size = 4 * max(heads * wanted**2, wanted * config.vocab_size)
+        if parameters * wanted <= _MOST_WORK and size <= _MOST_BYTES:
+            length = wanted
+        else:
+            notes.append(f"Not compared, as the model is too large for such a prompt: {what}.")
+    return length, tuple(notes)
+
+
 def check_parity(
     ours: Logits,
     reference: tuple[str, Logits],
@@ -218,6 +259,7 @@ def check_parity(
     max_length: int | None,
     dtype: str = "float32",
     threshold: float = THRESHOLD,
+    long: tuple[int, tuple[str, ...]] = (LONG, ()),
 ) -> ParityReport:
     """Runs both sides on a long and a short prompt of random tokens; raises nothing.
 
@@ -228,11 +270,12 @@ def check_parity(
       max_length: longest prompt the model takes, or None.
       dtype: of the weights in the files, for the report.
       threshold: bound on the largest logit difference relative to the largest logit.
+      long: tokens of the long prompt, and notes for the report: ``long_prompt``.
     """
     name, theirs = reference
     rng = np.random.default_rng(0)
-    prompts, notes = {}, []
-    for kind, wanted in (("long", LONG), ("short", SHORT)):
+    prompts, notes = {}, list(long[1])
+    for kind, wanted in (("long", long[0]), ("short", SHORT)):
         length = min(wanted, max_length or wanted)
         if length < wanted:
             notes.append(f"The {kind} prompt has {length} tokens: the model takes no more.")

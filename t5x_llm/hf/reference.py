@@ -52,7 +52,7 @@ def reference(
       NoReference: if nothing here can compute this model.
     """
     model_type = str(config.get("model_type"))
-    reason = _why_not_torch(path, model_type, parameters)
+    reason = why_not_transformers(path, model_type, parameters)
     if reason is None:
         try:
             return torch_reference(path, attention_code(config), auto_class(config))
@@ -80,7 +80,10 @@ def numpy_reference(model_type: str) -> Callable[[dict[str, Any], Read, np.ndarr
     return getattr(importlib.import_module(f"t5x_llm.hf.references.{name}"), name)
 
 
-def _why_not_torch(path: str | os.PathLike[str], model_type: str, parameters: int) -> str | None:
+def why_not_transformers(
+    path: str | os.PathLike[str], model_type: str, parameters: int
+) -> str | None:
+    """Returns why transformers cannot compute a model here; None where it can."""
     if not torch_available():
         return "Install torch and transformers to check this conversion"
     if pathlib.Path(path).suffix == ".gguf" and not importlib.util.find_spec("accelerate"):

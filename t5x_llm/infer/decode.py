@@ -16,6 +16,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.infer.mesh_scope import MeshScope
 from t5x_llm.infer.sampling import Sampling, Seeds, Switches, draw, row_seeds
 from t5x_llm.models.model import Model
+from t5x_llm.nn.rotary_scaling import LongRotaryScaling
 from t5x_llm.parallel import Rules, constrain
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ class Chunk(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """Beginning of rows: tokens [B, P] padded at their ends, of ``lengths`` [B]; ``limit`` [B]
-    tokens at most are generated; ``done`` [B] bool marks rows that only fill the batch."""
+    """Beginning of rows: tokens [B, P] padded at their ends, of ``lengths`` [B]; ``count`` [B] of
+    them were generated, ``limit`` [B] at most will be; ``done`` [B] bool marks rows that only fill
+    the batch."""
 
     tokens: np.ndarray
     lengths: np.ndarray
+    count: np.ndarray
     limit: np.ndarray
     done: np.ndarray
     seeds: Seeds
@@ -118,7 +121,7 @@ def _prefill(
             logits=model.logits(params, last)[:, 0],
             seen=seen,
             keys=start.seeds.keys(),
-            count=jnp.zeros(size, jnp.int32),
+            count=jnp.asarray(start.count),
             limit=jnp.asarray(start.limit),
             done=jnp.asarray(start.done),
         )
@@ -218,28 +221,39 @@ class Decoding:
         self._ends = tuple(sorted(set(map(int, end_ids))))
         for i, ids in enumerate(prompts):
             _check_prompt(model, i, ids)
-        rows = [list(map(int, ids)) for ids in prompts for _ in range(sampling.n)]
-        self.rows = len(rows)
-        start, length = self._start(rows)
-        self._state = _prefill(model, self.scope, sampling.switches, length, params, start)
+        self._tokens = [list(map(int, ids)) for ids in prompts for _ in range(sampling.n)]
+        self._given = [len(row) for row in self._tokens]
+        self.rows = len(self._tokens)
+        self._turn = _turning_length(model)
+        seeds = self._tokens + [[]] * (self.scope.rows(self.rows) - self.rows)
+        self._seeds = row_seeds(sampling.seed, seeds)
+        self._state = self._begin(np.zeros(self.rows, bool))
 
-    def _start(self, rows: list[list[int]]) -> tuple[_Start, int]:
-        """Pads the prompts at their ends; also the length of the cache."""
-        model, most = self.model, self.sampling.max_tokens
+    def _begin(self, done: np.ndarray) -> _State:
+        """Reads the rows' tokens, padded at their ends, into a cache."""
+        model, most, rows = self.model, self.sampling.max_tokens, self._tokens
         size = self.scope.rows(self.rows)
         width = -(-max(1, *map(len, rows)) // _BUCKET) * _BUCKET
         tokens, lengths = np.zeros((size, width), np.int32), np.ones(size, np.int32)
+        given = np.ones(size, np.int32)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+            given[row] = self._given[row]
         answers = model.config.kind == "encoder_decoder"
-        begun = np.ones(size, np.int32) if answers else lengths
+        begun = np.ones(size, np.int32) if answers else given
         limit = np.full(size, most, np.int32)
         if model.max_length is not None:
             limit = np.minimum(limit, model.max_length - begun)
-        seeds = row_seeds(self.sampling.seed, rows + [[]] * (size - self.rows))
-        done = np.arange(size) >= self.rows
-        length = (1 if answers else width) + -(-most // _CHUNK) * _CHUNK
-        return _Start(tokens, lengths, limit, done, seeds), length
+        if self._turn is not None:  # pause with the first token whose turning is another
+            pause = np.where(lengths <= self._turn, self._turn + 1 - given, limit)
+            limit = np.minimum(limit, pause).astype(np.int32)
+        count = np.zeros(size, np.int32) if answers else lengths - given
+        whole = np.arange(size) >= self.rows
+        whole[: self.rows] |= done
+        start = _Start(tokens, lengths, count, limit, whole, self._seeds)
+        left = -(-(most - int(count.min())) // _CHUNK) * _CHUNK
+        length = (1 if answers else width) + left
+        return _prefill(model, self.scope, self.sampling.switches, length, self.params, start)
 
     def advance(self, finished: Sequence[bool]) -> Chunk:
         """Decodes some more tokens.
@@ -259,7 +273,36 @@ class Decoding:
             stopped,
             self.sampling.values,
         )
-        return Chunk(*(np.asarray(x)[: self.rows] for x in out))
+        chunk = Chunk(*(np.asarray(x)[: self.rows] for x in out))
+        return chunk if self._turn is None else self._turned(chunk, stopped[: self.rows])
+
+    def _turned(self, chunk: Chunk, stopped: np.ndarray) -> Chunk:
+        """Reads the rows again whose rotation has become another with their last token.
+
+        Every layer's keys of all their tokens change then, so none can be kept: what follows is
+        what a pass over the whole row gives. Other rows are read again with them, to no effect.
+        """
+        paused = np.zeros(self.rows, bool)
+        for i, (row, drawn) in enumerate(zip(self._tokens, chunk.tokens, strict=True)):
+            new = drawn[drawn >= 0].tolist()
+            row += new
+            if new and new[-1] not in self._ends and not stopped[i]:
+                most = self.sampling.max_tokens
+                if self.model.max_length is not None:
+                    most = min(most, self.model.max_length - self._given[i])
+                short = len(row) - self._given[i] < most
+                paused[i] = chunk.done[i] and short and len(row) == (self._turn or 0) + 1
+        done = chunk.done & ~paused
+        if paused.any():
+            self._state = self._begin(done | stopped)
+        return chunk._replace(done=done)
+
+
+def _turning_length(model: Model) -> int | None:
+    """Tokens up to which a model's rotation is one, and beyond which it is another; or None."""
+    scalings = (rotary.scaling for rotary in getattr(model.config, "rotaries", ()))
+    found = {s.original_length for s in scalings if isinstance(s, LongRotaryScaling)}
+    return max(found, default=None)
 
 
 def _check_prompt(model: Model, row: int, ids: Sequence[int]) -> None:

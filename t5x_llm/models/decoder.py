@@ -18,7 +18,7 @@ from t5x_llm.nn.dense import Dense, Embedding
 from t5x_llm.nn.layer import Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig, constant
-from t5x_llm.nn.positions import RotaryConfig, rotary_tables
+from t5x_llm.nn.positions import RotaryConfig, rotary_tables, sequence_lengths
 from t5x_llm.nn.relative import RelativeAttentionConfig, RelativeBias, RelativeBiasConfig
 from t5x_llm.parallel import constrain
 
@@ -180,7 +180,7 @@ class Decoder(nnx.Module):
         """See ``Model.apply``; returns (hidden, cache, every layer's scalars)."""
         x = self.embedded(tokens, positions, segment_ids, dtype, noise, embed_gradient)
         first = 0 if cache is None else cache["index"]
-        context = self.context(positions, segment_ids, prefix, block_positions, first)
+        context = self.context(positions, segment_ids, prefix, block_positions, first, cache)
         return self.layers(x, context, cache, remat)
 
     def layers(
@@ -205,11 +205,20 @@ class Decoder(nnx.Module):
         prefix: jax.Array | None = None,
         block_positions: jax.Array | None = None,
         first: jax.Array | int = 0,
+        cache: dict[str, Any] | None = None,
     ) -> Context:
-        """Returns what the layers know of the tokens besides x, without a cache."""
+        """Returns what the layers know of the tokens besides x, without a cache.
+
+        Where rotations go by the length of the sequence, tokens in ``cache`` count with the call's;
+        their keys keep the rotation that they were stored with.
+        """
+        rotaries, lengths = self.config.rotaries, None
+        if any(rotary.by_length for rotary in rotaries):
+            held = () if cache is None else (cache["positions"], cache["segment_ids"])
+            lengths = sequence_lengths(positions, segment_ids, *held)
         rotary = {
-            config: rotary_tables(config, positions, block_positions)
-            for config in self.config.rotaries
+            config: rotary_tables(config, positions, block_positions, lengths)
+            for config in rotaries
         }
         if block_positions is not None:  # those do not tell the order of tokens
             first = first if isinstance(first, int) else first[:, None]

@@ -13,6 +13,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.family_errors import check_sizes, in_own_names, sized
 from t5x_llm.models.hf_config import check_copies, check_hf_config
+from t5x_llm.models.preset_errors import by_config, by_preset
 from t5x_llm.models.weight_map import Entry
 
 REQUIRED = object()
@@ -27,7 +28,8 @@ class Family:
       FIELDS: our field to (config.json's field, what transformers takes where it is absent, or
         ``REQUIRED``).
       WRITTEN: fields of config.json with the one value this family computes; written on export.
-      FIXED: the same, but accepted only: old names, switches that are off.
+      FIXED: the same, but accepted only: old names, switches that are off; absent and null are
+        fine.
       IGNORED: fields that change no inference: dropout rates, initialisation.
       READ: fields that ``read_hf`` reads.
       COPIES: fields that repeat, if they are there, an attribute of ours; refused if they do not.
@@ -68,6 +70,16 @@ class Family:
         """HF tensor names and layouts against ours."""
         raise NotImplementedError
 
+    def check_decoder(self) -> None:
+        """Raises ConfigError, naming a field of the preset, unless its decoder can be made."""
+        try:
+            self.decoder()
+        except ConfigError as e:
+            found = by_preset(e, self)
+            if found is e:
+                raise
+            raise found from e
+
     def special_ids(self) -> dict[str, int]:
         """Our fields that are ids of the tokenizer's: ``pad_id``, ``start_id``."""
         return {}
@@ -96,7 +108,8 @@ class Family:
         """The preset of a transformers config.json.
 
         Raises:
-          ConfigError: naming a field this family does not know or a value it cannot express.
+          UnknownField: naming a field that this family does not know.
+          ConfigError: naming a field whose value it cannot express.
           KeyError: naming a field that is missing.
         """
         known = {hf for hf, _ in cls.FIELDS.values()} | cls.IGNORED | cls.READ | cls.COPIES.keys()
@@ -105,14 +118,19 @@ class Family:
         kwargs: dict[str, Any] = {}
         kinds = {field.name: str(field.type) for field in dataclasses.fields(cast(Any, cls))}
         for ours, (hf, default) in cls.FIELDS.items():
-            if default is REQUIRED:
+            if config.get(hf) is not None:
                 kwargs[ours] = config[hf]
+            elif default is REQUIRED:
+                raise KeyError(hf)
             else:
-                value = config.get(hf)
-                kwargs[ours] = default if value is None else value
-            if kwargs[ours] is not default:
+                kwargs[ours] = _of_null(kinds[ours], default) if hf in config else default
+            if kwargs[ours] is not default and kwargs[ours] is not None:
                 _check_kind(f"config.json {hf}", kwargs[ours], kinds[ours])
-        preset = cls(**(kwargs | cls.read_hf(config)))
+        kwargs |= cls.read_hf(config)
+        try:
+            preset = cls(**kwargs)
+        except ConfigError as e:
+            raise by_config(e, cls, cls.FIELDS, cls.READ) from e
         check_copies(config, {hf: getattr(preset, ours) for hf, ours in cls.COPIES.items()})
         return preset
 
@@ -132,6 +150,12 @@ class Family:
         if not isinstance(part, int) or part < 1 or whole % part:
             family = type(self).__name__
             raise ConfigError(f"{family}.{by}", part, f"a divisor of {family}.{name} = {whole}")
+
+
+def _of_null(kinds: str, default: Any) -> Any:
+    """What null means in a field of ours: None, or off, where it can be that; else nothing."""
+    names = set(kinds.replace(" ", "").split("|"))
+    return None if "None" in names else False if names == {"bool"} else default
 
 
 def _check_kind(field: str, value: Any, kinds: str) -> None:

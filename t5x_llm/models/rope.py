@@ -7,61 +7,141 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.models.hf_config import check_hf_config
-from t5x_llm.nn.positions import RotaryScaling
+from t5x_llm.models.hf_config import check_hf_config, given
+from t5x_llm.nn.rotary_scaling import (
+    AnyRotaryScaling,
+    DynamicRotaryScaling,
+    LongRotaryScaling,
+    RotaryScaling,
+)
 
 # Fields of config.json that ``read_rope`` reads.
-ROPE_FIELDS = frozenset({"rope_theta", "rope_parameters", "rope_scaling"})
+ROPE_FIELDS = frozenset(
+    {"rope_theta", "rope_parameters", "rope_scaling", "original_max_position_embeddings"}
+)
 _KNOWN: dict[str, set[str]] = {
-    "default": set(),
+    "default": {"factor"},
     "linear": {"factor"},
+    "dynamic": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
     "yarn": {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"},
+    "longrope": {"factor", "short_factor", "long_factor", "attention_factor"},
 }
+_OLD_KINDS = {"su": "longrope"}
+_STRETCHED = ("llama3", "yarn", "longrope")  # kinds that have a pretrained length
+
+
+class _Settings:
+    """The table of rotary settings, read with its own name in messages."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        # transformers lets the older name decide where a file has both.
+        named = (name for name in ("rope_scaling", "rope_parameters") if config.get(name))
+        self.name = next(named, "rope_parameters")
+        raw = config.get(self.name) or {}
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"config.json {self.name}", raw, "a table of settings, or null")
+        self.raw = {k: v for k, v in raw.items() if v is not None}
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Returns a setting that is a number; raises ConfigError if it is none, or missing."""
+        value = self.raw.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"config.json {self.name}.{name}", value, "a number")
+        return float(value)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Returns a setting that is a list of numbers; raises ConfigError if it is none."""
+        value = self.raw.get(name)
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(x, int | float) and not isinstance(x, bool) for x in value
+        ):
+            raise ConfigError(f"config.json {self.name}.{name}", value, "a list of numbers")
+        return tuple(map(float, value))
 
 
 def read_rope(
-    config: Mapping[str, Any], theta: float = 10000.0, length: int | None = None
-) -> tuple[float, RotaryScaling | None, dict[str, Any]]:
+    config: Mapping[str, Any],
+    theta: float = 10000.0,
+    length: int | None = None,
+    old_kinds: Mapping[str, str] = _OLD_KINDS,
+) -> tuple[float, AnyRotaryScaling | None, dict[str, Any]]:
     """Base, scaling, and the raw settings of a config.json.
 
     Args:
       config: the parsed JSON.
       theta: the base where none is given.
-      length: the pretrained context where the settings do not say (yarn).
+      length: ``max_position_embeddings``, or what transformers takes where that is absent; it
+        stands for the pretrained context where nothing else does.
+      old_kinds: older names of kinds of scaling, to those of today.
 
     Raises:
-      ConfigError: for a kind or field of scaling that is not known.
+      UnknownField: naming a setting that is not known.
+      ConfigError: for a kind of scaling that is not known, or a setting of the wrong type.
     """
-    raw = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    kind = raw.get("rope_type", raw.get("type", "default"))
-    if kind not in _KNOWN:
-        raise ConfigError("config.json rope_parameters.rope_type", kind, choices=_KNOWN)
-    general = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    general |= {"original_max_position_embeddings"} if kind != "default" else set()
-    if kind == "default" and "factor" in raw:
-        raw.pop("factor")
-    check_hf_config(raw, known=_KNOWN[kind] | general, fixed={}, prefix="rope_parameters.")
-    theta = float(raw.get("rope_theta", config.get("rope_theta", theta)))
+    settings = _Settings(config)
+    raw, length = settings.raw, length or 0
+    key = "rope_type" if "rope_type" in raw else "type"
+    said = raw.get(key, "default")
+    kind = old_kinds.get(said, said) if isinstance(said, str) else said
+    if not isinstance(kind, str) or kind not in _KNOWN:
+        raise ConfigError(
+            f"config.json {settings.name}.{key}",
+            said,
+            f"one of {', '.join(sorted(_KNOWN))}",
+            "Other kinds turn queries and keys in other ways.",
+        )
+    general = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+    general |= {"original_max_position_embeddings"}
+    known, fixed = _KNOWN[kind] | general, {"truncate": True}
+    check_hf_config(raw, known=known, fixed=fixed, prefix=f"{settings.name}.")
+    theta = float(raw.get("rope_theta", given(config, "rope_theta", theta)))
     if kind == "default":
         return theta, None, raw
-    original = raw.get("original_max_position_embeddings") or length or 0
-    factor = float(raw["factor"])
+    original = int(raw.get("original_max_position_embeddings", length))
+    # transformers lets the field beside the table decide where a family has one.
+    if kind in _STRETCHED and config.get("original_max_position_embeddings") is not None:
+        original = int(config["original_max_position_embeddings"])
+    scaling: AnyRotaryScaling
     if kind == "yarn":
+        factor = settings.number("factor", length / original if original else None)
         scaling = RotaryScaling(
             "yarn",
             factor,
             original,
-            float(raw.get("beta_slow") or 1),
-            float(raw.get("beta_fast") or 32),
-            _yarn_attention(raw, factor),
+            settings.number("beta_slow", 1) or 1.0,
+            settings.number("beta_fast", 32) or 32.0,
+            _yarn_attention(settings, factor),
         )
     elif kind == "llama3":
-        low, high = float(raw["low_freq_factor"]), float(raw["high_freq_factor"])
-        scaling = RotaryScaling("llama3", factor, original, low, high, 1.0)
+        low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+        scaling = RotaryScaling("llama3", settings.number("factor"), original, low, high, 1.0)
+    elif kind == "longrope":
+        factor = settings.number("factor", length / original if original else None)
+        attention = settings.number("attention_factor", long_attention(factor, original))
+        lists = settings.numbers("short_factor"), settings.numbers("long_factor")
+        scaling = LongRotaryScaling(*lists, original, attention)
+    elif kind == "dynamic":
+        scaling = DynamicRotaryScaling(settings.number("factor"), length)
     else:
-        scaling = linear_scaling(factor)
+        scaling = linear_scaling(settings.number("factor"))
     return theta, scaling, raw
+
+
+def check_rope(family: Any, scaling: AnyRotaryScaling | None) -> None:
+    """Raises ConfigError for a scaling that a family's config.json cannot express.
+
+    Args:
+      family: preset with ``max_length``.
+      scaling: its own.
+    """
+    if isinstance(scaling, DynamicRotaryScaling) and scaling.original_length != family.max_length:
+        raise ConfigError(
+            "DynamicRotaryScaling.original_length",
+            scaling.original_length,
+            f"{type(family).__name__}.max_length = {family.max_length}",
+            "config.json has one field for both.",
+        )
 
 
 def linear_scaling(factor: float) -> RotaryScaling:
@@ -74,19 +154,36 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _yarn_attention(raw: Mapping[str, Any], factor: float) -> float:
-    if raw.get("attention_factor") is not None:
-        return float(raw["attention_factor"])
+def long_attention(factor: float, original: int) -> float:
+    """LongRoPE's factor on cosines and sines (arXiv 2402.13753, as Phi-3 has it)."""
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def _yarn_attention(settings: _Settings, factor: float) -> float:
+    raw = settings.raw
+    if "attention_factor" in raw:
+        return settings.number("attention_factor")
     if raw.get("mscale") and raw.get("mscale_all_dim"):
-        ratio = yarn_mscale(factor, raw["mscale"]) / yarn_mscale(factor, raw["mscale_all_dim"])
-        return float(ratio)
+        top, bottom = (settings.number(name) for name in ("mscale", "mscale_all_dim"))
+        return yarn_mscale(factor, top) / yarn_mscale(factor, bottom)
     return yarn_mscale(factor)
 
 
-def write_rope(theta: float, scaling: RotaryScaling | None, **more: Any) -> dict[str, Any]:
-    """The fields of config.json that ``read_rope`` reads; ``more`` go into rope_parameters."""
+def write_rope(theta: float, scaling: AnyRotaryScaling | None, **more: Any) -> dict[str, Any]:
+    """The fields of config.json that ``read_rope`` reads; ``more`` go into rope_parameters.
+
+    A dynamic scaling's pretrained length is ``max_position_embeddings``, which is not written here.
+    """
     settings: dict[str, Any] = {"rope_type": "default", "rope_theta": theta, **more}
-    if scaling is not None:
+    found: dict[str, Any] = {}
+    if isinstance(scaling, LongRotaryScaling):
+        settings |= {"rope_type": "longrope", "attention_factor": scaling.attention_factor}
+        settings |= {"short_factor": list(scaling.short), "long_factor": list(scaling.long)}
+        settings["original_max_position_embeddings"] = scaling.original_length
+        found["original_max_position_embeddings"] = scaling.original_length
+    elif isinstance(scaling, DynamicRotaryScaling):
+        settings |= {"rope_type": "dynamic", "factor": scaling.factor}
+    elif scaling is not None:
         settings |= {"rope_type": scaling.kind, "factor": scaling.factor}
         if scaling.kind == "llama3":
             settings |= {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
@@ -95,4 +192,4 @@ def write_rope(theta: float, scaling: RotaryScaling | None, **more: Any) -> dict
             settings |= {"attention_factor": scaling.attention_factor}
         if scaling.kind != "linear":
             settings["original_max_position_embeddings"] = scaling.original_length
-    return {"rope_theta": theta, "rope_parameters": settings}
+    return {"rope_theta": theta, "rope_parameters": settings} | found

@@ -9,7 +9,7 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.family import changed
 from t5x_llm.nn.attention import QKNormConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.norm import NormConfig
 
 # alpha and beta of DeepNorm for L layers.
@@ -95,7 +95,7 @@ class Stability:
         return changed(group, blocks=tuple(self._block(b, config.n_layers) for b in group.blocks))
 
     def _block(self, block: BlockConfig, n_layers: int) -> BlockConfig:
-        mixer, residual = block.mixer, block.residual
+        mixer, joined = block.mixer, block.residual
         if self.qk_norm and hasattr(mixer, "qk_norm"):
             qk_norm = QKNormConfig(changed(_norm_of([block]), bias=False), self.qk_norm)
             mixer = changed(mixer, qk_norm=qk_norm)
@@ -108,11 +108,11 @@ class Stability:
                 )
         if self.deep_norm:
             alpha = DEEP_NORM[self.deep_norm](n_layers)[0]
-            residual = ResidualConfig(None, None, _norm_of([block]), alpha, skip_normed=False)
+            joined = residual(None, post=_norm_of([block]), skip_scale=alpha)
         elif self.sandwich_norm:
             norm = _norm_of([block])
-            residual = changed(residual, pre=residual.pre or norm, out=residual.out or norm)
-        return changed(block, mixer=mixer, residual=residual)
+            joined = changed(joined, pre=joined.pre or norm, out=joined.out or norm)
+        return changed(block, mixer=mixer, residual=joined)
 
 
 def _norm_of(blocks: list[BlockConfig]) -> NormConfig:

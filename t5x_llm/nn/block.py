@@ -49,9 +49,18 @@ class ResidualConfig:
             raise ConfigError("ResidualConfig.skip_normed", True, "False where there is no pre")
 
 
+def residual(pre: NormConfig | None, **changes: Any) -> ResidualConfig:
+    """x + f(pre(x)), but for what ``changes`` say: fields of ``ResidualConfig``.
+
+    Presets call this and not the class, so that a new field is no change to each of them.
+    """
+    plain: dict[str, Any] = dict(out=None, post=None, skip_scale=1.0, skip_normed=False)
+    return ResidualConfig(pre=pre, **(plain | changes))
+
+
 def pre_norm(norm: NormConfig) -> ResidualConfig:
     """x + f(norm(x))."""
-    return ResidualConfig(pre=norm, out=None, post=None, skip_scale=1.0, skip_normed=False)
+    return residual(norm)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,54 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.nn.kernels import turn_whole, turns_whole
+from t5x_llm.nn.rotary_scaling import AnyRotaryScaling, LongRotaryScaling, RotaryScaling
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Float32, Int
+    from jaxtyping import Array, Float, Float32, Int, Int32
 
     Tables = tuple[Float32[Array, "B T pairs"], Float32[Array, "B T pairs"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class RotaryScaling:
-    """Stretch of rotary frequencies for contexts longer than the pretrained one.
-
-    Attributes:
-      kind: 'linear' (arXiv 2306.15595), 'llama3' (arXiv 2407.21783, section 3.4.1, as released) or
-        'yarn' (arXiv 2309.00071).
-      factor: how many times longer.
-      original_length: the pretrained context; 0 for 'linear'.
-      low: llama3's low_freq_factor, yarn's beta_slow; 1 for 'linear'.
-      high: llama3's high_freq_factor, yarn's beta_fast; 4 for 'linear'.
-      attention_factor: yarn's factor on cosines and sines; 1 for the others.
-    """
-
-    kind: str
-    factor: float
-    original_length: int
-    low: float
-    high: float
-    attention_factor: float
-
-    def __post_init__(self) -> None:
-        check_choice("RotaryScaling.kind", self.kind, ("linear", "llama3", "yarn"))
-        check_number("RotaryScaling.factor", self.factor, low=1)
-        check_number("RotaryScaling.attention_factor", self.attention_factor, above=0)
-        neutral = {} if self.kind == "yarn" else {"attention_factor": 1.0}
-        if self.kind == "linear":
-            neutral |= {"original_length": 0, "low": 1.0, "high": 4.0}
-        else:
-            check_number("RotaryScaling.original_length", self.original_length, low=1, integer=True)
-            check_number("RotaryScaling.low", self.low, above=0)
-            check_number("RotaryScaling.high", self.high, above=self.low)
-        for name, value in neutral.items():
-            if getattr(self, name) != value:
-                raise ConfigError(
-                    f"RotaryScaling.{name}",
-                    getattr(self, name),
-                    f"{value}, as {self.kind!r} has no such thing",
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +38,7 @@ class RotaryConfig:
     theta: float
     dim: int
     interleaved: bool
-    scaling: RotaryScaling | None
+    scaling: AnyRotaryScaling | None
     two_d: bool
 
     def __post_init__(self) -> None:
@@ -92,48 +52,95 @@ class RotaryConfig:
                 "a multiple of 4" if self.two_d else "an even number",
                 "RoPE rotates pairs of channels.",
             )
+        if isinstance(self.scaling, LongRotaryScaling) and 2 * len(self.scaling.short) != self.dim:
+            raise ConfigError(
+                "LongRotaryScaling.short",
+                f"{len(self.scaling.short)} numbers",
+                f"{self.dim // 2}, one for each rotated pair of channels",
+            )
+        if self.two_d and self.by_length:
+            scaling = type(self.scaling).__name__
+            raise ConfigError("RotaryConfig.scaling", scaling, "one for every length, where two_d")
+
+    @property
+    def by_length(self) -> bool:
+        """True if the frequencies depend on how long the sequence is."""
+        return not isinstance(self.scaling, RotaryScaling | None)
 
 
 def frequencies(config: RotaryConfig) -> Float32[np.ndarray, " pairs"]:
     """Radians a position for each pair: [dim/2] float32 (of each half where ``two_d``: [dim/4]).
 
-    Rounded once: a power in float32 is a few units off, which 512 positions make 1e-4 of a logit.
+    Where they depend on the length of the sequence, these are those before any stretch. Rounded
+    once: a power in float32 is a few units off, which 512 positions make 1e-4 of a logit.
     """
+    plain = _plain(config)
+    if isinstance(config.scaling, RotaryScaling):
+        plain = config.scaling.frequencies(plain, config.theta)
+    return plain.astype(np.float32)
+
+
+def _plain(config: RotaryConfig) -> np.ndarray:
     dim = config.dim // 2 if config.two_d else config.dim
-    plain = config.theta ** -(np.arange(0, dim, 2) / dim)
-    scaling = config.scaling
-    if scaling is None:
-        return plain.astype(np.float32)
-    if scaling.kind == "linear":
-        return (plain / scaling.factor).astype(np.float32)
-    if scaling.kind == "llama3":
-        turns = scaling.original_length * plain / (2 * math.pi)
-        smooth = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
-        return (plain * (smooth + (1.0 - smooth) / scaling.factor)).astype(np.float32)
+    return np.asarray(config.theta ** -(np.arange(0, dim, 2) / dim))
 
-    def channel(turns: float) -> float:  # the pair that turns so often over the original length
-        ratio = scaling.original_length / (turns * 2 * math.pi)
-        return dim * math.log(ratio) / (2 * math.log(config.theta))
 
-    low = max(math.floor(channel(scaling.high)), 0)
-    high = min(math.ceil(channel(scaling.low)), dim - 1)
-    ramp = (np.arange(dim // 2) - low) / max(high - low, 1e-3)
-    keep = 1.0 - np.clip(ramp, 0.0, 1.0)
-    return (plain * (keep + (1.0 - keep) / scaling.factor)).astype(np.float32)
+def sequence_lengths(
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+    held_positions: Int[Array, "B S"] | None = None,
+    held_segments: Int[Array, "B S"] | None = None,
+) -> Int32[Array, "B T"]:
+    """Tokens of the sequence that each token belongs to, so far: [B, T] int32.
+
+    Segments of a row count by themselves; what stands there before (in a cache) counts with it.
+
+    Args:
+      positions: [B, T] int32, restarting at each segment.
+      segment_ids: [B, T] int32.
+      held_positions: [B, S] int32 of further tokens, or None.
+      held_segments: their segments.
+    """
+    if held_positions is not None and held_segments is not None:
+        own = jnp.concatenate([held_positions, positions], axis=1)
+        named = jnp.concatenate([held_segments, segment_ids], axis=1)
+    else:
+        own, named = positions, segment_ids
+    count = named.shape[1]
+    # Few segments lie in a row, under ids that may be anything: each is known by its first place.
+    first = jax.vmap(lambda row: jnp.searchsorted(jnp.sort(row), row))(named)
+
+    def longest(own: jax.Array, first: jax.Array) -> jax.Array:
+        return jnp.zeros(count, jnp.int32).at[first].max(own.astype(jnp.int32) + 1)
+
+    lengths = jnp.take_along_axis(jax.vmap(longest)(own, first), first, axis=1)
+    return lengths[:, count - positions.shape[1] :]
 
 
 def rotary_tables(
     config: RotaryConfig,
     positions: Int[Array, "B T"],
     block_positions: Int[Array, "B T"] | None = None,
+    lengths: Int[Array, "B T"] | None = None,
 ) -> Tables:
-    """Cosines and sines for positions [B, T]: two float32 arrays [B, T, dim/2]."""
-    frequency = frequencies(config)
+    """Cosines and sines for positions [B, T]: two float32 arrays [B, T, dim/2].
+
+    Args:
+      config: the rotation.
+      positions: [B, T] int32.
+      block_positions: [B, T] int32 of the second half where ``two_d``.
+      lengths: [B, T] int32 of ``sequence_lengths``; needed where ``by_length``.
+    """
+    scaling = config.scaling
+    frequency: jax.Array | np.ndarray = frequencies(config)
+    if not isinstance(scaling, RotaryScaling | None):
+        assert lengths is not None, "rotary frequencies by length need the lengths of sequences"
+        frequency = scaling.by_length(_plain(config), lengths)
     angle = positions[..., None].astype(jnp.float32) * frequency
     if config.two_d:
         second = jnp.zeros_like(positions) if block_positions is None else block_positions
         angle = jnp.concatenate([angle, second[..., None].astype(jnp.float32) * frequency], -1)
-    factor = 1.0 if config.scaling is None else config.scaling.attention_factor
+    factor = 1.0 if scaling is None else scaling.attention_factor
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
 

@@ -18,8 +18,8 @@ from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
-from t5x_llm.nn.positions import RotaryScaling
 from t5x_llm.nn.remat import REMAT
+from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, Pipeline
 from t5x_llm.run.objective import check_objective
@@ -285,6 +285,8 @@ register(
     Sampling,
     Export,
     RotaryScaling,
+    LongRotaryScaling,
+    DynamicRotaryScaling,
     Stability,
     Piecewise,
     *FAMILIES.values(),

@@ -84,12 +84,12 @@ def test_settings_within_settings_are_known_or_refused_by_name(tmp_path):
     edit_config(directory, rope_parameters=config["rope_parameters"])
     for field, value in (
         ("quantization_config", {"quant_method": "gptq", "bits": 4}),
-        ("rope_scaling", {"type": "dynamic", "factor": 2.0}),
+        ("rope_scaling", {"type": "ntk-by-parts", "factor": 2.0}),
         ("layer_norm", {"eps": 1e-5}),
         ("attention_bias", [True]),
     ):
         edit_config(directory, rope_parameters=None, **{field: value})
-        with pytest.raises(ConfigError, match=field.replace("rope_scaling", "rope_type")):
+        with pytest.raises(ConfigError, match=field.replace("rope_scaling", r"rope_scaling\.type")):
             import_model(directory, check=False)
         edit_config(directory, rope_scaling=None)
         edited = json.loads((directory / "config.json").read_text())

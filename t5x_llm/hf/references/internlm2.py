@@ -10,7 +10,8 @@ def internlm2(config: nl.Config, read: nl.Read, tokens: np.ndarray) -> np.ndarra
     project = nl.biased if config.get("bias") else nl.linear
     n, eps = config["num_attention_heads"], config["rms_norm_eps"]
     k_heads = config["num_key_value_heads"]
-    theta = (config.get("rope_parameters") or config)["rope_theta"]
+    base = config.get("rope_theta", 10000.0)
+    base = (config.get("rope_parameters") or {}).get("rope_theta", base)
     at, length = np.arange(len(tokens)), len(tokens)
     x = read("model.tok_embeddings.weight")[tokens]
     for i in range(config["num_hidden_layers"]):
@@ -21,6 +22,7 @@ def internlm2(config: nl.Config, read: nl.Read, tokens: np.ndarray) -> np.ndarra
             length, k_heads, 2 + n // k_heads, -1
         )
         dim = qkv.shape[-1]
+        theta = nl.dynamic_theta(config, base, length, dim)
         q = qkv[:, :, :-2].reshape(length, n, dim)
         k, v = qkv[:, :, -2], qkv[:, :, -1]
         y = nl.attention(nl.rotate(q, at, theta, dim), nl.rotate(k, at, theta, dim), v)

@@ -57,6 +57,32 @@ def rotate(
     return out
 
 
+def dynamic_theta(config: Config, theta: float, length: int, dim: int) -> float:
+    """InternLM's rotary base for a sequence of ``length`` tokens: dynamic NTK, where it is set.
+
+    After the classes ...DynamicNTKScalingRotaryEmbedding of its released code.
+
+    Args:
+      config: config.json, of InternLM 1 (``rotary``) or 2 (``rope_scaling``), or as exported.
+      theta: the base before any scaling.
+      length: tokens of the sequence.
+      dim: head size.
+    """
+    old = config.get("rotary") or {}
+    settings = config.get("rope_scaling") or config.get("rope_parameters") or old
+    kind = settings.get("rope_type") or settings.get("type") or "default"
+    if kind in ("default", "origin"):
+        return theta
+    if kind != "dynamic":
+        raise ValueError(f"this reference knows no rotary scaling of kind {kind!r}")
+    pretrained = config.get("max_position_embeddings") or 2048
+    factor = settings.get("factor") or settings.get("scaling_factor") or 1.0
+    if length <= pretrained:
+        return theta
+    grown = factor * length / pretrained - (factor - 1)
+    return float(theta * grown ** (dim / (dim - 2)))
+
+
 def attention(
     q: np.ndarray,
     k: np.ndarray,

@@ -9,9 +9,10 @@ from typing import Any
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import changed, dense
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.positions import AlibiConfig
+from t5x_llm.nn.positions import AlibiConfig, RotaryConfig
 
 _BAICHUAN2_VOCAB = 125696
 
@@ -40,14 +41,16 @@ class Baichuan(LlamaLike):
         if ours not in ("n_kv_heads", "head_dim", "max_length")
     }
     WRITTEN = {"hidden_act": "silu"}
-    FIXED = {"gradient_checkpointing": False, "_from_model_config": True}
-    IGNORED = frozenset({"z_loss_weight", "tokenizer_class"})
     READ = LlamaLike.READ | {"model_max_length", "max_position_embeddings", "normalized_head"}
+
+    def rotary(self) -> RotaryConfig | None:
+        """The rotation, where there is no ALiBi."""
+        return None if self.alibi else super().rotary()
 
     def attention(self) -> AttentionConfig:
         """Returns the attention with ALiBi or rotation."""
-        attention, alibi = super().attention(), AlibiConfig(1.0, 8.0, rounded=False)
-        return changed(attention, rotary=None, alibi=alibi) if self.alibi else attention
+        alibi = AlibiConfig(1.0, 8.0, rounded=False) if self.alibi else None
+        return changed(super().attention(), alibi=alibi)
 
     def decoder(self) -> DecoderConfig:
         """Returns the decoder, the head's rows normalised or not."""
@@ -56,13 +59,14 @@ class Baichuan(LlamaLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns which of the four models it is."""
-        alibi = "max_position_embeddings" not in config and "model_max_length" in config
-        length = config.get("max_position_embeddings", config.get("model_max_length", 4096))
+        rotated = config.get("max_position_embeddings") is not None
+        alibi = not rotated and config.get("model_max_length") is not None
+        length = config.get("model_max_length" if alibi else "max_position_embeddings")
         second = config["vocab_size"] == _BAICHUAN2_VOCAB
         return super().read_hf(config) | {
             "alibi": alibi,
-            "normalized_head": config.get("normalized_head", second),
-            "max_length": length,
+            "normalized_head": given(config, "normalized_head", second),
+            "max_length": 4096 if length is None else length,
         }
 
     def write_hf(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from t5x_llm.models.encoder import EncoderConfig, TransformConfig
 from t5x_llm.models.family import REQUIRED, Family, dense, norm
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 from t5x_llm.nn.param import InitConfig
@@ -70,8 +70,7 @@ class Bert(Family):
         "directionality": "bidi",
     }
     IGNORED = frozenset(
-        {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"}
-        | {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"}
+        {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"}
         | {"pooler_size_per_head", "pooler_type"}
     )
     # They serve other tasks.
@@ -87,7 +86,7 @@ class Bert(Family):
     def __post_init__(self) -> None:
         check_choice(f"{type(self).__name__}.activation", self.activation, ACTIVATIONS)
         self.check_divides("d_model", "n_heads")
-        self.decoder()
+        self.check_decoder()
 
     @property
     def position_offset(self) -> int:
@@ -120,9 +119,7 @@ class Bert(Family):
         )
         d_ff = self.d_ff if self.d_ff is not None else 4 * self.d_model
         mlp = MlpConfig(d_ff, ACTIVATIONS[self.activation], gated=False, bias=True)
-        post = ResidualConfig(
-            pre=None, out=None, post=layer_norm, skip_scale=1.0, skip_normed=False
-        )
+        post = residual(None, post=layer_norm)
         block = BlockConfig(attention, mlp, post, parallel="no")
         return EncoderConfig(
             vocab_size=self.vocab_size,

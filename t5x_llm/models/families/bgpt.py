@@ -63,7 +63,7 @@ class BGPT(Family):
     def __post_init__(self) -> None:
         if self.n_heads is not None:
             self.check_divides("d_model", "n_heads")
-        self.decoder()
+        self.check_decoder()
 
     def _groups(self, n_layers: int) -> tuple[GroupConfig, ...]:
         n_heads = max(self.d_model // 64, 1) if self.n_heads is None else self.n_heads

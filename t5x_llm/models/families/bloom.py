@@ -44,8 +44,7 @@ class Bloom(GptLike):
     FIXED = {"n_inner": None}
     # How training was split and fused; the same arithmetic.
     IGNORED = frozenset(
-        {"hidden_dropout", "attention_dropout", "pretraining_tp", "slow_but_exact", "unk_token_id"}
-        | {"attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion"}
+        {"slow_but_exact", "bias_dropout_fusion", "masked_softmax_fusion"}
         | {"offset_alibi", "skip_bias_add", "skip_bias_add_qkv"}
     )
     READ = frozenset()

@@ -8,13 +8,16 @@ from typing import Any
 
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import changed, dense, norm
-from t5x_llm.models.hf_config import HARMLESS, check_copies, check_hf_config
+from t5x_llm.models.hf_config import check_copies, check_hf_config, given
 from t5x_llm.models.moe import experts
 from t5x_llm.models.rope import write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.layer import LayerConfig
 from t5x_llm.nn.norm import NormConfig
+
+# Fields that say something in the whole config alone, and stand in its parts too.
+_OUTER = ("model_type", "tie_word_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,6 @@ class Dbrx(LlamaLike):
         "max_length": ("max_seq_len", 2048),
     }
     WRITTEN = {"resid_pdrop": 0.0, "emb_pdrop": 0.0}
-    FIXED = {"output_router_logits": False}
     READ = LlamaLike.READ | {"attn_config", "ffn_config"}
     COPIES = {"num_key_value_heads": "kv_heads"}
 
@@ -71,30 +73,29 @@ class Dbrx(LlamaLike):
         attention, inner = config.get("attn_config") or {}, config.get("ffn_config") or {}
         check_hf_config(
             attention,
-            known=HARMLESS | {"clip_qkv", "kv_n_heads", "rope_theta", "model_type", "attn_pdrop"},
+            known={"clip_qkv", "kv_n_heads", "rope_theta", *_OUTER},
             fixed={"attn_type": "default"},
             prefix="attn_config.",
         )
         check_hf_config(
             inner,
-            known=HARMLESS
-            | {"ffn_hidden_size", "moe_num_experts", "moe_top_k", "moe_loss_weight"}
-            | {"moe_normalize_expert_weights", "hidden_size", "model_type"},
-            fixed={"ffn_act_fn": {"name": "silu"}, "moe_jitter_eps": None, "ffn_type": "dbrxmoe"}
-            | {"moe_jitter_eps": None, "uniform_expert_assignment": False},
+            known={"ffn_hidden_size", "moe_num_experts", "moe_top_k", "moe_loss_weight"}
+            | {"moe_normalize_expert_weights", "hidden_size", "moe_jitter_eps", *_OUTER},
+            fixed={"ffn_act_fn": {"name": "silu"}, "ffn_type": "dbrxmoe"}
+            | {"uniform_expert_assignment": False},
             prefix="ffn_config.",
         )
-        check_copies(inner, {"hidden_size": config.get("d_model", 2048)}, "ffn_config.")
+        check_copies(inner, {"hidden_size": given(config, "d_model", 2048)}, "ffn_config.")
         theta = attention.get("rope_theta")
         rope = config if theta is None else {**config, "rope_theta": theta}
         return super().read_hf(rope) | {
-            "n_kv_heads": attention.get("kv_n_heads", 1),
+            "n_kv_heads": given(attention, "kv_n_heads", 1),
             "qkv_clip": attention.get("clip_qkv"),
-            "d_ff": inner.get("ffn_hidden_size", 3584),
-            "n_experts": inner.get("moe_num_experts", 4),
-            "top_k": inner.get("moe_top_k", 1),
+            "d_ff": given(inner, "ffn_hidden_size", 3584),
+            "n_experts": given(inner, "moe_num_experts", 4),
+            "top_k": given(inner, "moe_top_k", 1),
             "normalise": inner.get("moe_normalize_expert_weights", 1.0),
-            "balance_weight": inner.get("moe_loss_weight", 0.01),
+            "balance_weight": given(inner, "moe_loss_weight", 0.01),
         }
 
     def write_hf(self) -> dict[str, Any]:

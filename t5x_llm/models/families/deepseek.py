@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.models.families.llama import LlamaLike
-from t5x_llm.models.family import dense, norm
+from t5x_llm.models.family import REQUIRED, dense, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.layer_types import grouped
 from t5x_llm.models.moe import expert_entries, experts
-from t5x_llm.models.rope import read_rope, write_rope
+from t5x_llm.models.rope import write_rope, yarn_mscale
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
 from t5x_llm.nn.latent_attention import LatentAttentionConfig
@@ -19,6 +21,7 @@ from t5x_llm.nn.layer import LayerConfig
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.moe import MoeConfig
 from t5x_llm.nn.positions import RotaryConfig
+from t5x_llm.nn.rotary_scaling import RotaryScaling
 from t5x_llm.nn.router import GroupLimitConfig
 
 _DENSE, _SPARSE = "dense", "sparse"
@@ -71,16 +74,14 @@ class DeepseekV2(LlamaLike):
         "value_dim": ("v_head_dim", 128),
         "n_dense": ("first_k_dense_replace", 0),
         "n_experts": ("n_routed_experts", 64),
-        "top_k": ("num_experts_per_tok", None),
+        "top_k": ("num_experts_per_tok", REQUIRED),
         "n_shared": ("n_shared_experts", 2),
         "d_expert": ("moe_intermediate_size", 1407),
         "routed_scale": ("routed_scaling_factor", 1.0),
     }
     FIXED = {"norm_topk_prob": False, "attention_bias": False, "mlp_bias": False}
-    IGNORED = frozenset(
-        {"head_dim", "pretraining_tp", "aux_loss_alpha", "seq_aux"}
-        | {"moe_layer_freq", "ep_size", "scoring_func", "output_router_logits"}
-    )
+    FIXED |= {"moe_layer_freq": 1, "scoring_func": "softmax"}
+    IGNORED = frozenset({"head_dim"})
     READ = LlamaLike.READ | {"q_lora_rank", "topk_method", "n_group", "topk_group"}
     COPIES = {"qk_head_dim": "query_dim", "num_key_value_heads": "n_heads"}
 
@@ -88,7 +89,7 @@ class DeepseekV2(LlamaLike):
         if not 0 <= self.n_dense < self.n_layers:
             field = f"{type(self).__name__}.n_dense"
             raise ConfigError(field, self.n_dense, f"0 to {self.n_layers - 1}, fewer than layers")
-        self.decoder()
+        self.check_decoder()
 
     @property
     def query_dim(self) -> int:
@@ -146,14 +147,14 @@ class DeepseekV2(LlamaLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Rotary settings, with YaRN's factor on logits, and the limit to groups."""
-        theta, scaling, raw = read_rope(config, length=config.get("max_position_embeddings"))
+        theta, scaling, raw = cls.read_rotary(config)
         mscale = 1.0
-        if scaling is not None and raw.get("mscale_all_dim"):
-            from t5x_llm.models.rope import yarn_mscale
-
+        if isinstance(scaling, RotaryScaling) and raw.get("mscale_all_dim"):
             mscale = yarn_mscale(scaling.factor, raw["mscale_all_dim"])
-        groups, top = config.get("n_group") or 1, config.get("topk_group") or 1
-        if config.get("topk_method", cls.METHOD) == "greedy":
+        method = given(config, "topk_method", cls.METHODS[0])
+        check_choice("config.json topk_method", method, cls.METHODS)
+        groups, top = (given(config, name, default) for name, default in cls.GROUPS.items())
+        if method == "greedy":
             groups = top = 1
         return {
             "rope_theta": theta,
@@ -164,14 +165,14 @@ class DeepseekV2(LlamaLike):
             "top_groups": top,
         }
 
-    METHOD = "greedy"
+    # Ways of choosing experts, the one where none is named first; transformers' groups.
+    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "group_limited_greedy")
+    GROUPS: ClassVar[Mapping[str, int]] = {"n_group": 1, "topk_group": 1}
 
     def write_hf(self) -> dict[str, Any]:
         """Returns the fields that ``read_hf`` reads."""
         rope = write_rope(self.rope_theta, self.rope_scaling)
-        if self.yarn_mscale != 1.0 and self.rope_scaling is not None:
-            import math
-
+        if self.yarn_mscale != 1.0 and isinstance(self.rope_scaling, RotaryScaling):
             all_dim = (self.yarn_mscale - 1.0) / (0.1 * math.log(self.rope_scaling.factor))
             rope["rope_parameters"]["mscale_all_dim"] = all_dim
         limited = self.n_groups > 1
@@ -231,7 +232,8 @@ class DeepseekV3(DeepseekV2):
 
     hf_type = "deepseek_v3"
     architecture = "DeepseekV3ForCausalLM"
-    METHOD = "noaux_tc"
+    METHODS = ("noaux_tc",)
+    GROUPS = {"n_group": 8, "topk_group": 4}
     FIELDS = {
         **DeepseekV2.FIELDS,
         "n_dense": ("first_k_dense_replace", 3),
@@ -241,9 +243,10 @@ class DeepseekV3(DeepseekV2):
         "d_expert": ("moe_intermediate_size", 2048),
         "routed_scale": ("routed_scaling_factor", 2.5),
         "normalise": ("norm_topk_prob", True),
+        "max_length": ("max_position_embeddings", 4096),
     }
     FIXED = {"attention_bias": False, "rope_interleave": True}
-    IGNORED = DeepseekV2.IGNORED | {"num_nextn_predict_layers", "num_mtp_layers"}
+    FIXED |= {"moe_layer_freq": 1, "scoring_func": "sigmoid"}
 
     def feed_forward(self) -> MoeConfig:
         """Experts chosen by corrected sigmoid scores."""

@@ -9,12 +9,14 @@ from typing import Any
 from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.models.families.gpt_like import GptLike
 from t5x_llm.models.family import REQUIRED, changed
-from t5x_llm.models.rope import ROPE_FIELDS, read_rope, write_rope
+from t5x_llm.models.hf_config import given
+from t5x_llm.models.rope import ROPE_FIELDS, check_rope, read_rope, write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.block import PARALLEL, BlockConfig
 from t5x_llm.nn.mlp import MlpConfig
-from t5x_llm.nn.positions import AlibiConfig, RotaryConfig, RotaryScaling
+from t5x_llm.nn.positions import AlibiConfig, RotaryConfig
+from t5x_llm.nn.rotary_scaling import AnyRotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Falcon(GptLike):
     alibi: bool = False
     bias: bool = False
     rope_theta: float = 10000.0
-    rope_scaling: RotaryScaling | None = None
+    rope_scaling: AnyRotaryScaling | None = None
 
     hf_type = "falcon"
     architecture = "FalconForCausalLM"
@@ -59,7 +61,7 @@ class Falcon(GptLike):
         "bias": ("bias", False),
     }
     FIXED = {"apply_residual_connection_post_layernorm": False}
-    IGNORED = frozenset({"hidden_dropout", "attention_dropout"})
+    IGNORED = frozenset({"ff_factor"})  # where ffn_hidden_size says the same
     READ = ROPE_FIELDS | {"activation", "num_kv_heads", "multi_query", "parallel_attn"}
     READ |= {"new_decoder_architecture", "num_ln_in_parallel_attn"}
     NAMES = {
@@ -74,6 +76,7 @@ class Falcon(GptLike):
 
     def __post_init__(self) -> None:
         check_choice("Falcon.parallel", self.parallel, PARALLEL)
+        check_rope(self, self.rope_scaling)
         if self.parallel == "no" and self.kv_heads not in (1, self.n_heads):
             raise ConfigError(
                 "Falcon.n_kv_heads", self.n_kv_heads, f"1 or n_heads = {self.n_heads} in sequence"
@@ -123,7 +126,8 @@ class Falcon(GptLike):
                 " or ".join(map(repr, known)),
                 "Two norms need new_decoder_architecture.",
             )
-        theta, scaling, _ = read_rope(config, length=config.get("max_position_embeddings"))
+        length = given(config, "max_position_embeddings", 2048)
+        theta, scaling, _ = read_rope(config, cls.rope_theta, length)
         fields = {"n_kv_heads": heads, "parallel": parallel}
         return super().read_hf(config) | fields | {"rope_theta": theta, "rope_scaling": scaling}
 

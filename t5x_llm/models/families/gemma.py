@@ -14,7 +14,7 @@ from t5x_llm.models.family import changed, norm
 from t5x_llm.models.layer_types import FULL, SLIDING, check_layer_types, grouped
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 
@@ -39,7 +39,7 @@ class Gemma(BiasedLlama):
         "max_length": ("max_position_embeddings", 8192),
     }
     WRITTEN = {"hidden_act": "gelu_pytorch_tanh", "attention_dropout": 0.0}
-    FIXED = {"use_bidirectional_attention": None, "hidden_activation": "gelu_pytorch_tanh"}
+    FIXED = {"use_bidirectional_attention": False, "hidden_activation": "gelu_pytorch_tanh"}
 
     def norm(self) -> NormConfig:
         """RMSNorm whose stored scale is that less one."""
@@ -91,10 +91,10 @@ class Gemma2(Gemma):
     }
     WRITTEN = {"hidden_activation": "gelu_pytorch_tanh", "attention_dropout": 0.0}
     FIXED = {
-        "use_bidirectional_attention": None,
+        "use_bidirectional_attention": False,
         "hidden_act": "gelu_pytorch_tanh",
-        "cache_implementation": "hybrid",
     }
+    COPIES = {"sliding_window_size": "window"}
     READ = Gemma.READ | {"layer_types", "attn_logit_softcapping", "final_logit_softcapping"}
 
     def __post_init__(self) -> None:
@@ -117,12 +117,12 @@ class Gemma2(Gemma):
 
     def groups(self) -> tuple[GroupConfig, ...]:
         """Layers by their type."""
-        residual = ResidualConfig(self.norm(), self.norm(), None, 1.0, skip_normed=False)
+        joined = residual(self.norm(), out=self.norm())
 
         def block(kind: str) -> BlockConfig:
             window = self.window if kind == SLIDING else None
             attention = changed(self.attention(), window=window)
-            return BlockConfig(attention, self.feed_forward(), residual, "no")
+            return BlockConfig(attention, self.feed_forward(), joined, "no")
 
         return grouped(self.types, block)
 

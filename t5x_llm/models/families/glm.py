@@ -12,10 +12,11 @@ from typing import Any
 
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import REQUIRED, changed, dense, grouped_qkv, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.rope import write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 from t5x_llm.nn.positions import RotaryConfig
@@ -49,18 +50,20 @@ class Glm(LlamaLike):
     }
     READ = LlamaLike.READ | {"partial_rotary_factor"}
 
-    def attention(self) -> AttentionConfig:
-        """Returns the attention with its own rotation."""
+    def rotary(self) -> RotaryConfig:
+        """The rotation of the first channels, by neighbours."""
         dim = int(self.head_size * self.rotary_fraction)
-        rotary = RotaryConfig(self.rope_theta, dim, True, self.rope_scaling, two_d=False)
-        return changed(super().attention(), rotary=rotary, qkv_bias=self.qkv_bias)
+        return RotaryConfig(self.rope_theta, dim, True, self.rope_scaling, two_d=False)
+
+    def attention(self) -> AttentionConfig:
+        """Returns the attention with its biases."""
+        return changed(super().attention(), qkv_bias=self.qkv_bias)
 
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The share of each head that is rotated, besides the rotary settings."""
-        settings = config.get("rope_parameters") or {}
-        default = config.get("partial_rotary_factor", 0.5)
-        fraction = settings.get("partial_rotary_factor", default)
+        default = given(config, "partial_rotary_factor", cls.rotary_fraction)
+        fraction = cls.read_rotary(config)[2].get("partial_rotary_factor", default)
         return super().read_hf(config) | {"rotary_fraction": fraction}
 
     def write_hf(self) -> dict[str, Any]:
@@ -118,11 +121,11 @@ class ChatGLM(Glm):
         "quantization_bit": 0,
     }
     IGNORED = frozenset(
-        {"hidden_dropout", "attention_dropout", "bias_dropout_fusion", "fp32_residual_connection"}
-        | {"apply_query_key_layer_scaling", "attention_softmax_in_fp32", "prefix_projection"}
-        | {"vocab_size", "interleaved_qkv", "classifier_dropout"}
+        {"bias_dropout_fusion", "fp32_residual_connection", "apply_query_key_layer_scaling"}
+        | {"prefix_projection", "vocab_size", "interleaved_qkv"}
     )
     READ = frozenset({"multi_query_attention", "multi_query_group_num", "rope_ratio"})
+    COPIES = {"num_hidden_layers": "n_layers"}
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> Any:
@@ -135,10 +138,10 @@ class ChatGLM(Glm):
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Key/value heads, and the rotary base as a ratio to 10,000."""
         grouped = config.get("multi_query_attention", False)
-        heads = config.get("multi_query_group_num", 1)
+        heads = given(config, "multi_query_group_num", 1)
         return {
             "n_kv_heads": heads if grouped else config["num_attention_heads"],
-            "rope_theta": 10000.0 * config.get("rope_ratio", 1),
+            "rope_theta": 10000.0 * given(config, "rope_ratio", 1),
         }
 
     def write_hf(self) -> dict[str, Any]:
@@ -192,17 +195,20 @@ class ChatGLM1(LlamaLike):
     }
     WRITTEN = {"position_encoding_2d": True, "model_type": "chatglm"}
     FIXED = {"pre_seq_len": None, "prefix_projection": False, "quantization_bit": 0}
-    IGNORED = frozenset({"mask_token_id", "gmask_token_id"})
+    IGNORED = frozenset({"gmask_token_id"})
     READ = frozenset()
 
     def norm(self) -> NormConfig:
         """LayerNorm."""
         return NormConfig("layer", self.norm_eps, bias=True, scale="ones")
 
+    def rotary(self) -> RotaryConfig:
+        """The rotation in two dimensions."""
+        return RotaryConfig(self.rope_theta, self.head_size, False, None, two_d=True)
+
     def attention(self) -> AttentionConfig:
-        """Returns the attention with biases, rotated in two dimensions."""
-        rotary = RotaryConfig(self.rope_theta, self.head_size, False, None, two_d=True)
-        return changed(super().attention(), rotary=rotary, qkv_bias=True, out_bias=True)
+        """Returns the attention with biases."""
+        return changed(super().attention(), qkv_bias=True, out_bias=True)
 
     def feed_forward(self) -> MlpConfig:
         """GELU."""
@@ -211,8 +217,8 @@ class ChatGLM1(LlamaLike):
     def groups(self) -> tuple[GroupConfig, ...]:
         """alpha * norm(x) + f(norm(x)) with alpha = sqrt(2 L)."""
         alpha = math.sqrt(2 * self.n_layers)
-        residual = ResidualConfig(self.norm(), None, None, alpha, skip_normed=True)
-        block = BlockConfig(self.attention(), self.feed_forward(), residual, parallel="no")
+        joined = residual(self.norm(), skip_scale=alpha, skip_normed=True)
+        block = BlockConfig(self.attention(), self.feed_forward(), joined, parallel="no")
         return (GroupConfig((block,), self.n_layers),)
 
     @classmethod

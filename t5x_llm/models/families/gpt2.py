@@ -48,7 +48,6 @@ class GPT2(GptLike):
         "add_cross_attention": False,
         "reorder_and_upcast_attn": False,
     }
-    IGNORED = frozenset({"n_ctx", "resid_pdrop", "embd_pdrop", "attn_pdrop"})
 
     def write_hf(self) -> dict[str, Any]:
         """No dropout."""

@@ -79,7 +79,7 @@ class GptLike(Family):
             if getattr(self, name) != only:
                 value = getattr(self, name)
                 raise ConfigError(f"{family}.{name}", value, f"{only!r}: config.json has no field")
-        self.decoder()
+        self.check_decoder()
 
     def norm(self) -> NormConfig:
         """The norm of every place."""

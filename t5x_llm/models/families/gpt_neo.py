@@ -44,9 +44,6 @@ class GPTNeo(GptLike):
         "init_std": ("initializer_range", 0.02),
         "window": ("window_size", 256),
     }
-    IGNORED = frozenset(
-        {"resid_dropout", "embed_dropout", "attention_dropout", "classifier_dropout"}
-    )
     READ = GptLike.READ | {"attention_types", "attention_layers"}
     NAMES = {
         "embed": "transformer.wte",

@@ -8,10 +8,12 @@ from typing import Any
 
 from t5x_llm.models.families.gpt_like import GptLike
 from t5x_llm.models.family import REQUIRED, changed
-from t5x_llm.models.rope import ROPE_FIELDS, read_rope, write_rope
+from t5x_llm.models.hf_config import given
+from t5x_llm.models.rope import ROPE_FIELDS, check_rope, read_rope, write_rope
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.block import BlockConfig
-from t5x_llm.nn.positions import RotaryConfig, RotaryScaling
+from t5x_llm.nn.positions import RotaryConfig
+from t5x_llm.nn.rotary_scaling import AnyRotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class GPTNeoX(GptLike):
     activation: str = "gelu"
     parallel: bool = True
     rope_theta: float = 10000.0
-    rope_scaling: RotaryScaling | None = None
+    rope_scaling: AnyRotaryScaling | None = None
     rotary_fraction: float = 0.25
     attention_bias: bool = True
 
@@ -50,7 +52,6 @@ class GPTNeoX(GptLike):
         "parallel": ("use_parallel_residual", True),
         "attention_bias": ("attention_bias", True),
     }
-    IGNORED = frozenset({"attention_dropout", "hidden_dropout", "classifier_dropout"})
     READ = ROPE_FIELDS | {"hidden_act", "rotary_pct", "rotary_emb_base", "partial_rotary_factor"}
     NAMES = {
         "embed": "gpt_neox.embed_in",
@@ -63,6 +64,10 @@ class GPTNeoX(GptLike):
         "mlp.down": "gpt_neox.layers.{layer}.mlp.dense_4h_to_h",
         "head": "embed_out",
     }
+
+    def __post_init__(self) -> None:
+        check_rope(self, self.rope_scaling)
+        super().__post_init__()
 
     def attention(self) -> AttentionConfig:
         """Rotated in part."""
@@ -78,10 +83,11 @@ class GPTNeoX(GptLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The rotary settings."""
-        base = config.get("rotary_emb_base", 10000.0)
-        length = config.get("max_position_embeddings")
+        base = given(config, "rotary_emb_base", cls.rope_theta)
+        length = given(config, "max_position_embeddings", 2048)
         theta, scaling, settings = read_rope(config, base, length)
-        fraction = config.get("partial_rotary_factor", config.get("rotary_pct", 0.25))
+        fraction = given(config, "rotary_pct", cls.rotary_fraction)
+        fraction = given(config, "partial_rotary_factor", fraction)
         return super().read_hf(config) | {
             "rope_theta": theta,
             "rope_scaling": scaling,

@@ -40,7 +40,6 @@ class GPTJ(GptLike):
         "rotary_dim": ("rotary_dim", 64),
     }
     FIXED = {"rotary": True, "scale_attn_weights": True}
-    IGNORED = frozenset({"n_ctx", "resid_pdrop", "embd_pdrop", "attn_pdrop"})
     NAMES = {
         "embed": "transformer.wte",
         "final_norm": "transformer.ln_f",

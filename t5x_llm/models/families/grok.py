@@ -10,7 +10,7 @@ from t5x_llm.models.family import changed
 from t5x_llm.models.moe import expert_entries, experts
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.layer import LayerConfig
 
 
@@ -50,7 +50,6 @@ class Grok1(LlamaLike):
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
     WRITTEN = {}
-    FIXED = {"output_router_logits": False}
     READ = LlamaLike.READ | {"head_dim"}
 
     def attention(self) -> AttentionConfig:
@@ -66,8 +65,8 @@ class Grok1(LlamaLike):
 
     def groups(self) -> tuple[GroupConfig, ...]:
         """A norm before and after each layer."""
-        residual = ResidualConfig(self.norm(), self.norm(), None, 1.0, skip_normed=False)
-        block = BlockConfig(self.attention(), self.feed_forward(), residual, parallel="no")
+        joined = residual(self.norm(), out=self.norm())
+        block = BlockConfig(self.attention(), self.feed_forward(), joined, parallel="no")
         return (GroupConfig((block,), self.n_layers),)
 
     def decoder(self) -> DecoderConfig:

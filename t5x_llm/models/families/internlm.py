@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+from t5x_llm.core.errors import check_choice
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import changed, grouped_qkv
+from t5x_llm.models.hf_config import check_hf_config, given
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 
@@ -37,12 +41,31 @@ class InternLM(LlamaLike):
     architecture = "InternLMForCausalLM"
     FIELDS = {**LlamaLike.FIELDS, "attention_bias": ("bias", True)}
     WRITTEN = {"hidden_act": "silu"}
-    FIXED = {"rotary": {"base": 10000, "type": "dynamic"}, "attn_implementation": "eager"}
+    READ = LlamaLike.READ | {"rotary"}
 
     def attention(self) -> AttentionConfig:
         """Returns the attention with its biases."""
         bias = self.attention_bias
         return changed(super().attention(), qkv_bias=bias, out_bias=bias)
+
+    @classmethod
+    def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The rotary settings; those of the first release are in a table ``rotary``."""
+        rotary = given(config, "rotary", {})
+        check_hf_config(
+            rotary,
+            known={"base", "type", "scaling_factor"},
+            fixed={},
+            prefix="rotary.",
+        )
+        kind = given(rotary, "type", "origin")
+        check_choice("config.json rotary.type", kind, ("dynamic", "origin"))
+        if "base" in rotary:
+            config = {**config, "rope_theta": rotary["base"]}
+        if kind == "dynamic":
+            factor = given(rotary, "scaling_factor", 1.0)
+            config = {**config, "rope_scaling": {"type": "dynamic", "factor": factor}}
+        return super().read_hf(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +77,7 @@ class InternLM2(InternLM):
     hf_type = "internlm2"
     architecture = "InternLM2ForCausalLM"
     FIELDS = {**InternLM.FIELDS, "attention_bias": ("bias", False)}
-    FIXED = {"attn_implementation": "eager", "pretraining_tp": 1}
+    READ = LlamaLike.READ
 
     def weight_map(self) -> list[Entry]:
         """LLaMA's under other names."""

@@ -10,6 +10,7 @@ from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families.mamba import selective_entries
 from t5x_llm.models.family import REQUIRED, Family, changed, dense, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.layer_types import grouped
 from t5x_llm.models.moe import expert_entries, experts
 from t5x_llm.models.weight_map import Entry
@@ -105,9 +106,9 @@ class Jamba(Family):
         "max_length": ("max_position_embeddings", 262144),
     }
     WRITTEN = {"hidden_act": "silu", "attention_dropout": 0.0}
-    FIXED = {"output_router_logits": False, "mamba_inner_layernorms": True, "sliding_window": None}
+    FIXED = {"mamba_inner_layernorms": True, "sliding_window": None}
     IGNORED = frozenset(
-        {"use_mamba_kernels", "use_mambapy", "use_associative_scan", "num_logits_to_keep"}
+        {"use_mamba_kernels", "use_mambapy", "use_associative_scan"}
         | {"calc_logits_for_entire_prompt"}
     )
     READ = frozenset({"mamba_dt_rank"})
@@ -121,7 +122,7 @@ class Jamba(Family):
             check_number(field, offset, low=0, high=period - 1, integer=True)
         if self.expand < 1:
             raise ConfigError("Jamba.expand", self.expand, "an integer at least 1")
-        self.decoder()
+        self.check_decoder()
 
     def norm(self) -> NormConfig:
         """The norm of every place."""
@@ -194,7 +195,7 @@ class Jamba(Family):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The rank of steps."""
-        rank = config.get("mamba_dt_rank", "auto")
+        rank = given(config, "mamba_dt_rank", "auto")
         return {"dt_rank": None if rank == "auto" else rank}
 
     def write_hf(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.family import REQUIRED, Family, changed, dense, norm
-from t5x_llm.models.rope import ROPE_FIELDS, read_rope, write_rope
+from t5x_llm.models.hf_config import given
+from t5x_llm.models.rope import ROPE_FIELDS, check_rope, read_rope, write_rope
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
@@ -17,7 +18,8 @@ from t5x_llm.nn.layer import LayerConfig
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 from t5x_llm.nn.param import InitConfig
-from t5x_llm.nn.positions import RotaryConfig, RotaryScaling
+from t5x_llm.nn.positions import RotaryConfig
+from t5x_llm.nn.rotary_scaling import AnyRotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class LlamaLike(Family):
     n_kv_heads: int | None = None
     head_dim: int | None = None
     rope_theta: float = 10000.0
-    rope_scaling: RotaryScaling | None = None
+    rope_scaling: AnyRotaryScaling | None = None
     norm_eps: float = 1e-5
     tied: bool = False
     init_std: float | None = 0.02
@@ -84,7 +86,8 @@ class LlamaLike(Family):
                 f"a divisor of {family}.d_model = {self.d_model}",
                 f"Change either, or give {family}.head_dim.",
             )
-        self.decoder()
+        check_rope(self, self.rope_scaling)
+        self.check_decoder()
 
     @property
     def kv_heads(self) -> int:
@@ -100,15 +103,17 @@ class LlamaLike(Family):
         """The norm of every place."""
         return NormConfig("rms", self.norm_eps, bias=False, scale="ones")
 
+    def rotary(self) -> RotaryConfig | None:
+        """The rotation of queries and keys."""
+        return RotaryConfig(self.rope_theta, self.head_size, False, self.rope_scaling, two_d=False)
+
     def attention(self) -> AttentionConfig:
         """The attention of every layer."""
         return AttentionConfig(
             n_heads=self.n_heads,
             n_kv_heads=self.kv_heads,
             head_dim=self.head_size,
-            rotary=RotaryConfig(
-                self.rope_theta, self.head_size, False, self.rope_scaling, two_d=False
-            ),
+            rotary=self.rotary(),
             qkv_bias=False,
             out_bias=False,
             causal=True,
@@ -153,9 +158,17 @@ class LlamaLike(Family):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The rotary settings."""
-        length = config.get("max_position_embeddings")
-        theta, scaling, _ = read_rope(config, length=length)
+        theta, scaling, _ = cls.read_rotary(config)
         return {"rope_theta": theta, "rope_scaling": scaling}
+
+    @classmethod
+    def read_rotary(
+        cls, config: Mapping[str, Any], **more: Any
+    ) -> tuple[float, AnyRotaryScaling | None, dict[str, Any]]:
+        """Reads the rotary settings as ``read_rope``, with the family's own defaults."""
+        default = cls.FIELDS["max_length"][1] if "max_length" in cls.FIELDS else None
+        length = given(config, "max_position_embeddings", default)
+        return read_rope(config, cls.rope_theta, length, **more)
 
     def weight_map(self) -> list[Entry]:
         """HF tensor names and layouts against ours."""
@@ -237,18 +250,16 @@ class PartialLlama(LlamaLike):
         check_number(f"{family}.rotary_fraction", self.rotary_fraction, above=0, high=1)
         super().__post_init__()
 
-    def attention(self) -> AttentionConfig:
-        """Returns the attention with its rotation."""
+    def rotary(self) -> RotaryConfig:
+        """The rotation of the first channels."""
         dim = int(self.head_size * self.rotary_fraction)
-        rotary = RotaryConfig(self.rope_theta, dim, False, self.rope_scaling, two_d=False)
-        return changed(super().attention(), rotary=rotary)
+        return RotaryConfig(self.rope_theta, dim, False, self.rope_scaling, two_d=False)
 
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The share of each head that is rotated, besides the rotary settings."""
-        settings = config.get("rope_parameters") or {}
-        default = config.get("partial_rotary_factor", cls.rotary_fraction)
-        fraction = settings.get("partial_rotary_factor", default)
+        default = given(config, "partial_rotary_factor", cls.rotary_fraction)
+        fraction = cls.read_rotary(config)[2].get("partial_rotary_factor", default)
         return super().read_hf(config) | {"rotary_fraction": fraction}
 
     def write_hf(self) -> dict[str, Any]:
@@ -271,7 +282,7 @@ class Llama(BiasedLlama):
     hf_type = "llama"
     architecture = "LlamaForCausalLM"
     FIELDS = {**BiasedLlama.FIELDS, "mlp_bias": ("mlp_bias", False)}
-    FIXED = {"pretraining_tp": 1}
+    FIXED = {"activation": "swiglu"}  # another name of hidden_act in Falcon 3
 
     def feed_forward(self) -> LayerConfig:
         """Returns the layer with its biases."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.family import REQUIRED, Family, dense, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
 from t5x_llm.nn.layer import LayerConfig
@@ -62,10 +63,10 @@ class MambaLike(Family):
     # How fresh weights are drawn, which kernels compute, what precision sums have; and what the
     # first conversions left behind.
     IGNORED = frozenset(
-        {"initializer_range", "rescale_prenorm_residual", "time_step_min", "time_step_max"}
+        {"rescale_prenorm_residual", "time_step_min", "time_step_max"}
         | {"time_step_scale", "time_step_floor", "time_step_init_scheme", "use_mambapy"}
-        | {"use_associative_scan", "residual_in_fp32", "fused_add_norm", "d_model", "d_inner"}
-        | {"n_layer", "numb_hidden_layers", "pad_vocab_size_multiple"}
+        | {"use_associative_scan", "fused_add_norm", "d_model", "d_inner"}
+        | {"n_layer", "numb_hidden_layers"}
     )
 
     def mixer(self) -> LayerConfig:
@@ -147,7 +148,7 @@ class Mamba(MambaLike):
             if self.d_inner % self.d_model:
                 whole = f"a multiple of {family}.d_model = {self.d_model}"
                 raise ConfigError(f"{family}.d_inner", self.d_inner, whole)
-        self.decoder()
+        self.check_decoder()
 
     def mixer(self) -> SelectiveConfig:
         """The selective mixer."""
@@ -165,8 +166,9 @@ class Mamba(MambaLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The inner width, which stands for itself or as a factor, and the rank."""
-        inner = config.get("intermediate_size") or config.get("expand", 2) * config["hidden_size"]
-        rank = config.get("time_step_rank", "auto")
+        inner = config.get("intermediate_size")
+        inner = inner or given(config, "expand", 2) * config["hidden_size"]
+        rank = given(config, "time_step_rank", "auto")
         return {"d_inner": int(inner), "dt_rank": None if rank == "auto" else rank}
 
     def write_hf(self) -> dict[str, Any]:

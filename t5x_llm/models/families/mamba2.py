@@ -10,6 +10,7 @@ from typing import Any
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.families.mamba import MambaLike
 from t5x_llm.models.family import dense
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.ssm import SsdConfig
 
@@ -57,7 +58,7 @@ class Mamba2(MambaLike):
                 f"n_heads * head_dim = {self.n_heads * self.head_dim} to be a multiple of "
                 f"Mamba2.d_model = {self.d_model}",
             )
-        self.decoder()
+        self.check_decoder()
 
     def mixer(self) -> SsdConfig:
         """The mixer."""
@@ -78,10 +79,10 @@ class Mamba2(MambaLike):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Limits of steps; the inner width must be that of the heads."""
-        inner = config.get("num_heads", 128) * config.get("head_dim", 64)
+        inner = given(config, "num_heads", 128) * given(config, "head_dim", 64)
         expected = {"expand": inner / config["hidden_size"], "intermediate_size": inner}
         for name, value in expected.items():
-            if config.get(name, value) != value:
+            if given(config, name, value) != value:
                 reason = f"{value}, as num_heads * head_dim = {inner}"
                 raise ConfigError(f"config.json {name}", config[name], reason)
         limit = config.get("time_step_limit")

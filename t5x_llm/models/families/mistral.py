@@ -25,7 +25,7 @@ class Mistral(LlamaLike):
     FIELDS = {
         **LlamaLike.FIELDS,
         "n_kv_heads": ("num_key_value_heads", 8),
-        "window": ("sliding_window", None),
+        "window": ("sliding_window", 4096),
         "max_length": ("max_position_embeddings", 131072),
     }
 

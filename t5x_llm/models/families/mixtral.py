@@ -20,6 +20,7 @@ class Mixtral(Mistral):
       balance_weight: of the load-balance loss.
     """
 
+    rope_theta: float = 1e6
     n_experts: int = 8
     top_k: int = 2
     balance_weight: float = 0.001
@@ -29,11 +30,11 @@ class Mixtral(Mistral):
     FIELDS = {
         **Mistral.FIELDS,
         "norm_eps": ("rms_norm_eps", 1e-5),
+        "window": ("sliding_window", None),
         "n_experts": ("num_local_experts", 8),
         "top_k": ("num_experts_per_tok", 2),
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
-    FIXED = {"output_router_logits": False, "router_jitter_noise": 0.0}
 
     def feed_forward(self) -> LayerConfig:
         """Experts, their weights made to sum to one."""

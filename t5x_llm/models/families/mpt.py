@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families.gpt_like import GptLike
 from t5x_llm.models.family import REQUIRED, changed, dense, fused_qkv, norm
-from t5x_llm.models.hf_config import HARMLESS, check_hf_config
+from t5x_llm.models.hf_config import check_hf_config
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.mlp import MlpConfig
@@ -58,10 +58,11 @@ class MPT(GptLike):
     FIXED: ClassVar[Mapping[str, Any]] = {
         "norm_type": "low_precision_layernorm",  # LayerNorm, run in bfloat16
         "logit_scale": None,
+        "ffn_config": {"ffn_type": "mptmlp"},
+        "fc_type": "torch",
     }
     IGNORED = frozenset(
-        {"emb_pdrop", "resid_pdrop", "init_config", "init_device", "tokenizer_name", "verbose"}
-        | {"learned_pos_emb"}  # only where ALiBi is off
+        {"init_config", "verbose"} | {"learned_pos_emb"}  # only where ALiBi is off
     )
     READ = frozenset({"attn_config"})
 
@@ -71,7 +72,9 @@ class MPT(GptLike):
         attention = config.get("attn_config") or {}
         fixed = {"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention"}
         fixed |= {"prefix_lm": False, "qk_ln": False, "attn_uses_sequence_id": False}
-        known = {"clip_qkv", "softmax_scale", "attn_impl", "attn_pdrop", "model_type"} | HARMLESS
+        fixed |= {"rope": False, "qk_gn": False, "sliding_window_size": -1}
+        known = {"clip_qkv", "softmax_scale", "model_type", "tie_word_embeddings"}
+        known |= {"rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"}  # of "rope"
         check_hf_config(attention, known=known, fixed=fixed, prefix="attn_config.")
         return {
             "qkv_clip": attention.get("clip_qkv"),

@@ -9,7 +9,7 @@ from t5x_llm.models.families.llama import BiasedLlama
 from t5x_llm.models.family import changed, norm
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig, QKNormConfig
-from t5x_llm.nn.block import BlockConfig, GroupConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, GroupConfig, residual
 from t5x_llm.nn.norm import NormConfig
 
 
@@ -62,8 +62,8 @@ class Olmo2(BiasedLlama):
 
     def groups(self) -> tuple[GroupConfig, ...]:
         """x + norm(f(x))."""
-        residual = ResidualConfig(None, self.norm(), None, 1.0, skip_normed=False)
-        block = BlockConfig(self.attention(), self.feed_forward(), residual, parallel="no")
+        joined = residual(None, out=self.norm())
+        block = BlockConfig(self.attention(), self.feed_forward(), joined, parallel="no")
         return (GroupConfig((block,), self.n_layers),)
 
     def norm_entries(self, hf: str, ours: str) -> list[Entry]:

@@ -8,7 +8,7 @@ from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families.gpt_like import GptLike
 from t5x_llm.models.family import REQUIRED, changed
 from t5x_llm.nn.attention import AttentionConfig
-from t5x_llm.nn.block import BlockConfig, ResidualConfig
+from t5x_llm.nn.block import BlockConfig, residual
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
 
@@ -54,8 +54,8 @@ class OPT(GptLike):
         "bias": ("enable_bias", True),
         "learned_norms": ("layer_norm_elementwise_affine", True),
     }
-    IGNORED = frozenset({"dropout", "attention_dropout", "activation_dropout", "layerdrop"})
-    IGNORED |= {"prefix"}  # a text that pipelines put before prompts
+    # What conversions from Metaseq left behind.
+    FIXED = {"learned_embeddings": True, "scale_embeddings": False, "output_projection": True}
     NAMES = {
         "embed": "model.decoder.embed_tokens",
         "position_embed": "model.decoder.embed_positions",
@@ -91,7 +91,7 @@ class OPT(GptLike):
     def block(self) -> BlockConfig:
         """x + f(norm(x)), or norm(x + f(x))."""
         block = super().block()
-        after = ResidualConfig(None, None, self.norm(), 1.0, skip_normed=False)
+        after = residual(None, post=self.norm())
         return block if self.norm_first else changed(block, residual=after)
 
     def decoder(self) -> DecoderConfig:
@@ -102,5 +102,5 @@ class OPT(GptLike):
             final_norm=self.norm() if final else None,
             learned_positions=self.max_length,
             position_offset=_OFFSET,
-            embed_dim=self.embed_dim,
+            embed_dim=None if self.embed_dim == self.d_model else self.embed_dim,
         )

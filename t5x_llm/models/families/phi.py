@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families.llama import PartialLlama
 from t5x_llm.models.family import changed, dense, fused_qkv, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig, QKNormConfig
 from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
 from t5x_llm.nn.mlp import MlpConfig
 from t5x_llm.nn.norm import NormConfig
+from t5x_llm.nn.rotary_scaling import AnyRotaryScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,6 @@ class Phi(PartialLlama):
         "qk_norm": ("qk_layernorm", False),
     }
     WRITTEN = {"hidden_act": "gelu_new"}
-    IGNORED = frozenset({"resid_pdrop", "embd_pdrop", "attention_dropout"})
 
     def norm(self) -> NormConfig:
         """LayerNorm."""
@@ -92,9 +94,13 @@ class Phi(PartialLlama):
         ]
 
 
+# Older names of LongRoPE; Phi-3 knows no other scaling.
+_LONG = {"su": "longrope", "yarn": "longrope"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Phi3(PartialLlama):
-    """LLaMA with fused tensors and a window; LongRoPE is refused.
+    """LLaMA with fused tensors, a window, and LongRoPE.
 
     Attributes:
       window: tokens see so many of the last ones, or None for all.
@@ -110,13 +116,22 @@ class Phi3(PartialLlama):
         "window": ("sliding_window", None),
         "max_length": ("max_position_embeddings", 4096),
     }
-    IGNORED = frozenset(
-        {"resid_pdrop", "embd_pdrop", "original_max_position_embeddings", "attention_bias"}
-    )
+    # Switches that Phi-4-mini writes out.
+    FIXED = dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), False)
+    FIXED |= {"full_attn_mod": 1, "interpolate_factor": 1}
 
     def attention(self) -> AttentionConfig:
         """Returns the attention with its window."""
         return changed(super().attention(), window=self.window)
+
+    @classmethod
+    def read_rotary(
+        cls, config: Mapping[str, Any], **more: Any
+    ) -> tuple[float, AnyRotaryScaling | None, dict[str, Any]]:
+        """LongRoPE under its older names; its pretrained length stands beside the table."""
+        length = given(config, "original_max_position_embeddings", 4096)
+        config = {**config, "original_max_position_embeddings": length}
+        return super().read_rotary(config, old_kinds=_LONG)
 
     def write_hf(self) -> dict[str, Any]:
         """No dropout."""

@@ -9,6 +9,7 @@ from typing import Any
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.families.llama import LlamaLike
 from t5x_llm.models.family import changed, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.layer_types import FULL, SLIDING, check_layer_types, grouped
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.attention import AttentionConfig, QKNormConfig
@@ -72,15 +73,20 @@ class Qwen2(LlamaLike):
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """The window and the layers that have it, besides the rotary settings."""
         fields = super().read_hf(config)
-        window = config.get("sliding_window") if config.get("use_sliding_window") else None
+        window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
         layers = config["num_hidden_layers"]
         types = config.get("layer_types")
         if types is None and window is not None:
-            first = config.get("max_window_layers", 28)
-            types = [SLIDING if i >= first else FULL for i in range(layers)]
-        if types is None or SLIDING not in types:
+            first = given(config, "max_window_layers", 28)
+            types = [SLIDING if cls.has_window(i, first) else FULL for i in range(layers)]
+        if types is None or SLIDING not in types or window is None:
             return fields
         return fields | {"window": window, "layer_types": tuple(types)}
+
+    @staticmethod
+    def has_window(layer: int, max_window_layers: int) -> bool:
+        """Returns which layers have the window, as transformers has it where none are listed."""
+        return layer >= max_window_layers
 
     def write_hf(self) -> dict[str, Any]:
         """Returns the fields that ``read_hf`` reads."""

@@ -6,16 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.families.qwen import Qwen2, Qwen3
 from t5x_llm.models.moe import expert_entries, experts
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.layer import LayerConfig
 
-_SWITCHES = {
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "output_router_logits": False,
-}
+_SWITCHES: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +48,11 @@ class Qwen2Moe(Qwen2):
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
     FIXED = {**_SWITCHES, "qkv_bias": True}
+
+    @staticmethod
+    def has_window(layer: int, max_window_layers: int) -> bool:
+        """Returns which layers have the window: every other one of the first."""
+        return layer % 2 == 0 and layer < max_window_layers
 
     def feed_forward(self) -> LayerConfig:
         """Experts and the one for all."""
@@ -107,8 +109,20 @@ class Qwen3Moe(Qwen3):
         "normalise": ("norm_topk_prob", False),
         "balance_weight": ("router_aux_loss_coef", 0.001),
     }
-    FIXED = _SWITCHES
+    FIXED = {**_SWITCHES, "use_qk_norm": True, "shared_expert_intermediate_size": 0}
     COPIES = {"num_local_experts": "n_experts"}
+
+    def __post_init__(self) -> None:
+        types = set(self.layer_types)
+        if len(types) > 1:
+            field, expected = f"{type(self).__name__}.layer_types", "layers that are all alike"
+            raise ConfigError(field, self.layer_types, expected, "transformers knows no others.")
+        super().__post_init__()
+
+    @staticmethod
+    def has_window(layer: int, max_window_layers: int) -> bool:
+        """Returns which layers have the window: all."""
+        return True
 
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class RWKV(Family):
     }
 
     def __post_init__(self) -> None:
-        self.decoder()
+        self.check_decoder()
 
     def decoder(self) -> DecoderConfig:
         """The generic decoder this preset describes."""

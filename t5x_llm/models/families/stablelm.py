@@ -40,6 +40,8 @@ class StableLM(PartialLlama):
         "parallel": ("use_parallel_residual", False),
     }
     WRITTEN = {"hidden_act": "silu", "hidden_dropout": 0.0, "attention_dropout": 0.0}
+    # Of the first release.
+    COPIES = {"num_heads": "n_heads", "rope_pct": "rotary_fraction", "norm_eps": "norm_eps"}
 
     def norm(self) -> NormConfig:
         """LayerNorm."""

@@ -30,9 +30,8 @@ class StarCoder(GPT2):
     ACTIVATION = ("activation_function", "gelu_pytorch_tanh")
     FIXED = {"add_cross_attention": False}
     IGNORED = GPT2.IGNORED | {
-        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner"),
-        *("validate_runner_input", "pre_allocate_kv_cache", "max_sequence_length"),
-        *("max_batch_size", "num_key_value_heads"),
+        *("inference_runner", "validate_runner_input", "pre_allocate_kv_cache"),
+        *("pad_key_length", "num_key_value_heads"),
     }
 
     def attention(self) -> AttentionConfig:
@@ -90,12 +89,9 @@ class StarCoder2(LlamaLike):
         "window": ("sliding_window", None),
     }
     WRITTEN = {"hidden_act": "gelu_pytorch_tanh"}
-    FIXED = {"activation_function": "gelu_pytorch_tanh", "norm_type": "layer_norm"}
-    FIXED |= {"mlp_type": "default"}
-    IGNORED = frozenset(
-        {"attention_dropout", "residual_dropout", "embedding_dropout", "layer_norm_epsilon"}
-        | {"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "scale_attn_weights"}
-    )
+    FIXED = {"norm_type": "layer_norm", "mlp_type": "default"}
+    # Of StarCoder; norm_epsilon and hidden_act are what counts.
+    IGNORED = frozenset({"layer_norm_epsilon", "activation_function"})
 
     def norm(self) -> NormConfig:
         """LayerNorm."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from t5x_llm.core.errors import ConfigError, check_choice
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.family import REQUIRED, Family, changed, dense, norm
+from t5x_llm.models.hf_config import given
 from t5x_llm.models.weight_map import Entry
 from t5x_llm.nn.block import BlockConfig, GroupConfig, pre_norm
 from t5x_llm.nn.cross_attention import CrossAttentionConfig, CrossBlockConfig
@@ -82,9 +83,6 @@ class T5(Family):
     }
     WRITTEN: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": True}
     FIXED: ClassVar[Mapping[str, Any]] = {"is_decoder": False, "tie_encoder_decoder": False}
-    IGNORED = frozenset(
-        {"initializer_factor", "classifier_dropout", "n_positions", "output_past", "dropout_rate"}
-    )
     READ = frozenset({"tie_word_embeddings", "scale_decoder_outputs", "dense_act_fn"})
     READ |= {"is_gated_act"}
     # Released files have it; its values are never used.
@@ -95,7 +93,7 @@ class T5(Family):
         check_choice(f"{name}.feed_forward", self.feed_forward, FEED_FORWARDS)
         if self.scaled and not self.tied:
             raise ConfigError(f"{name}.scale_logits", True, "False where the head is not tied")
-        self.decoder()
+        self.check_decoder()
 
     @property
     def scaled(self) -> bool:
@@ -173,15 +171,16 @@ class T5(Family):
     @classmethod
     def read_hf(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Reads whether logits are scaled; where not, a head is expected until ``fitted``."""
-        activation, gated = FEED_FORWARDS.get(config.get("feed_forward_proj", "relu"), ("", False))
+        kind = given(config, "feed_forward_proj", "relu")
+        activation, gated = FEED_FORWARDS.get(kind, ("", False))
         said = {"dense_act_fn": activation.replace("_tanh", "_new"), "is_gated_act": gated}
         for name, value in said.items():
-            if config.get(name, value) != value:
+            if given(config, name, value) != value:
                 raise ConfigError(
                     f"config.json {name}", config[name], f"{value!r}, as feed_forward_proj says"
                 )
         tied = config.get("tie_word_embeddings") is not False
-        scaled = config.get("scale_decoder_outputs", tied)
+        scaled = given(config, "scale_decoder_outputs", tied)
         return {"tied": tied and scaled, "scale_logits": scaled}
 
     def write_hf(self) -> dict[str, Any]:

@@ -81,12 +81,11 @@ class TTTLinear(Family):
         "max_length": ("max_position_embeddings", 2048),
     }
     WRITTEN: ClassVar[Mapping[str, Any]] = {"hidden_act": "silu", "ttt_layer_type": "linear"}
-    FIXED: ClassVar[Mapping[str, Any]] = {"pretraining_tp": 1}
     IGNORED = frozenset({"scan_checkpoint_group_size"})
 
     def __post_init__(self) -> None:
         self.check_divides("d_model", "n_heads")
-        self.decoder()
+        self.check_decoder()
 
     def decoder(self) -> DecoderConfig:
         """The generic decoder this preset describes."""

@@ -36,9 +36,8 @@ class Yuan(LlamaLike):
     FIXED = {"use_shareqk": False}
     # Where documents end within a row is told by segment ids here.
     IGNORED = frozenset(
-        {"reset_attention_mask", "reset_position_ids", "use_loss_mask", "use_flash_attention"}
-        | {"eod_token", "sep_token", "eod_token_id", "sep_token_id", "mask_token_id", "dropout"}
-        | {"model_max_length"}
+        {"reset_attention_mask", "reset_position_ids", "use_loss_mask"}
+        | {"eod_token", "sep_token", "eod_token_id"}
     )
     READ = frozenset()
 

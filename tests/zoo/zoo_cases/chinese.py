@@ -27,6 +27,14 @@ _MHA = {k: v for k, v in _BASE.items() if k != "num_key_value_heads"}
 _ALIBI = {k: v for k, v in _MHA.items() if not k.startswith(("max_pos", "rope"))}
 CASES = {
     "internlm": _MHA | {"model_type": "internlm", "bias": True},
+    # A base that grows with the sequence, from token 129 on.
+    "internlm_dynamic": _MHA
+    | {"model_type": "internlm", "bias": True, "max_position_embeddings": 128}
+    | {"rotary": {"base": 500.0, "type": "dynamic"}, "rope_parameters": None},
+    "internlm2_dynamic": _BASE
+    | {"model_type": "internlm2", "bias": False, "max_position_embeddings": 128}
+    | {"rope_parameters": None, "rope_theta": 500.0}
+    | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     "internlm2": _BASE | {"model_type": "internlm2", "bias": False},
     "internlm2_biased": _BASE | {"model_type": "internlm2", "bias": True},
     "baichuan_7b": _MHA | {"model_type": "baichuan"},
