@@ -20,6 +20,7 @@ from t5x_llm.core.errors import (
     check_number,
 )
 from t5x_llm.hf import parity
+from t5x_llm.hf.generation import IDS, end_ids, within
 from t5x_llm.hf.import_ import check_tokenizer
 from t5x_llm.hf.reference import NoReference, auto_class, reference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
@@ -55,6 +56,7 @@ def export_hf(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: str = "float32",
     unproved: bool = False,
+    generation: Mapping[str, Any] | None = None,
 ) -> parity.ParityReport:
     """Writes config, weights, tokenizer, generation config, model card and parity report.
 
@@ -71,6 +73,8 @@ def export_hf(
       max_shard_bytes: limit on the data of one safetensors file.
       dtype: of the stored weights.
       unproved: write the model even if nothing here can compute it; the report says so.
+      generation: fields of generation_config.json besides the tokenizer's special tokens, of the
+        model that this one was trained from.
 
     Raises:
       ConfigError: ``out_dir`` cannot be written, or ``tokenizer`` does not fit the model.
@@ -84,7 +88,10 @@ def export_hf(
     layouts = {name: TensorSpec(DTYPES[dtype], shape) for name, shape in shapes.items()}
     makers = dict(to_hf(family.weight_map(), params))
     with buffers_given_back(), new_directory(out_dir) as draft:
-        write_configs(draft, family, special_ids(tokenizer), dtype)
+        ids = special_ids(tokenizer)
+        if ids["eos_token_id"] in end_ids(generation or {}, family.vocab_size):
+            ids["eos_token_id"] = (generation or {})["eos_token_id"]
+        write_configs(draft, family, ids, dtype, generation)
         write_safetensors(
             draft,
             layouts,
@@ -103,13 +110,27 @@ def export_hf(
     return report
 
 
-def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The fields of config.json that name special tokens."""
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in SPECIAL}
 
 
-def write_configs(draft: pathlib.Path, family: Family, ids: Mapping[str, Any], dtype: str) -> None:
-    """Writes config.json and generation_config.json."""
+def write_configs(
+    draft: pathlib.Path,
+    family: Family,
+    ids: Mapping[str, Any],
+    dtype: str,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes config.json and generation_config.json.
+
+    Args:
+      draft: the directory.
+      family: what config.json describes.
+      ids: fields of config.json that name special tokens; an id, or a list of them.
+      dtype: of the weights.
+      generation: further fields of generation_config.json, and ids that it gives otherwise.
+    """
     own = family.to_hf_config()
     for name in own.keys() & ids.keys():
         if ids[name] not in (None, own[name]):
@@ -118,9 +139,13 @@ def write_configs(draft: pathlib.Path, family: Family, ids: Mapping[str, Any], d
                 f"The weights of a {type(family).__name__} belong to that id.",
             )  # fmt: skip
     config = {**ids, **own, "dtype": dtype, "use_cache": True}
-    generation = {name: value for name, value in ids.items() if value is not None}
-    generation |= {k: v for k, v in own.items() if k == "decoder_start_token_id"}
-    for name, value in (("config", config), ("generation_config", generation)):
+    settings = {name: value for name, value in ids.items() if value is not None}
+    settings |= {k: v for k, v in own.items() if k == "decoder_start_token_id"}
+    for name, value in (generation or {}).items():
+        kept = within(value, family.vocab_size) if name in IDS else value
+        if name not in IDS or kept is not None:
+            settings[name] = kept
+    for name, value in (("config", config), ("generation_config", settings)):
         (draft / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
 
 
