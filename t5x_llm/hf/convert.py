@@ -17,11 +17,12 @@ import numpy as np
 from t5x_llm.checkpoint.reader import buffers_given_back
 from t5x_llm.core.errors import ParityError, check_choice, check_number
 from t5x_llm.hf import parity
+from t5x_llm.hf.card import FILE as README
+from t5x_llm.hf.card import CardFacts, model_card
 from t5x_llm.hf.export import (
     DTYPES,
     MAX_SHARD_BYTES,
     gate,
-    model_card,
     narrowed,
     special_ids,
     write_configs,
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
 
 STORED = "stored"
+CARD_SECTIONS = (
+    (
+        "Limits",
+        "The weights are another model's in another form: what its makers say of its purpose, its "
+        "limits and\nits licence holds here too.",
+    ),
+)
 
 
 class Converted(NamedTuple):
@@ -123,6 +131,7 @@ def convert(
         origin=f"Converted by t5x_llm from {source.path.name}",
         earlier=first,
         notes=notes,
+        front=source.card(),
     )
     return Converted(family, tokenizer is not None, report)
 
@@ -142,6 +151,7 @@ def write_directory(
     origin: str,
     earlier: parity.ParityReport | None = None,
     notes: tuple[str, ...] = (),
+    front: Mapping[str, Any] | None = None,
 ) -> parity.ParityReport:
     """Writes a model tensor by tensor, reads every bit back, and compares logits.
 
@@ -159,6 +169,7 @@ def write_directory(
       origin: first words of the model card.
       earlier: a check of the source, to go into the report.
       notes: to go into the report too.
+      front: front matter of the model card: what the original's says, licence included.
     """
     with buffers_given_back(), new_directory(out_dir) as draft:
         write_configs(draft, family, ids, dtype, generation)
@@ -175,7 +186,8 @@ def write_directory(
             report = _joined(earlier, report)
         report = dataclasses.replace(report, notes=report.notes + notes)
         report.write(draft)
-        (draft / "README.md").write_text(model_card(family, report, origin), encoding="utf-8")
+        facts = CardFacts(origin, dict(front or {}), CARD_SECTIONS)
+        (draft / README).write_text(model_card(family, report, facts), encoding="utf-8")
     return report
 
 

@@ -20,9 +20,11 @@ from t5x_llm.core.errors import (
     check_number,
 )
 from t5x_llm.hf import parity
+from t5x_llm.hf.card import FILE as README
+from t5x_llm.hf.card import CardFacts, model_card
 from t5x_llm.hf.generation import IDS, end_ids, within
 from t5x_llm.hf.import_ import check_tokenizer
-from t5x_llm.hf.reference import NoReference, auto_class, reference
+from t5x_llm.hf.reference import NoReference, reference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import read_config
@@ -40,12 +42,6 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 SPECIAL = ("bos", "eos", "pad")
-# Hugging Face's words for what kinds of models do.
-_TASKS = {
-    "decoder": "text-generation",
-    "encoder": "fill-mask",
-    "encoder_decoder": "text2text-generation",
-}
 
 
 def export_hf(
@@ -57,6 +53,7 @@ def export_hf(
     dtype: str = "float32",
     unproved: bool = False,
     generation: Mapping[str, Any] | None = None,
+    card: CardFacts | None = None,
 ) -> parity.ParityReport:
     """Writes config, weights, tokenizer, generation config, model card and parity report.
 
@@ -75,6 +72,7 @@ def export_hf(
       unproved: write the model even if nothing here can compute it; the report says so.
       generation: fields of generation_config.json besides the tokenizer's special tokens, of the
         model that this one was trained from.
+      card: what the model card says of how the model was made.
 
     Raises:
       ConfigError: ``out_dir`` cannot be written, or ``tokenizer`` does not fit the model.
@@ -105,8 +103,8 @@ def export_hf(
         report = gate(draft, read_config(draft), family, reader.read, dtype, unproved)
         report.raise_if_failed(f"Export to {out_dir}")
         report.write(draft)
-        card = model_card(family, report, "Trained with t5x_llm and exported")
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        facts = card or CardFacts("Trained with t5x_llm and exported")
+        (draft / README).write_text(model_card(family, report, facts), encoding="utf-8")
     return report
 
 
@@ -232,36 +230,3 @@ def gate(
         if not unproved:
             raise NoReference(f"{e} To write it all the same: --unproved.") from e
         return parity.unproved(str(e), dtype)
-
-
-def model_card(family: Family, report: parity.ParityReport, origin: str) -> str:
-    """README.md of an exported model."""
-    count = parity.count(family)
-    kind = family.to_hf_config()["architectures"][0]
-    auto, task = auto_class(family.to_hf_config()), _TASKS[family.decoder().kind]
-    checked = f"Not checked: {report.summary()}"
-    if report.prompts:
-        long = report.prompts["long"]
-        checked = (
-            f"Checked against {report.reference}: on a prompt of {long.tokens} tokens the logits "
-            f"differ by at\nmost {long.max_abs:.2g} (largest logit {long.scale:.3g}) and the "
-            f"likeliest token agrees at\n{long.top1:.1%} of positions."
-        )
-    return f"""---
-library_name: transformers
-pipeline_tag: {task}
----
-
-# {kind}, {count:,} parameters
-
-{origin} in {report.dtype}.
-
-```python
-from transformers import {auto}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
-model = {auto}.from_pretrained("path/to/this/directory")
-```
-
-{checked} `parity.json` has the full report.
-"""

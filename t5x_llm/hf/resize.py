@@ -103,6 +103,7 @@ def resize(
         dtype=weights.stored,
         max_shard_bytes=max_shard_bytes,
         unproved=unproved,
+        front=source.card(),
         origin=f"{source.path.name} with {size} instead of {family.vocab_size} rows, new ones "
         f"begun as '{growth.how}' by t5x_llm,",
     )

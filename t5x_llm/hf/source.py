@@ -12,6 +12,7 @@ import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import torch_bin
+from t5x_llm.hf.card import front_matter
 from t5x_llm.hf.generation import read_generation
 from t5x_llm.hf.mistaken import check_quantised, why_no_model, why_no_weights
 from t5x_llm.hf.safetensors_io import INDEX, SINGLE, SafetensorsReader
@@ -57,6 +58,10 @@ class ModelSource:
 
         assert isinstance(self.weights, GgufReader)
         return self.weights.generation()
+
+    def card(self) -> dict[str, Any]:
+        """Returns the front matter of its model card that holds for a conversion too."""
+        return front_matter(self.path) if self.kind != "gguf" else {}
 
     def tokenizer(self) -> Tokenizer | None:
         """Loads the model's tokenizer; None where it has none."""

@@ -25,6 +25,7 @@ class Loaded(NamedTuple):
       run: the ``run.config.Run`` it comes from, or None.
       generation: fields of generation_config.json of the model, or of the one that its run started
         from: tokens that end a text, settings of sampling.
+      step: of the run, at which the parameters are; None without a run.
     """
 
     family: Family
@@ -33,6 +34,7 @@ class Loaded(NamedTuple):
     tokenizer: Any
     run: Any
     generation: Mapping[str, Any] = {}
+    step: int | None = None
 
 
 def is_run(path: str) -> bool:
@@ -118,6 +120,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
+        step = checkpointer.newest_sound() if step is None else step
         if lazy:
             params = checkpointer.open_params(step)
         else:
@@ -125,4 +128,4 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     finally:
         checkpointer.close()
     tokenizer = open_stores(run.data).tokenizer
-    return Loaded(run.model, model, params, tokenizer, run, saved_generation(path))
+    return Loaded(run.model, model, params, tokenizer, run, saved_generation(path), step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +13,14 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.data.catalog import open_objective, open_stores
 from t5x_llm.evaluate.hooks import read_baseline
 from t5x_llm.evaluate.perplexity import evaluate
+from t5x_llm.hf.card import CardFacts
 from t5x_llm.hf.convert import STORED, convert
 from t5x_llm.hf.export import MAX_SHARD_BYTES, export_hf
 from t5x_llm.hf.generation import NAMES, end_ids, sampling_fields
 from t5x_llm.hf.parity import ParityReport
 from t5x_llm.infer.sampler import Completion, Sampling, generate
 from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
+from t5x_llm.run.card import run_card
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import held_out
 from t5x_llm.run.load import Loaded, check_no_step, is_run, load
@@ -157,6 +160,11 @@ def sampling_for(
         ) from e
 
 
+def _card(path: str, model: Loaded) -> CardFacts:
+    run = dataclasses.replace(model.run, directory=path)  # it may have been moved
+    return run_card(run, open_stores(run.data), model.step or 0)
+
+
 def export(
     path: str,
     out: str | None = None,
@@ -185,7 +193,7 @@ def export(
         out = out or os.path.join(path, "hf")
         report = export_hf(
             model.params, model.family, model.tokenizer, out, max_shard_bytes,
-            dtype or "float32", unproved, model.generation,
+            dtype or "float32", unproved, model.generation, _card(path, model),
         )  # fmt: skip
         return Exported(out, report)
     check_no_step(path, step)
