@@ -310,7 +310,7 @@ def generate(
     Args:
       model: a path as ``load_model`` takes, or what it returned.
       prompts: texts of any length; one may stand alone.
-      sampling: an ``infer.sampler.Sampling``; 128 tokens at temperature 1 if None.
+      sampling: an ``infer.sampler.Sampling``; if None the model's own, else temperature 1.
       step: as ``evaluate``.
       on_text: called with (number of the prompt, new text) as text becomes certain.
 

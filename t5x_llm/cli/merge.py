@@ -77,6 +77,7 @@ def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
     from t5x_llm.hf.merge import averaged, check_weights
     from t5x_llm.run.config import load_saved
     from t5x_llm.run.identity import trained_tokenizer
+    from t5x_llm.run.load import saved_generation
 
     run, _ = load_saved(path)
     run.check_exportable("There is no form of it that other programs read.")
@@ -96,4 +97,7 @@ def _merge_run(path: str, out: str, args: Any, options: dict[str, Any]) -> Any:
         checkpointer.close()
     print(f"Averaging steps {', '.join(map(str, chosen))} of {path}.")
     dtype = "float32" if args.dtype == STORED else args.dtype
-    return export_hf(params, run.model, tokenizer, out, dtype=dtype, **options)
+    return export_hf(
+        params, run.model, tokenizer, out, dtype=dtype,
+        generation=saved_generation(path), **options,
+    )  # fmt: skip

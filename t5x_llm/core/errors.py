@@ -51,11 +51,6 @@ class ConfigError(T5xLLMError):
             parts.append(remedy)
         super().__init__(" ".join(parts))
 
-    @property
-    def arguments(self) -> tuple[str, Any, str, str, list[str]]:
-        """The arguments it was made with: field, value, expected, remedy, choices."""
-        return self._arguments
-
     def __reduce__(self) -> Any:
         """Pickles the error with all its arguments, so that one raised in a worker process arrives
         whole.

@@ -17,16 +17,19 @@ import numpy as np
 from t5x_llm.checkpoint.reader import buffers_given_back
 from t5x_llm.core.errors import ParityError, check_choice, check_count
 from t5x_llm.hf import parity
+from t5x_llm.hf.card import FILE as README
+from t5x_llm.hf.card import CardFacts, model_card
 from t5x_llm.hf.export import (
     DTYPES,
     MAX_SHARD_BYTES,
     gate,
-    model_card,
     narrowed,
     special_ids,
     write_configs,
 )
+from t5x_llm.hf.generation import within
 from t5x_llm.hf.import_ import check_tokenizer, provable, resolve
+from t5x_llm.hf.reference import NoReference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import ModelSource, open_source, read_config
@@ -36,6 +39,13 @@ if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
 
 STORED = "stored"
+CARD_SECTIONS = (
+    (
+        "Limits",
+        "The weights are another model's in another form: what its makers say of its purpose, its "
+        "limits and\nits licence holds here too.",
+    ),
+)
 
 
 class Converted(NamedTuple):
@@ -95,10 +105,15 @@ def convert(
         for name, shape in weights.shapes.items()
     }
     title = weights.stored if dtype == STORED else dtype
-    with buffers_given_back():
-        first = gate(source.path, source.config, family, weights.read, weights.stored, unproved)
-    first = first.noted(notes)
-    first.raise_if_failed(f"Import of {path}")
+    first: parity.ParityReport | None = None
+    try:
+        with buffers_given_back():
+            first = gate(source.path, source.config, family, weights.read, weights.stored, unproved)
+        first.raise_if_failed(f"Import of {path}")
+    except NoReference as e:
+        if source.kind != "gguf":
+            raise
+        notes += (f"Compared as the directory that was written, not as {source.path.name}. {e}",)
 
     def make(name: str) -> np.ndarray:
         return narrowed(name, weights.read(name), layouts[name].dtype)
@@ -109,12 +124,15 @@ def convert(
         layouts,
         make,
         tokenizer=tokenizer,
-        ids=ids_of(source, tokenizer),
+        ids=ids_of(source, tokenizer, family.vocab_size),
+        generation=source.generation(),
         dtype=title,
         max_shard_bytes=max_shard_bytes,
         unproved=unproved,
         origin=f"Converted by t5x_llm from {source.path.name}",
         earlier=first,
+        notes=notes,
+        front=source.card(),
     )
     return Converted(family, tokenizer is not None, report)
 
@@ -127,11 +145,14 @@ def write_directory(
     *,
     tokenizer: Tokenizer | None,
     ids: Mapping[str, Any],
+    generation: Mapping[str, Any],
     dtype: str,
     max_shard_bytes: int,
     unproved: bool,
     origin: str,
     earlier: parity.ParityReport | None = None,
+    notes: tuple[str, ...] = (),
+    front: Mapping[str, Any] | None = None,
 ) -> parity.ParityReport:
     """Writes a model tensor by tensor, reads every bit back, and compares logits.
 
@@ -142,14 +163,17 @@ def write_directory(
       make: name to array; called twice each, and gives the same.
       tokenizer: written with it, or None.
       ids: fields of config.json that name special tokens.
+      generation: fields of generation_config.json.
       dtype: of the weights, in a word.
       max_shard_bytes: limit on the data of one safetensors file.
       unproved: as ``convert``.
       origin: first words of the model card.
       earlier: a check of the source, to go into the report.
+      notes: to go into the report too.
+      front: front matter of the model card: what the original's says, licence included.
     """
     with buffers_given_back(), new_directory(out_dir) as draft:
-        write_configs(draft, family, ids, dtype)
+        write_configs(draft, family, ids, dtype, generation)
         write_safetensors(draft, layouts, make, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(draft)
@@ -161,8 +185,10 @@ def write_directory(
         report.raise_if_failed(f"Writing {out_dir}")
         if earlier is not None:
             report = _joined(earlier, report)
+        report = dataclasses.replace(report, notes=report.notes + notes)
         report.write(draft)
-        (draft / "README.md").write_text(model_card(family, report, origin), encoding="utf-8")
+        facts = CardFacts(origin, dict(front or {}), CARD_SECTIONS)
+        (draft / README).write_text(model_card(family, report, facts), encoding="utf-8")
     return report
 
 
@@ -178,7 +204,11 @@ def _joined(source: parity.ParityReport, written: parity.ParityReport) -> parity
     return dataclasses.replace(written, prompts=written.prompts | prompts, notes=notes)
 
 
-def ids_of(source: ModelSource, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Ids of the special tokens: the tokenizer's, or what the config says."""
-    theirs = special_ids(tokenizer)
-    return {k: source.config.get(k) if v is None else v for k, v in theirs.items()}
+def ids_of(source: ModelSource, tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, Any]:
+    """Returns the fields of config.json that name special tokens.
+
+    They are as they stand in the source, lists too; where it names none of the vocabulary, the
+    tokenizer's.
+    """
+    said = {k: within(source.config.get(k), vocab_size) for k in special_ids(None)}
+    return {k: v if said[k] is None else said[k] for k, v in special_ids(tokenizer).items()}

@@ -33,7 +33,7 @@ from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES
 from t5x_llm.hf.import_ import BUFFERS
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
-from t5x_llm.hf.shards import inside, parse_json
+from t5x_llm.hf.shards import inside, read_json
 from t5x_llm.hf.source import MAX_CONFIG, ModelSource, open_source, read_config, tokenizer_of
 from t5x_llm.text.comparing import differing_id
 
@@ -202,9 +202,7 @@ def _record(path: pathlib.Path) -> dict[str, Any]:
     file = path / RECORD
     if not file.is_file():
         return {"kind": "sum", "checksums": {}, "dtypes": {}}
-    if file.stat().st_size > MAX_CONFIG:
-        raise CheckpointError(f"{file}: larger than {MAX_CONFIG} bytes.")
-    record = parse_json(file, file.read_bytes())
+    record = read_json(path, RECORD, MAX_CONFIG)
     checksums, dtypes = record.get("checksums"), record.get("dtypes")
     ok = record.get("kind") in KINDS and isinstance(dtypes, dict) and isinstance(checksums, dict)
     if not isinstance(checksums, dict) or not ok or not all(map(_pair, checksums.values())):

@@ -20,8 +20,11 @@ from t5x_llm.core.errors import (
     check_count,
 )
 from t5x_llm.hf import parity
+from t5x_llm.hf.card import FILE as README
+from t5x_llm.hf.card import CardFacts, model_card
+from t5x_llm.hf.generation import IDS, end_ids, within
 from t5x_llm.hf.import_ import check_tokenizer
-from t5x_llm.hf.reference import NoReference, auto_class, reference
+from t5x_llm.hf.reference import NoReference, reference
 from t5x_llm.hf.safetensors_io import SafetensorsReader
 from t5x_llm.hf.safetensors_write import TensorSpec, new_directory, write_safetensors
 from t5x_llm.hf.source import read_config
@@ -39,12 +42,6 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 SPECIAL = ("bos", "eos", "pad")
-# Hugging Face's words for what kinds of models do.
-_TASKS = {
-    "decoder": "text-generation",
-    "encoder": "fill-mask",
-    "encoder_decoder": "text2text-generation",
-}
 
 
 def export_hf(
@@ -55,6 +52,8 @@ def export_hf(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dtype: str = "float32",
     unproved: bool = False,
+    generation: Mapping[str, Any] | None = None,
+    card: CardFacts | None = None,
 ) -> parity.ParityReport:
     """Writes config, weights, tokenizer, generation config, model card and parity report.
 
@@ -71,6 +70,9 @@ def export_hf(
       max_shard_bytes: limit on the data of one safetensors file.
       dtype: of the stored weights.
       unproved: write the model even if nothing here can compute it; the report says so.
+      generation: fields of generation_config.json besides the tokenizer's special tokens, of the
+        model that this one was trained from.
+      card: what the model card says of how the model was made.
 
     Raises:
       ConfigError: ``out_dir`` cannot be written, or ``tokenizer`` does not fit the model.
@@ -84,7 +86,10 @@ def export_hf(
     layouts = {name: TensorSpec(DTYPES[dtype], shape) for name, shape in shapes.items()}
     makers = dict(to_hf(family.weight_map(), params))
     with buffers_given_back(), new_directory(out_dir) as draft:
-        write_configs(draft, family, special_ids(tokenizer), dtype)
+        ids = special_ids(tokenizer)
+        if ids["eos_token_id"] in end_ids(generation or {}, family.vocab_size):
+            ids["eos_token_id"] = (generation or {})["eos_token_id"]
+        write_configs(draft, family, ids, dtype, generation)
         write_safetensors(
             draft,
             layouts,
@@ -98,18 +103,32 @@ def export_hf(
         report = gate(draft, read_config(draft), family, reader.read, dtype, unproved)
         report.raise_if_failed(f"Export to {out_dir}")
         report.write(draft)
-        card = model_card(family, report, "Trained with t5x_llm and exported")
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        facts = card or CardFacts("Trained with t5x_llm and exported")
+        (draft / README).write_text(model_card(family, report, facts), encoding="utf-8")
     return report
 
 
-def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The fields of config.json that name special tokens."""
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in SPECIAL}
 
 
-def write_configs(draft: pathlib.Path, family: Family, ids: Mapping[str, Any], dtype: str) -> None:
-    """Writes config.json and generation_config.json."""
+def write_configs(
+    draft: pathlib.Path,
+    family: Family,
+    ids: Mapping[str, Any],
+    dtype: str,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes config.json and generation_config.json.
+
+    Args:
+      draft: the directory.
+      family: what config.json describes.
+      ids: fields of config.json that name special tokens; an id, or a list of them.
+      dtype: of the weights.
+      generation: further fields of generation_config.json, and ids that it gives otherwise.
+    """
     own = family.to_hf_config()
     for name in own.keys() & ids.keys():
         if ids[name] not in (None, own[name]):
@@ -118,9 +137,13 @@ def write_configs(draft: pathlib.Path, family: Family, ids: Mapping[str, Any], d
                 f"The weights of a {type(family).__name__} belong to that id.",
             )  # fmt: skip
     config = {**ids, **own, "dtype": dtype, "use_cache": True}
-    generation = {name: value for name, value in ids.items() if value is not None}
-    generation |= {k: v for k, v in own.items() if k == "decoder_start_token_id"}
-    for name, value in (("config", config), ("generation_config", generation)):
+    settings = {name: value for name, value in ids.items() if value is not None}
+    settings |= {k: v for k, v in own.items() if k == "decoder_start_token_id"}
+    for name, value in (generation or {}).items():
+        kept = within(value, family.vocab_size) if name in IDS else value
+        if name not in IDS or kept is not None:
+            settings[name] = kept
+    for name, value in (("config", config), ("generation_config", settings)):
         (draft / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -208,36 +231,3 @@ def gate(
         if not unproved:
             raise NoReference(f"{e} To write it all the same: --unproved.") from e
         return parity.unproved(str(e), dtype)
-
-
-def model_card(family: Family, report: parity.ParityReport, origin: str) -> str:
-    """README.md of an exported model."""
-    count = parity.count(family)
-    kind = family.to_hf_config()["architectures"][0]
-    auto, task = auto_class(family.to_hf_config()), _TASKS[family.decoder().kind]
-    checked = f"Not checked: {report.summary()}"
-    if report.prompts:
-        long = report.prompts["long"]
-        checked = (
-            f"Checked against {report.reference}: on a prompt of {long.tokens} tokens the logits "
-            f"differ by at\nmost {long.max_abs:.2g} (largest logit {long.scale:.3g}) and the "
-            f"likeliest token agrees at\n{long.top1:.1%} of positions."
-        )
-    return f"""---
-library_name: transformers
-pipeline_tag: {task}
----
-
-# {kind}, {count:,} parameters
-
-{origin} in {report.dtype}.
-
-```python
-from transformers import {auto}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
-model = {auto}.from_pretrained("path/to/this/directory")
-```
-
-{checked} `parity.json` has the full report.
-"""

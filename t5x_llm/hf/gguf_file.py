@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.hf.mistaken import head_of, instead
 
 _NUMBERS = {
     0: np.uint8,
@@ -48,6 +49,14 @@ TYPES = {
     **{19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110)},
     **{22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)},
     **{34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17)},
+    **{9: ("Q8_1", 32, 40), 15: ("Q8_K", 256, 292), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18)},
+    **{24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8)},
+    28: ("F64", 1, 8),
+}
+# Types that ggml had and has no more; their blocks are in another order than those of today.
+_REMOVED = {
+    **{4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"},
+    **{36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"},
 }
 _MAX_STRING = 1 << 26
 _MAX_ITEMS = 1 << 24
@@ -86,6 +95,9 @@ class GgufFile:
             raise CheckpointError(f"{path}: there is no such file.")
         self._size = self.path.stat().st_size
         if self._size < 24:
+            head = head_of(self.path)
+            if not head.startswith(b"GGUF") and (found := instead(head)):
+                raise CheckpointError(f"{path}: {found}")
             raise CheckpointError(f"{path}: {self._size} bytes is too short for a GGUF file.")
         with (
             self.path.open("rb") as file,
@@ -95,13 +107,20 @@ class GgufFile:
             self.fields, self.tensors = self._header()
             del self._data
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
         """One tensor: in its own dtype, or dequantised to float32.
+
+        Args:
+          name: ggml's.
+          index: along the outermost axis; only that part is read, without the axis.
 
         Raises:
           ConfigError: it is quantised and the package that dequantises is not installed.
         """
         kind, shape, start, nbytes = self.tensors[name]
+        if index is not None:
+            nbytes //= shape[0]
+            start, shape = start + index * nbytes, shape[1:]
         if math.prod(shape) == 0:
             return np.empty(shape, PLAIN.get(kind, np.float32))
         raw = np.memmap(self.path, np.uint8, "r", start, (nbytes,)).view(np.ndarray)
@@ -173,7 +192,11 @@ class GgufFile:
 
     def _header(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         if self._take(4, "the magic") != b"GGUF":
-            raise self._bad(f"it begins with {bytes(self._data[:4])!r}")
+            if found := instead(bytes(self._data[:200])):
+                raise CheckpointError(f"{self.path}: {found}")
+            old = bytes(self._data[:4]) in (b"lmgg", b"fmgg", b"tjgg", b"algg")
+            was = ", as before August 2023: convert the model anew" if old else ""
+            raise self._bad(f"it begins with {bytes(self._data[:4])!r}{was}")
         version = self._number("I", "the version")
         if version not in (2, 3):
             raise self._bad(
@@ -204,8 +227,18 @@ class GgufFile:
             raise self._bad(f"tensor {name} has {n_dims} dimensions; the format allows 4")
         dims = [self._number("Q", name) for _ in range(n_dims)]
         kind = self._number("I", name)
+        if kind in _REMOVED:
+            raise CheckpointError(
+                f"{self.path}: tensor {name} is {_REMOVED[kind]}, a type that llama.cpp has "
+                "removed. Quantise the model anew, e.g. as Q4_0 or Q4_K_M, or take the file of "
+                "another type."
+            )
         if kind not in TYPES:
-            raise self._bad(f"tensor {name} has the unknown type {kind}")
+            raise self._bad(
+                f"tensor {name} has type {kind}, which is none of ggml's known here, up to "
+                f"{max(TYPES)} ({TYPES[max(TYPES)][0]}): the file is damaged, or newer than this "
+                "reader; take one of another type, such as Q8_0"
+            )
         title, block, size = TYPES[kind]
         count = math.prod(dims)
         if (dims[0] if dims else 1) % block:

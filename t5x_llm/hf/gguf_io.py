@@ -1,123 +1,97 @@
 """Reading GGUF files: dequantised tensors under Hugging Face names, and the config.
 
 llama.cpp's converter reorders the rows of LLaMA's query and key projections, so that rotary
-embedding pairs neighbouring channels (Hugging Face pairs the two halves of a head), and adds one to
-Gemma's norm scales. Reading undoes both. Architectures are those that transformers reads from GGUF
-too, as its reading is what ours is checked against.
+embedding pairs neighbouring channels (Hugging Face pairs the two halves of a head), adds one to
+Gemma's norm scales, and stacks the experts of a layer. Reading undoes all of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import einops
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
-from t5x_llm.hf.gguf_file import PLAIN, GgufFile
+from t5x_llm.hf.gguf_architectures import ARCHITECTURES, architecture
+from t5x_llm.hf.gguf_config import end_tokens, read_metadata
+from t5x_llm.hf.gguf_file import PLAIN
+from t5x_llm.hf.gguf_rope import FREQS, LONG, SHORT
+from t5x_llm.hf.gguf_split import GgufModel
 
-_LAYER = "model.layers.{}."
-_LLAMA = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "blk.{}.attn_norm": _LAYER + "input_layernorm",
-    "blk.{}.ffn_norm": _LAYER + "post_attention_layernorm",
-    "blk.{}.attn_q": _LAYER + "self_attn.q_proj",
-    "blk.{}.attn_k": _LAYER + "self_attn.k_proj",
-    "blk.{}.attn_v": _LAYER + "self_attn.v_proj",
-    "blk.{}.attn_output": _LAYER + "self_attn.o_proj",
-    "blk.{}.ffn_gate": _LAYER + "mlp.gate_proj",
-    "blk.{}.ffn_up": _LAYER + "mlp.up_proj",
-    "blk.{}.ffn_down": _LAYER + "mlp.down_proj",
+# Tensors that repeat what the metadata says, or belong to another kind of file.
+_UNUSED = re.compile(r"blk\.\d+\.attn_rot_embd\.freqs|blk\.\d+\.rope_freqs\.weight")
+_MAX_EXPERTS = 4096
+# Keys of the metadata about sampling, in newer files, to fields of generation_config.json.
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
 }
-_SOFT = {"attn_logit_softcapping", "final_logit_softcapping"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """Translation of one ``general.architecture`` of GGUF to a Hugging Face model.
-
-    Attributes:
-      hf_type: model_type of config.json.
-      hf_class: its class in transformers.
-      names: ggml's names to Hugging Face's, without ``.weight``; {} for the layer.
-      permuted: query and key rows are reordered.
-      norm_offset: what is added to norm scales.
-      fields: further keys of the metadata to fields of config.json.
-      fixed: fields of config.json that GGUF does not say.
-    """
-
-    hf_type: str
-    hf_class: str
-    names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _LLAMA)
-    permuted: bool = False
-    norm_offset: float = 0.0
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", permuted=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Architecture(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        {
-            **_LLAMA,
-            "blk.{}.attn_q_norm": _LAYER + "self_attn.q_norm",
-            "blk.{}.attn_k_norm": _LAYER + "self_attn.k_norm",
-        },
-    ),
-    "gemma2": Architecture(
-        "gemma2",
-        "Gemma2ForCausalLM",
-        {
-            **_LLAMA,
-            "blk.{}.post_attention_norm": _LAYER + "post_attention_layernorm",
-            "blk.{}.ffn_norm": _LAYER + "pre_feedforward_layernorm",
-            "blk.{}.post_ffw_norm": _LAYER + "post_feedforward_layernorm",
-        },
-        norm_offset=1.0,
-        fields={key: key for key in _SOFT} | {"attention.sliding_window": "sliding_window"},
-        fixed={"hidden_activation": "gelu_pytorch_tanh"},
-    ),
-}
-# Metadata that says nothing about the arithmetic.
-_HARMLESS = re.compile(r"^(general|tokenizer|GGUF|quantize)\.")
 
 
 class GgufReader:
     """A GGUF file of a known architecture as a Hugging Face config and named tensors.
 
     Attributes:
+      path: the file; of a model in parts, the first.
       config: what config.json of the same model would say.
       fields: the file's metadata.
+      architecture: how it is read.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._file = GgufFile(path)
+        self._file = GgufModel(path)
         self.path, self.fields = self._file.path, self._file.fields
         name = self.fields.get("general.architecture")
-        if not isinstance(name, str) or name not in ARCHITECTURES:
-            raise ConfigError(f"{self.path.name} general.architecture", name, choices=ARCHITECTURES)
-        self.name, self.architecture = name, ARCHITECTURES[name]
-        self._names: dict[str, str] = {}
+        kind = self.fields.get("general.type", "model")
+        if kind != "model":
+            raise ConfigError(f"{self.path.name} general.type", kind, "'model', a whole one")
+        prefix = f"{name}."
+        meta = {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
+        found = architecture(name, meta) if isinstance(name, str) else None
+        if found is None:
+            raise ConfigError(
+                f"{self.path.name} general.architecture",
+                name,
+                f"one of {', '.join(ARCHITECTURES)}",
+                "More families are read from Hugging Face directories; docs/models.md lists them.",
+            )
+        self.name, self.architecture = str(name), found
+        self._names: dict[str, tuple[str, int | None]] = {}
+        self._factors = {n for n in (FREQS, LONG, SHORT) if n + ".weight" in self._file.tensors}
         for theirs in self._file.tensors:
-            layer = re.match(r"blk\.(\d{1,6})\.", theirs)
-            key = theirs if layer is None else theirs.replace(layer[1], "{}", 1)
-            stem, _, kind = key.rpartition(".")
-            if stem not in self.architecture.names or kind not in ("weight", "bias"):
-                raise CheckpointError(
-                    f"{path}: tensor {theirs} is not known to this reader of {name!r}."
-                )
-            hf = f"{self.architecture.names[stem]}.{kind}"
-            self._names[hf.format(layer and layer[1])] = theirs
-        self.config = self._config()
+            divisors = theirs.removesuffix(".weight") in self._factors
+            if not divisors and not _UNUSED.fullmatch(theirs):
+                self._place(theirs)
+        self.config = self._config(meta)
+
+    def _place(self, theirs: str) -> None:
+        """Notes which Hugging Face tensors one of the file's holds."""
+        numbers = re.findall(r"(?<=\.)\d{1,6}(?=\.)", theirs)
+        key = theirs
+        for number, sign in zip(numbers, ("{}", "{e}"), strict=False):
+            key = key.replace(f".{number}.", f".{sign}.", 1)
+        stem, _, kind = key.rpartition(".")
+        if stem not in self.architecture.names or kind not in ("weight", "bias"):
+            raise CheckpointError(
+                f"{self.path}: tensor {theirs} is not known to this reader of {self.name!r}."
+            )
+        hf = f"{self.architecture.names[stem]}.{kind}"
+        hf = hf.replace("{}", numbers[0]) if "{}" in key else hf
+        if "{e}" not in hf:
+            self._names[hf] = theirs, None
+        elif "{e}" in key:
+            self._names[hf.replace("{e}", numbers[1])] = theirs, None
+        else:
+            shape = self._file.tensors[theirs].shape
+            if len(shape) < 2 or not 0 < shape[0] <= _MAX_EXPERTS:
+                raise CheckpointError(f"{self.path}: {theirs} of shape {shape} holds no experts.")
+            self._names |= {hf.replace("{e}", str(e)): (theirs, e) for e in range(shape[0])}
 
     def names(self) -> list[str]:
         """Hugging Face names of all tensors."""
@@ -125,17 +99,21 @@ class GgufReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return self._file.tensors[self._names[name]].shape
+        theirs, expert = self._names[name]
+        shape = self._file.tensors[theirs].shape
+        if name.endswith("shared_expert_gate.weight"):
+            return (1, *shape[-1:])  # written without its axis of one
+        return shape if expert is None else shape[1:]
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Returns the dtype of what ``read`` returns: as stored, float32 where it is quantised."""
-        return PLAIN.get(self._file.tensors[self._names[name]].type, PLAIN["F32"])
+        return PLAIN.get(self._file.tensors[self._names[name][0]].type, PLAIN["F32"])
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised, in Hugging Face's layout."""
         if name not in self._names:
             raise CheckpointError(f"{self.path}: tensor {name} is missing.")
-        array = self._file.read(self._names[name])
+        array = self._file.read(*self._names[name]).reshape(self.shape(name))
         if self.architecture.norm_offset and name.endswith("norm.weight"):
             array = (array - np.float32(self.architecture.norm_offset)).astype(array.dtype)
         for part, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
@@ -148,69 +126,28 @@ class GgufReader:
                 array = einops.rearrange(array, "(n h two) ... -> (n two h) ...", n=count, two=2)
         return array
 
-    def _config(self) -> dict[str, Any]:
-        """The metadata as config.json; every key is used, harmless, or refused."""
-        prefix = f"{self.name}."
-        meta = {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
-        for name in self.fields:
-            if not name.startswith(prefix) and not _HARMLESS.match(name):
-                raise ConfigError(f"{self.path.name} {name}", self.fields[name], "a known key")
-        for name, value in meta.items():
-            if isinstance(value, (np.ndarray, list)):
-                raise ConfigError(
-                    f"{self.path.name} {prefix}{name}", f"{len(value)} values", "one for all layers"
-                )
-        get = meta.pop
-        try:
-            heads, width = get("attention.head_count"), get("embedding_length")
-            head_dim = get("attention.key_length", None) or width // heads
-            tokens = self.fields.get("tokenizer.ggml.tokens", ())
-            config = {
-                "model_type": self.architecture.hf_type,
-                "architectures": [self.architecture.hf_class],
-                "vocab_size": get("vocab_size", len(tokens)),
-                "hidden_size": width,
-                "intermediate_size": get("feed_forward_length"),
-                "num_hidden_layers": get("block_count"),
-                "num_attention_heads": heads,
-                "num_key_value_heads": get("attention.head_count_kv", heads),
-                "head_dim": head_dim,
-                "max_position_embeddings": get("context_length"),
-                "rms_norm_eps": _shortest(get("attention.layer_norm_rms_epsilon")),
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": _shortest(get("rope.freq_base", 10000.0)),
-                },
-                "tie_word_embeddings": "lm_head.weight" not in self._names,
-                **self.architecture.fixed,
-            }
-            for key, field in self.architecture.fields.items():
-                value = get(key)
-                config[field] = _shortest(value) if isinstance(value, float) else value
-            if self.name == "gemma2":
-                # As llama.cpp does: the 27B, of 46 layers, divides by its own number.
-                wide = config["num_hidden_layers"] == 46
-                config["query_pre_attn_scalar"] = width // heads if wide else head_dim
-        except KeyError as e:
-            raise CheckpointError(f"{self.path}: metadata lacks {e.args[0]}.") from e
-        except (TypeError, ValueError, ArithmeticError) as e:
-            raise CheckpointError(f"{self.path}: metadata of wrong types ({e}).") from e
-        for name in ("rope.dimension_count", "attention.value_length"):
-            if (value := get(name, head_dim)) != head_dim:
-                raise ConfigError(f"{self.path.name} {prefix}{name}", value, f"{head_dim}")
-        if (value := get("rope.scaling.type", "none")) != "none":
-            raise ConfigError(f"{self.path.name} {prefix}rope.scaling.type", value, "none")
-        if meta:
-            name, value = next(iter(meta.items()))
-            raise ConfigError(
-                f"{self.path.name} {prefix}{name}",
-                value,
-                "a key this reader knows",
-                "Importing it would compute something else than the original, so it is refused.",
-            )
-        return config
+    def generation(self) -> dict[str, Any]:
+        """Returns what generation_config.json of the same model would say."""
+        found = {
+            field: round(value, 6) if isinstance(value, float) else value
+            for key, field in _SAMPLING.items()
+            if isinstance(value := self.fields.get(f"general.sampling.{key}"), int | float)
+        }
+        if "temperature" in found:
+            found["do_sample"] = found["temperature"] > 0
+        return found | {k: v for k, v in self.config.items() if k.endswith("_token_id")}
 
-
-def _shortest(value: float) -> float:
-    """The decimal that a float32 was written from: 9.999999747378752e-06 gives 1e-05."""
-    return float(str(np.float32(value)))
+    def _config(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Returns the metadata as config.json, with the ids of special tokens."""
+        head, table = "lm_head.weight" in self._names, self._names.get("model.embed_tokens.weight")
+        rows = self._file.tensors[table[0]].shape[0] if table else 0
+        factors = {n: np.asarray(self._file.read(n + ".weight")) for n in self._factors}
+        biases = {n for n in self._names if n.endswith("proj.bias")}
+        config = read_metadata(
+            self.path, self.name, self.architecture, self.fields, meta, factors, rows
+        )
+        config["tie_word_embeddings"] = not head
+        if config["model_type"] == "llama" and biases:
+            config["attention_bias"] = any(".self_attn." in n for n in biases)
+            config["mlp_bias"] = any(".mlp." in n for n in biases)
+        return config | end_tokens(self.fields)

@@ -11,6 +11,7 @@ import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import parity
+from t5x_llm.hf.mistaken import leftovers, prefix_found
 from t5x_llm.hf.model_config import family_of, read_family
 from t5x_llm.hf.reference import reference, why_not_transformers
 from t5x_llm.hf.source import ModelSource, Weights, open_source, read_config
@@ -40,12 +41,14 @@ class Imported(NamedTuple):
       params: nested dict of float32 arrays.
       tokenizer: or None where the directory holds none.
       report: the parity check, or None if it was not asked for.
+      generation: fields of generation_config.json, or what stands for it.
     """
 
     family: Family
     params: dict[str, Any]
     tokenizer: Tokenizer | None
     report: parity.ParityReport | None
+    generation: dict[str, Any]
 
 
 def import_hf(
@@ -94,7 +97,7 @@ def import_model(
         report.raise_if_failed(f"Import of {path}")
     abstract = Model(family.decoder()).abstract_params()
     params = from_hf(family.weight_map(), abstract, weights.read, place)
-    return Imported(family, params, tokenizer, report)
+    return Imported(family, params, tokenizer, report, source.generation())
 
 
 def family_in(source: ModelSource, ignore: Collection[str] = ()) -> Family:
@@ -161,8 +164,8 @@ def resolve(weights: Weights, family: Family) -> NamedTensors:
     """The tensors of ``family``, after every stored one has been accounted for; reads none.
 
     Files saved from the bare model lack the first component of each name (``transformer.``); tied
-    tensors may be stored several times, and must then be equal. The family knows older names, and
-    tensors that it has no use for.
+    tensors may be stored once, under any of their names, or several times, and must then be equal.
+    The family knows older names, and tensors that it has no use for.
 
     Raises:
       CheckpointError: naming tensors that are missing, of another shape, or that the family does
@@ -177,14 +180,16 @@ def resolve(weights: Weights, family: Family) -> NamedTensors:
         raise ConfigError("config.json", family.hf_type, f"sizes that make a model ({e})") from e
     shapes = hf_shapes(entries, abstract, limit=_PARTS * (len(stored) + 1))
     held = set(stored)
-    alias = {}
-    for name in shapes:
-        found = (n for n in _spellings(name, family.OLD_NAMES) if n in held)
-        alias[name] = next(found, name)
+    copies = family.copies()
+    alias = {name: _stored_name(name, family, copies, held) for name in shapes}
     missing = [name for name in shapes if alias[name] not in held]
     if missing:
+        why = prefix_found(missing, held) or leftovers(stored)
+        if not why and missing == ["lm_head.weight"]:
+            why = "Where the head is the embedding, config.json says tie_word_embeddings = true."
         raise CheckpointError(
-            f"{len(missing)} of {len(shapes)} tensors are missing, e.g. {', '.join(missing[:3])}."
+            f"{len(missing)} of {len(shapes)} tensors are missing, e.g. {', '.join(missing[:3])}. "
+            f"{why}".rstrip()
         )
     for name, shape in shapes.items():
         if (real := weights.shape(alias[name])) != shape:
@@ -196,19 +201,35 @@ def resolve(weights: Weights, family: Family) -> NamedTensors:
     extra = [name for name in stored if name not in known and not BUFFERS.search(name)]
     if family.UNUSED:
         extra = [name for name in extra if not re.search(family.UNUSED, name)]
-    copies = family.copies()
-    for name in [name for name in extra if name in copies]:
-        if not _equal(weights, name, alias[copies[name]]):
+    written = {spelt: name for name in copies for spelt in _spellings(name, family.OLD_NAMES)}
+    for name in [name for name in extra if name in written]:
+        if not _equal(weights, name, alias[copies[written[name]]]):
             raise CheckpointError(
-                f"{name} differs from {copies[name]}, yet the config says that they are tied."
+                f"{name} differs from {alias[copies[written[name]]]}, yet the config says that "
+                "they are tied."
             )
         extra.remove(name)
     if extra:
         raise CheckpointError(
             f"{len(extra)} tensors have no place in a {family.hf_type} model of this config, "
-            f"e.g. {', '.join(extra[:3])}."
+            f"e.g. {', '.join(extra[:3])}. {leftovers(extra)}".rstrip()
         )
     return NamedTensors(weights, shapes, alias)
+
+
+def _stored_name(
+    name: str, family: Family, copies: Mapping[str, str], held: Collection[str]
+) -> str:
+    """Returns under which name a file holds a tensor; ``name`` itself where it does not.
+
+    Of tied tensors a file may hold any one alone: safetensors stores shared memory once, under the
+    name that its writer met first or last.
+    """
+    tied = (copy for copy, kept in copies.items() if kept == name)
+    for whole in (name, *tied):
+        if found := next((n for n in _spellings(whole, family.OLD_NAMES) if n in held), None):
+            return found
+    return name
 
 
 def _spellings(name: str, old: Mapping[str, str]) -> Iterator[str]:

@@ -13,12 +13,14 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from t5x_llm.core.errors import ParityError
+from t5x_llm.hf.gguf_architectures import ARCHITECTURES
 from t5x_llm.hf.references import MODULES
 
 Read = Callable[[str], np.ndarray]
@@ -52,7 +54,7 @@ def reference(
       NoReference: if nothing here can compute this model.
     """
     model_type = str(config.get("model_type"))
-    reason = why_not_transformers(path, model_type, parameters)
+    reason = why_not_transformers(path, model_type, parameters) or _why_not_gguf(path, config)
     if reason is None:
         try:
             return torch_reference(path, attention_code(config), auto_class(config))
@@ -98,6 +100,30 @@ def why_not_transformers(
             f"transformers would need {4 * parameters / 1e9:.0f} GB in float32 and this machine "
             f"has {memory / 1e9:.0f} GB; check it on a larger one"
         )
+    return None
+
+
+def _why_not_gguf(path: str | os.PathLike[str], config: Mapping[str, Any]) -> str | None:
+    """Returns why transformers would compute something else of a GGUF file than llama.cpp; or None.
+
+    It takes the config of such files from fewer keys than there are, and defaults for the rest.
+    """
+    name, model_type = pathlib.Path(path).name, config.get("model_type")
+    if not name.endswith(".gguf"):
+        return None
+    kinds = {k.hf_type: k.as_transformers for k in ARCHITECTURES.values()}
+    fixed = kinds.get(str(model_type))
+    whole = {"head_dim": config.get("hidden_size", 0) // config.get("num_attention_heads", 1)}
+    if re.search(r"-of-\d{5}\.gguf$", name):
+        return "transformers reads no GGUF file in parts"
+    if fixed is None:
+        return f"transformers does not read all that GGUF files of {model_type} say"
+    if config["rope_parameters"]["rope_type"] != "default":
+        return "transformers ignores scaled rotary frequencies in GGUF files"
+    for field, value in fixed.items():
+        value = whole[field] if value is None else value
+        if config.get(field, value) != value:
+            return f"transformers takes {field} = {value} in GGUF files, whatever they say"
     return None
 
 

@@ -100,10 +100,12 @@ def resize(
         layouts,
         make,
         tokenizer=after,
-        ids=ids_of(source, after),
+        ids=ids_of(source, after, size),
+        generation=source.generation(),
         dtype=weights.stored,
         max_shard_bytes=max_shard_bytes,
         unproved=unproved,
+        front=source.card(),
         origin=f"{source.path.name} with {size} instead of {family.vocab_size} rows, new ones "
         f"begun as '{growth.how}' by t5x_llm,",
     )

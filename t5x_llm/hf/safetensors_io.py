@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError
+from t5x_llm.hf.mistaken import head_of, instead, why_no_weights
 from t5x_llm.hf.shards import inside, parse_json, read_index
 
 SINGLE = "model.safetensors"
@@ -58,6 +59,8 @@ def read_header(path: pathlib.Path) -> dict[str, Tensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
+        if found := instead(head_of(path)):
+            raise CheckpointError(f"{path}: {found}")
         if len(prefix) < 8:
             raise CheckpointError(f"{path}: {size} bytes is too short for a safetensors file.")
         (length,) = struct.unpack("<Q", prefix)
@@ -134,14 +137,13 @@ class SafetensorsReader:
     def __init__(self, directory: str | os.PathLike[str], integers: bool = False):
         self.directory = pathlib.Path(directory)
         self._dtypes = DTYPES | (INTEGERS if integers else {})
-        if (self.directory / INDEX).is_file():
+        if os.path.lexists(self.directory / INDEX):
             self.tensors = self._sharded()
-        elif (self.directory / SINGLE).is_file():
+        elif os.path.lexists(self.directory / SINGLE):
             self.tensors = read_header(inside(self.directory, SINGLE, ".safetensors"))
         else:
-            pickles = sorted(p.name for p in self.directory.glob("*.bin"))
-            hint = f" Found {pickles[0]}: convert it to safetensors first." if pickles else ""
-            raise CheckpointError(f"{self.directory}: no {SINGLE} and no {INDEX}.{hint}")
+            hint = why_no_weights(self.directory) if self.directory.is_dir() else ""
+            raise CheckpointError(f"{self.directory}: no {SINGLE} and no {INDEX}. {hint}".rstrip())
 
     def _sharded(self) -> dict[str, Tensor]:
         index = self.directory / INDEX

@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.core.paths import check_writable
+from t5x_llm.hf.drafts import make_draft, remove_abandoned
 from t5x_llm.hf.safetensors_io import DTYPES, INDEX, INTEGERS, SINGLE
 
 RECORDS = ("parity.json", "delta.json")  # what marks a directory as made here
@@ -116,7 +116,8 @@ def _write_file(
 def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A directory beside ``target`` that becomes it if the body succeeds and vanishes if not.
 
-    An earlier export at ``target`` is replaced only then; anything else there is left alone.
+    An earlier export at ``target`` is replaced only then; anything else there is left alone. What a
+    killed export to ``target`` left beside it is removed first.
 
     Raises:
       ConfigError: if ``target`` holds something that is no export, or cannot be written.
@@ -129,10 +130,8 @@ def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             raise ConfigError(
                 "out_dir", str(final), "a new or empty directory, or an earlier export to replace"
             )
-    token = uuid.uuid4().hex[:8]
-    draft = final.parent / f".{final.name}.{token}.tmp"
-    old = final.parent / f".{final.name}.{token}.old"
-    draft.mkdir()
+    remove_abandoned(final)
+    draft, old, lock = make_draft(final)
     try:
         yield draft
         if final.exists():
@@ -150,3 +149,4 @@ def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        os.close(lock)

@@ -1,4 +1,4 @@
-"""Sharded checkpoints: the index, and which files it may name."""
+"""Finds the files of a model's directory that may be read: shards of an index, links."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pathlib
 from typing import Any
 
 from t5x_llm.core.errors import CheckpointError
+from t5x_llm.hf.mistaken import instead
 
 MAX_INDEX = 100_000_000
+MAX_JSON = 10_000_000
 
 
 def parse_json(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
@@ -27,10 +29,24 @@ def parse_json(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path}: not valid JSON ({e}).") from e
+        found = instead(text[:1000].encode() if isinstance(text, str) else text[:1000])
+        raise CheckpointError(f"{path}: {found or f'not valid JSON ({e}).'}") from e
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+def read_json(directory: pathlib.Path, name: str, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Returns the JSON object in the file ``name`` of a directory.
+
+    Raises:
+      CheckpointError: it is missing, larger than ``limit`` bytes, a link that leads out, or no
+        JSON object.
+    """
+    path = inside(directory, name, ".json")
+    if path.stat().st_size > limit:
+        raise CheckpointError(f"{path}: larger than {limit} bytes.")
+    return parse_json(path, path.read_bytes())
 
 
 def read_index(index: pathlib.Path, suffix: str) -> dict[str, str]:
@@ -39,9 +55,7 @@ def read_index(index: pathlib.Path, suffix: str) -> dict[str, str]:
     Raises:
       CheckpointError: the index is malformed, or names what it may not.
     """
-    if index.stat().st_size > MAX_INDEX:
-        raise CheckpointError(f"{index}: larger than {MAX_INDEX} bytes.")
-    weight_map = parse_json(index, index.read_bytes()).get("weight_map")
+    weight_map = read_json(index.parent, index.name, MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: has no weight_map.")
     checked: set[str] = set()
@@ -62,19 +76,39 @@ def inside(directory: pathlib.Path, name: object, suffix: str) -> pathlib.Path:
     if not isinstance(name, str) or not plain or any(sign in name for sign in "\0/\\"):
         raise CheckpointError(f"{directory}: shard {name!r} is not a plain *{suffix} file name.")
     path = directory / name
-    if not path.is_file():
+    target = path.resolve()
+    if not target.is_file():
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path}: is a link to {target}, and there is no such file. Download it again, or "
+                "put the file where the link points."
+            )
         raise CheckpointError(f"{directory}: shard {name!r} is missing.")
-    if not path.resolve().is_relative_to(_home(directory)):
-        raise CheckpointError(f"{path}: is a link that leaves its directory.")
+    if not any(target.is_relative_to(home) for home in _homes(directory)) and not _is_blob(target):
+        raise CheckpointError(
+            f"{path}: is a link that leaves its directory, to {target}. A model from elsewhere "
+            "could name any file of this machine so, therefore it is not followed. If the link is "
+            "yours, link the whole directory instead (config.json beside the weights), or put the "
+            f"file itself here: cp --remove-destination '{target}' '{path}'."
+        )
     return path
 
 
-def _home(directory: pathlib.Path) -> pathlib.Path:
-    """The directory that shards may resolve into.
+def _homes(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the directories that files of ``directory`` may resolve into.
 
-    The hub's download cache keeps ``snapshots/<revision>/x.safetensors`` as links to ``blobs`` of
-    the same repository, so there the repository is the home.
+    The hub's download cache keeps ``snapshots/<revision>/x.safetensors`` as links to ``blobs``
+    beside ``snapshots``; so does a copy of one of its repositories, whatever that is called.
     """
     real = directory.resolve()
-    in_cache = real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--")
-    return real.parent.parent if in_cache else real
+    return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+
+
+def _is_blob(target: pathlib.Path) -> bool:
+    """Returns True for a file of the hub's download cache.
+
+    It is a direct child of ``models--<name>/blobs``. Earlier versions of huggingface_hub filled a
+    directory of the user's with links to such files.
+    """
+    blobs = target.parent
+    return blobs.name == "blobs" and blobs.parent.name.startswith("models--")

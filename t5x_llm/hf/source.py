@@ -11,13 +11,17 @@ import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
 from t5x_llm.hf import torch_bin
+from t5x_llm.hf.card import front_matter
+from t5x_llm.hf.generation import read_generation
+from t5x_llm.hf.mistaken import check_quantised, why_no_model, why_no_weights
 from t5x_llm.hf.safetensors_io import INDEX, SINGLE, SafetensorsReader
-from t5x_llm.hf.shards import parse_json
+from t5x_llm.hf.shards import MAX_JSON, read_json
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
 
-MAX_CONFIG = 10_000_000
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+MAX_CONFIG = MAX_JSON
 
 
 class Weights(Protocol):
@@ -44,6 +48,19 @@ class ModelSource:
     kind: str
     config: dict[str, Any]
     weights: Weights
+
+    def generation(self) -> dict[str, Any]:
+        """Returns the fields of generation_config.json, or what stands for it."""
+        if self.kind != "gguf":
+            return read_generation(self.path, self.config)
+        from t5x_llm.hf.gguf_io import GgufReader
+
+        assert isinstance(self.weights, GgufReader)
+        return self.weights.generation()
+
+    def card(self) -> dict[str, Any]:
+        """Returns the front matter of its model card that holds for a conversion too."""
+        return front_matter(self.path) if self.kind != "gguf" else {}
 
     def tokenizer(self) -> Tokenizer | None:
         """Loads the model's tokenizer; None where it has none.
@@ -85,21 +102,26 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None) -> ModelS
     config = read_config(path)
 
     def there(*names: str) -> bool:
-        return any((path / name).is_file() for name in names)
+        return any((path / name).exists() for name in names)
 
-    if not there(SINGLE, INDEX) and there(torch_bin.FILE, torch_bin.INDEX):
-        return ModelSource(path, "bin", config, torch_bin.TorchBinReader(path))
-    return ModelSource(path, "safetensors", config, SafetensorsReader(path))
+    kind = "safetensors"
+    if not any(os.path.lexists(path / name) for name in (SINGLE, INDEX)):
+        if not there(torch_bin.FILE, torch_bin.INDEX):
+            raise CheckpointError(f"{path}: no {SINGLE} and no {INDEX}. {why_no_weights(path)}")
+        kind = "bin"
+    weights: Weights = torch_bin.TorchBinReader(path) if kind == "bin" else SafetensorsReader(path)
+    check_quantised(path, config, weights.names())
+    return ModelSource(path, kind, config, weights)
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a directory."""
-    path = pathlib.Path(directory) / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: no config.json; not a Hugging Face model directory.")
-    if path.stat().st_size > MAX_CONFIG:
-        raise CheckpointError(f"{path}: larger than {MAX_CONFIG} bytes.")
-    return parse_json(path, path.read_bytes())
+    path = pathlib.Path(directory)
+    if not os.path.lexists(path / "config.json"):
+        raise CheckpointError(
+            f"{directory}: no config.json; not a Hugging Face model directory. {why_no_model(path)}"
+        )
+    return read_json(path, "config.json", MAX_CONFIG)
 
 
 def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.hf.mistaken import head_of, instead
 from t5x_llm.hf.shards import inside, read_index
 
 FILE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -102,6 +103,9 @@ def check_zip(path: pathlib.Path) -> None:
     Raises:
       CheckpointError: no zip file, compressed or overlapping entries, names that lead elsewhere.
     """
+    head = head_of(path)
+    if not head.startswith(b"PK") and (found := instead(head)):
+        raise CheckpointError(f"{path}: {found}")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

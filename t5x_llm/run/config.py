@@ -91,11 +91,13 @@ class Export:
       enabled: False writes none.
       dtype: dtype of the stored weights.
       max_shard_bytes: limit on one safetensors file.
+      license: of the weights, for the model card, such as ``apache-2.0``; None says none.
     """
 
     enabled: bool = True
     dtype: str = "float32"
     max_shard_bytes: int = 5_000_000_000
+    license: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("Export.dtype", self.dtype, DTYPES)

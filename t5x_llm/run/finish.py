@@ -11,8 +11,10 @@ import jax
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.data_plan import data_plan
 from t5x_llm.run.assembled import Assembled
+from t5x_llm.run.card import run_card
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
+from t5x_llm.run.load import saved_generation
 from t5x_llm.run.reading import read_schedule, reading
 from t5x_llm.train.environment import environment
 from t5x_llm.train.report import write_report
@@ -54,6 +56,8 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
             out,
             max_shard_bytes=run.export.max_shard_bytes,
             dtype=run.export.dtype,
+            generation=saved_generation(run.directory),
+            card=run_card(run, data.opened, int(jax.device_get(state.step))),
         )
         worst = max(p.max_abs for p in parity.prompts.values())
         lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import sys
 
 import jax
@@ -12,6 +13,7 @@ from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.memory import memory_explained
 from t5x_llm.core.paths import as_path, check_writable, write_atomic
+from t5x_llm.hf.drafts import remove_abandoned
 from t5x_llm.run import finish
 from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.checks import (
@@ -79,6 +81,7 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
     _check_resume(run, resume, found)
     primary = jax.process_index() == 0
     if primary:
+        remove_abandoned(pathlib.Path(directory) / "hf")
         _warn(run, mesh)
     journals: list[Journal] = []  # made when there is something to train on
 

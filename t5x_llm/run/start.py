@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from t5x_llm.checkpoint import Checkpointer
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.positions import DataState, merge_ranges
 from t5x_llm.run.assembled import Assembled
@@ -88,9 +88,11 @@ def start_message(run: Run, step: int | None) -> str:
 def imported(assembled: Assembled) -> Any:
     """Imports the parameters of ``Run.start_from``, checked against the run's model.
 
-    Each goes to its devices as soon as it is read: the host never holds the model.
+    Each goes to its devices as soon as it is read: the host never holds the model. The model's
+    settings of generation are kept in the run's directory, for ``generate`` and for the export.
     """
-    from t5x_llm.hf.import_ import import_hf
+    from t5x_llm.hf.generation import FILE
+    from t5x_llm.hf.import_ import import_model
     from t5x_llm.models.weight_map import flatten
 
     run = assembled.run
@@ -102,4 +104,7 @@ def imported(assembled: Assembled) -> Any:
     def place(path: str, array: np.ndarray) -> jax.Array:
         return jax.device_put(array.astype(dtypes[path]), shardings[path])
 
-    return import_hf(run.start_from, place=place)[1]
+    found = import_model(run.start_from, place=place)
+    if found.generation and jax.process_index() == 0:
+        write_json(as_path(run.directory) / FILE, found.generation)
+    return found.params

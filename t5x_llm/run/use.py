@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,15 +15,18 @@ from t5x_llm.core.memory import memory_explained
 from t5x_llm.data.catalog import Opened, open_objective, open_stores
 from t5x_llm.evaluate.hooks import read_baseline
 from t5x_llm.evaluate.perplexity import evaluate
+from t5x_llm.hf.card import CardFacts
 from t5x_llm.hf.convert import STORED, convert
 from t5x_llm.hf.export import MAX_SHARD_BYTES, export_hf
+from t5x_llm.hf.generation import NAMES, end_ids, sampling_fields
 from t5x_llm.hf.parity import ParityReport
 from t5x_llm.infer.sampler import Completion, Sampling, generate
 from t5x_llm.parallel import MeshConfig, make_mesh, param_shardings
+from t5x_llm.run.card import run_card
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import held_out
 from t5x_llm.run.identity import changed_since
-from t5x_llm.run.load import Loaded, is_run, load
+from t5x_llm.run.load import Loaded, check_no_step, is_run, load
 from t5x_llm.text.comparing import check_same_tokenizer
 from t5x_llm.train.hooks import Results
 
@@ -141,6 +145,15 @@ def complete(
 ) -> list[Completion]:
     """Lets a model continue texts; see ``infer.sampler.generate``.
 
+    A text ends at each token that the model's files name as an end, and at the tokenizer's.
+
+    Args:
+      model: loaded, or a path of ``run.load.load``.
+      prompts: texts.
+      sampling: as the model's files say if None; see ``sampling_for``.
+      step: checkpoint of a run directory.
+      on_text: called with (number of the prompt, new text) as text becomes certain.
+
     Raises:
       ConfigError: the model has no tokenizer, is an encoder, or cannot take a prompt.
     """
@@ -150,8 +163,49 @@ def complete(
     remedy = "Give fewer or shorter prompts, or a smaller Sampling.max_tokens or Sampling.n."
     with memory_explained(f"The continuation of {len(prompts)} prompts", remedy):
         return generate(
-            loaded.model, loaded.params, loaded.tokenizer, prompts, sampling, on_text=on_text
+            loaded.model,
+            loaded.params,
+            loaded.tokenizer,
+            prompts,
+            sampling or sampling_for(loaded.generation),
+            end_ids=end_ids(loaded.generation, loaded.family.vocab_size),
+            on_text=on_text,
         )
+
+
+def sampling_for(
+    generation: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    otherwise: Mapping[str, Any] | None = None,
+) -> Sampling:
+    """Returns how texts are drawn: as the user says, else the model's files, else the caller.
+
+    Args:
+      generation: fields of generation_config.json.
+      given: fields of ``Sampling`` that the user sets.
+      otherwise: fields where neither user nor model says; ``Sampling``'s own defaults if None.
+
+    Raises:
+      ConfigError: a value that cannot work, naming the file if it is the file's.
+    """
+    given, files = dict(given or {}), sampling_fields(generation)
+    try:
+        return Sampling(**{**(otherwise or {}), **files, **given})
+    except ConfigError as e:
+        name = e.field.removeprefix("Sampling.")
+        if name not in files or name in given:
+            raise
+        raise ConfigError(
+            f"generation_config.json {NAMES.get(name, name)}",
+            e.value,
+            f"a value that texts can be drawn with ({e})",
+            f"Correct the file, or give {name} yourself.",
+        ) from e
+
+
+def _card(path: str, model: Loaded) -> CardFacts:
+    run = dataclasses.replace(model.run, directory=path)  # it may have been moved
+    return run_card(run, open_stores(run.data), model.step or 0)
 
 
 def export(
@@ -182,9 +236,10 @@ def export(
         out = out or os.path.join(path, "hf")
         report = export_hf(
             model.params, model.family, model.tokenizer, out, max_shard_bytes,
-            dtype or "float32", unproved,
+            dtype or "float32", unproved, model.generation, _card(path, model),
         )  # fmt: skip
         return Exported(out, report)
+    check_no_step(path, step)
     if out is None:
         raise ConfigError("out", None, "a directory to write", "t5x-llm export PATH OUT")
     done = convert(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.cli import main as command
@@ -39,6 +40,16 @@ def test_checkpoints_of_a_run_are_averaged(there, tmp_path, capsys):
     assert "the checkpoints are" in refused(capsys, "merge", "run", tmp_path / "x", "--last", 9)
     assert "--last N or --steps" in refused(capsys, "merge", "run", tmp_path / "x")
     assert "of one run" in refused(capsys, "merge", "run/hf", "run/hf", tmp_path / "x", "--last", 2)
+
+
+def test_the_card_of_an_export_says_what_the_run_recorded(there):
+    card = (there / "run" / "hf" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert "license" not in front and front["pipeline_tag"] == "text-generation"
+    assert "Trained with t5x_llm for 8 steps and exported in float32." in card
+    for line in ("| steps | 8 |", "## Evaluation", "at step 8", "## Data", "## Limits"):
+        assert line in card
+    assert "not recorded" not in card and str(there) not in card
 
 
 def test_from_run_to_delta_and_back(there, tmp_path, capsys):

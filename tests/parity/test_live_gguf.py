@@ -162,10 +162,10 @@ def test_sizes_of_types_are_ggmls():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.add_uint32("llama.expert_count", 8), "llama.expert_count"),
-        (lambda w: w.add_string("llama.rope.scaling.type", "linear"), "rope.scaling.type"),
+        (lambda w: w.add_float32("llama.logit_scale", 0.5), "logit_scale"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "martian"), "rope.scaling.type"),
         (lambda w: w.add_uint32("llama.attention.value_length", 4), "value_length"),
-        (lambda w: w.add_uint32("mystery.key", 4), "mystery.key"),
+        (lambda w: w.add_uint32("llama.mystery", 4), "llama.mystery"),
     ],
 )
 def test_metadata_that_changes_the_maths_is_refused(tmp_path, change, message):
@@ -176,8 +176,12 @@ def test_metadata_that_changes_the_maths_is_refused(tmp_path, change, message):
 
 def test_unknown_tensors_and_tokenizers(tmp_path):
     path = tmp_path / "x.gguf"
-    write(path, lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)))
-    with pytest.raises(CheckpointError, match="rope_freqs.weight"):
+    write(path, lambda w: w.add_tensor("mystery.weight", np.ones(3, np.float32)))
+    with pytest.raises(CheckpointError, match="mystery.weight"):
+        GgufReader(path)
+    path.unlink()
+    write(path, lambda w: w.add_tensor("rope_freqs.weight", np.array([1, 2, 7], np.float32)))
+    with pytest.raises(ConfigError, match="rope_freqs.weight.*as LLaMA 3.1"):
         GgufReader(path)
     path.unlink()
     write(path)
