@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -224,28 +224,74 @@ class Checkpointer:
           at_most: looks at none of a later step.
           accept: whether a checkpoint will do, by its meta; others are passed over silently.
         """
-        found = None
-        proposals = self._proposals(at_most, accept) if agree.primary() else iter(())
-        while (step := agree.from_first(next(proposals, -1))) >= 0:
-            damage = self.verify(step)
-            if damage is None:
-                found = step
-                break
-            self._report(step, damage)
+        found = self._first_sound(reversed(self._within(0, at_most)), accept)
         for step in self._folder.unfinished():
             if (found is None or step > found) and (at_most is None or step <= at_most):
                 self._report(step, _HALF)
         return found
 
-    def _proposals(
-        self, at_most: int | None, accept: Callable[[dict[str, Any]], bool] | None
-    ) -> Iterator[int]:
-        for step in reversed(self.steps()):
-            if at_most is not None and step > at_most:
-                continue
-            # A damaged meta says nothing; it is proposed, and found out.
-            if accept is None or self._meta_damage(step) or accept(self._meta(step)):
-                yield step
+    def oldest_sound(
+        self, first: int, last: int, accept: Callable[[dict[str, Any]], bool]
+    ) -> int | None:
+        """Returns the oldest sound checkpoint of steps ``first`` to ``last``; as ``newest_sound``."""
+        return self._first_sound(self._within(first, last), accept)
+
+    def _within(self, first: int, last: int | None) -> list[int]:
+        return [s for s in self.steps() if first <= s and (last is None or s <= last)]
+
+    def _first_sound(
+        self, steps: Iterable[int], accept: Callable[[dict[str, Any]], bool] | None
+    ) -> int | None:
+        """Returns the first of ``steps`` that is sound and accepted; reports those that are not."""
+
+        def proposed() -> Iterator[int]:
+            for step in steps:
+                # A damaged meta says nothing; it is proposed, and found out.
+                if accept is None or self._meta_damage(step) or accept(self._meta(step)):
+                    yield step
+
+        proposals = proposed() if agree.primary() else iter(())
+        while (step := agree.from_first(next(proposals, -1))) >= 0:
+            if (damage := self.verify(step)) is None:
+                return step
+            self._report(step, damage)
+        return None
+
+    def once_complete(self, saved: Collection[int] = ()) -> list[int]:
+        """Steps of the checkpoints that are complete, or were so before they were damaged.
+
+        Checksums are written last of all: where some are, a save was complete, whatever is missing
+        now. What a save that was cut off left is not among them.
+
+        Args:
+          saved: steps known to have been complete, from a record of the run.
+        """
+        halves = self._folder.unfinished()
+        damaged = [s for s in halves if s in saved or checksums.parts(self.path(s))]
+        return sorted({*self.steps(), *damaged})
+
+    def set_aside(self) -> Any:
+        """Moves all that is there to a directory beside this one, which it returns.
+
+        Raises:
+          CheckpointError: it cannot be moved.
+        """
+        self._join()
+        numbers = (self.directory.parent / f"{self.directory.name}.damaged_{n}" for n in range(999))
+        target = next(path for path in numbers if not path.exists())
+        agree.meet("t5x_llm.checkpoint.set_aside.found")
+        failed: str | None = None
+        if agree.primary():
+            try:
+                self.directory.rename(target)
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                failed = f"{self.directory} cannot be moved to {target}: {e.strerror or e}."
+        if (failed := agree.first_text(failed)) is not None:
+            raise CheckpointError(failed)
+        self._verdicts.clear()
+        self._reported.clear()
+        return target
 
     def _report(self, step: int, damage: str) -> None:
         if agree.primary() and step not in self._reported:
@@ -288,6 +334,12 @@ class Checkpointer:
         if (damage := self.verify(step)) is not None:
             raise self._damaged(step, f"{damage}.")
         return step
+
+    def meta_if_sound(self, step: int) -> dict[str, Any] | None:
+        """Returns the JSON saved with a checkpoint; None if it is damaged or incomplete."""
+        if not self._folder.is_complete(step) or self._meta_damage(step) is not None:
+            return None
+        return self._meta(step)
 
     def _meta_damage(self, step: int) -> str | None:
         return checksums.check(self.path(step), under=f"{META}/")

@@ -17,17 +17,23 @@ from t5x_llm.run.checks import check_start_from
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
 from t5x_llm.train import hooks as train_hooks
-from t5x_llm.train.recovery import Origin, Restored
+from t5x_llm.train.journal import JOURNAL, read_journal
+from t5x_llm.train.recovery import Origin, Restored, lost_steps, none_is_sound
 from t5x_llm.train.state import init_state, state_from_params
 
 _DESCRIBED = 512  # examples of a spike whose documents are looked up
 
 
-def resumed_step(run: Run) -> int | None:
+def resumed_step(run: Run, anew: bool = False) -> int | None:
     """Returns the step from which the run would continue, None if it would begin.
 
+    Args:
+      run: the configuration.
+      anew: begin where there are checkpoints and none is sound.
+
     Raises:
-      CheckpointError: the checkpoint was made by a configuration that differs, naming fields.
+      CheckpointError: the checkpoint was made by a configuration that differs, naming fields; or
+        the metadata of all checkpoints are damaged, and ``anew`` is False.
     """
     directory = as_path(run.directory) / "checkpoints"
     if not directory.exists():
@@ -35,6 +41,9 @@ def resumed_step(run: Run) -> int | None:
     checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
     try:
         if (found := checkpointer.newest_meta()) is None:
+            lines = read_journal(as_path(run.directory) / JOURNAL)
+            if not anew and (lost := lost_steps(checkpointer, lines)):
+                raise none_is_sound(directory, lost)
             return None
         step, meta = found
         where = f"The checkpoint {checkpointer.path(step)}"
