@@ -18,6 +18,7 @@ from t5x_llm.checkpoint.folder import Folder
 from t5x_llm.checkpoint.lazy import open_arrays
 from t5x_llm.checkpoint.reader import read
 from t5x_llm.checkpoint.saver import META, STATE, Saver
+from t5x_llm.checkpoint.space import shortage, state_bytes
 from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 
@@ -64,6 +65,7 @@ class Checkpointer:
         self._folder = Folder(self.directory)
         self.read_only = read_only
         self.completed: int | None = None
+        self._bytes = 0  # of the last state saved
         self._on_damage = on_damage or self._warn
         self._saver: Saver | None = None
         self._failed: CheckpointError | None = None  # of the last save
@@ -115,6 +117,7 @@ class Checkpointer:
         # It is written in the background, and what it was made of goes on changing.
         kept = json.loads(json.dumps(meta))
         self._verdicts.pop(step, None)
+        self._bytes = state_bytes(state)
         try:
             self._start(step, state, kept)
         # Orbax and TensorStore raise many types, plain Exception among them.
@@ -156,7 +159,9 @@ class Checkpointer:
 
     def _unsaved(self, step: int, error: Exception) -> CheckpointError:
         """Removes what a failed save left, and says what is still there."""
-        kept = "no checkpoint is complete"
+        reason, kept = _first_line(error), "no checkpoint is complete"
+        if full := shortage(self.directory, error, self._bytes):
+            reason = f"{full} ({reason})"
         with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
             if (last := self.latest_step()) is not None:
                 kept = f"step {last} is the last complete"
@@ -164,8 +169,8 @@ class Checkpointer:
                 self._folder.clear(step)
         said = CheckpointError(
             f"Saving the checkpoint of step {step} to {self.directory} failed: "
-            f"{_first_line(error)} Of the earlier ones nothing is lost: {kept}. Free space there, "
-            "or continue in another directory."
+            f"{reason} Of the earlier ones nothing is lost: {kept}. Free space there, keep fewer "
+            f"(CheckpointConfig.keep = {self.config.keep}), or continue in another directory."
         )
         said.__cause__ = error
         return said

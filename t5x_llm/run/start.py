@@ -16,10 +16,12 @@ from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.checks import check_start_from
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
+from t5x_llm.run.thaw import restore_thawed, saved_trained
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.journal import JOURNAL, read_journal
 from t5x_llm.train.recovery import Origin, Restored, lost_steps, none_is_sound
 from t5x_llm.train.state import init_state, state_from_params
+from t5x_llm.train.task import LmTask
 
 _DESCRIBED = 512  # examples of a spike whose documents are looked up
 
@@ -65,6 +67,13 @@ def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer
                 return state_from_params(params, task, tx, placement), fresh, {}
             key = named_key(run.loop.seed, "params")
             return init_state(task, tx, key, placement), fresh, {}
+        meta = checkpointer.meta(step)
+        trained = saved_trained(meta)
+        if trained != run.optimizer.trained and isinstance(task, LmTask):
+            where = f"The checkpoint {checkpointer.path(step)}"
+            check_compatible(meta["config"], run.shared(), where, run.checkpoint.allow_changes)
+            state = restore_thawed(assembled, checkpointer, step, trained)
+            return state, DataState.from_json(meta["data"]), meta
         state, meta = train_hooks.resume(checkpointer, assembled.state, run.shared(), step=step)
         return state, DataState.from_json(meta["data"]), meta
 
