@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from t5x_llm.checkpoint.folder import Folder
 from t5x_llm.checkpoint.lazy import open_arrays
 from t5x_llm.checkpoint.reader import read
 from t5x_llm.checkpoint.saver import META, STATE, Saver
-from t5x_llm.checkpoint.space import shortage, state_bytes
+from t5x_llm.checkpoint.space import save_error, shortage, state_bytes
 from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 
@@ -27,7 +27,7 @@ _HALF = "half-written: it is being written, or writing or removing it was cut of
 
 
 class Checkpointer:
-    """The checkpoints of one run directory.
+    """Checkpoints of one run directory.
 
     A checkpoint is a directory named by its step, holding the state (TensorStore), ``meta`` (JSON)
     and the checksums of every file. It is written under a temporary name, renamed, and complete
@@ -46,6 +46,7 @@ class Checkpointer:
 
     Attributes:
       completed: step of the last checkpoint completed by this object, or None.
+      folder: the directory as it lies on disk or in an object store.
 
     Raises:
       CheckpointError: if the directory cannot be made.
@@ -62,7 +63,7 @@ class Checkpointer:
         self.directory = as_path(directory)
         if "://" not in str(self.directory):
             self.directory = self.directory.absolute()
-        self._folder = Folder(self.directory)
+        self.folder = Folder(self.directory)
         self.read_only = read_only
         self.completed: int | None = None
         self._bytes = 0  # of the last state saved
@@ -82,7 +83,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; half-written ones are not among them."""
-        return self._folder.complete()
+        return self.folder.complete()
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, sound or not; None if there is none."""
@@ -90,7 +91,7 @@ class Checkpointer:
 
     def path(self, step: int) -> Any:
         """The directory of a checkpoint."""
-        return self._folder.path(step)
+        return self.folder.path(step)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
         """Starts saving; returns when the state is copied to the host.
@@ -135,7 +136,7 @@ class Checkpointer:
         saver = self._saver = self._saver or Saver(self._done)
         for last in (False, False, True):
             if agree.primary():
-                self._folder.clear(step)
+                self.folder.clear(step)
             try:
                 saver.start(step, self.path(step), state, meta)
                 return
@@ -153,27 +154,20 @@ class Checkpointer:
         if agree.primary():
             try:
                 damaged = {s for s, verdict in self._verdicts.items() if verdict}
-                self._folder.retire(self.config.keep, self.config.keep_period, damaged)
+                self.folder.retire(self.config.keep, self.config.keep_period, damaged)
             except (OSError, CheckpointError) as e:
                 print(f"warning: an old checkpoint cannot be removed: {e}", file=sys.stderr)
 
     def _unsaved(self, step: int, error: Exception) -> CheckpointError:
         """Removes what a failed save left, and says what is still there."""
-        reason, kept = _first_line(error), "no checkpoint is complete"
-        if full := shortage(self.directory, error, self._bytes):
-            reason = f"{full} ({reason})"
+        full, kept = shortage(self.directory, error, self._bytes), "no checkpoint is complete"
         with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
             if (last := self.latest_step()) is not None:
                 kept = f"step {last} is the last complete"
             if agree.primary():
-                self._folder.clear(step)
-        said = CheckpointError(
-            f"Saving the checkpoint of step {step} to {self.directory} failed: "
-            f"{reason} Of the earlier ones nothing is lost: {kept}. Free space there, keep fewer "
-            f"(CheckpointConfig.keep = {self.config.keep}), or continue in another directory."
-        )
-        said.__cause__ = error
-        return said
+                self.folder.clear(step)
+        reason = f"{full} ({_first_line(error)})" if full else _first_line(error)
+        return save_error(step, self.directory, reason, kept, self.config.keep, error)
 
     def failure(self) -> CheckpointError | None:
         """Returns the failure of a save in the background, once; never waits."""
@@ -210,7 +204,7 @@ class Checkpointer:
         """
         if step not in self._verdicts:
             found: str | None = _HALF
-            if self._folder.is_complete(step):
+            if self.folder.is_complete(step):
                 index, count = jax.process_index(), jax.process_count()
                 found = checksums.check(self.path(step), index, count)
             self._verdicts[step] = agree.first_text(found)
@@ -230,7 +224,7 @@ class Checkpointer:
           accept: whether a checkpoint will do, by its meta; others are passed over silently.
         """
         found = self._first_sound(reversed(self._within(0, at_most)), accept)
-        for step in self._folder.unfinished():
+        for step in self.folder.unfinished():
             if (found is None or step > found) and (at_most is None or step <= at_most):
                 self._report(step, _HALF)
         return found
@@ -238,7 +232,7 @@ class Checkpointer:
     def oldest_sound(
         self, first: int, last: int, accept: Callable[[dict[str, Any]], bool]
     ) -> int | None:
-        """Returns the oldest sound checkpoint of steps ``first`` to ``last``; as ``newest_sound``."""
+        """Returns the oldest sound one of steps ``first`` to ``last``, or None."""
         return self._first_sound(self._within(first, last), accept)
 
     def _within(self, first: int, last: int | None) -> list[int]:
@@ -248,55 +242,15 @@ class Checkpointer:
         self, steps: Iterable[int], accept: Callable[[dict[str, Any]], bool] | None
     ) -> int | None:
         """Returns the first of ``steps`` that is sound and accepted; reports those that are not."""
-
-        def proposed() -> Iterator[int]:
-            for step in steps:
-                # A damaged meta says nothing; it is proposed, and found out.
-                if accept is None or self._meta_damage(step) or accept(self._meta(step)):
-                    yield step
-
-        proposals = proposed() if agree.primary() else iter(())
+        if not agree.primary():
+            steps = ()
+        # A damaged meta says nothing; it is proposed, and found out.
+        proposals = (s for s in steps if not accept or self._damage(s) or accept(self._meta(s)))
         while (step := agree.from_first(next(proposals, -1))) >= 0:
             if (damage := self.verify(step)) is None:
                 return step
             self._report(step, damage)
         return None
-
-    def once_complete(self, saved: Collection[int] = ()) -> list[int]:
-        """Steps of the checkpoints that are complete, or were so before they were damaged.
-
-        Checksums are written last of all: where some are, a save was complete, whatever is missing
-        now. What a save that was cut off left is not among them.
-
-        Args:
-          saved: steps known to have been complete, from a record of the run.
-        """
-        halves = self._folder.unfinished()
-        damaged = [s for s in halves if s in saved or checksums.parts(self.path(s))]
-        return sorted({*self.steps(), *damaged})
-
-    def set_aside(self) -> Any:
-        """Moves all that is there to a directory beside this one, which it returns.
-
-        Raises:
-          CheckpointError: it cannot be moved.
-        """
-        self._join()
-        numbers = (self.directory.parent / f"{self.directory.name}.damaged_{n}" for n in range(999))
-        target = next(path for path in numbers if not path.exists())
-        agree.meet("t5x_llm.checkpoint.set_aside.found")
-        failed: str | None = None
-        if agree.primary():
-            try:
-                self.directory.rename(target)
-                self.directory.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                failed = f"{self.directory} cannot be moved to {target}: {e.strerror or e}."
-        if (failed := agree.first_text(failed)) is not None:
-            raise CheckpointError(failed)
-        self._verdicts.clear()
-        self._reported.clear()
-        return target
 
     def _report(self, step: int, damage: str) -> None:
         if agree.primary() and step not in self._reported:
@@ -311,7 +265,7 @@ class Checkpointer:
         self._join()
         if agree.primary():
             try:
-                self._folder.remove_after(step)
+                self.folder.remove_after(step)
             except (OSError, CheckpointError) as e:  # the other processes wait below
                 print(f"warning: a newer checkpoint cannot be removed: {e}", file=sys.stderr)
         for known in [*self._verdicts]:
@@ -340,13 +294,7 @@ class Checkpointer:
             raise self._damaged(step, f"{damage}.")
         return step
 
-    def meta_if_sound(self, step: int) -> dict[str, Any] | None:
-        """Returns the JSON saved with a checkpoint; None if it is damaged or incomplete."""
-        if not self._folder.is_complete(step) or self._meta_damage(step) is not None:
-            return None
-        return self._meta(step)
-
-    def _meta_damage(self, step: int) -> str | None:
+    def _damage(self, step: int) -> str | None:
         return checksums.check(self.path(step), under=f"{META}/")
 
     def _meta(self, step: int) -> dict[str, Any]:
@@ -359,7 +307,7 @@ class Checkpointer:
           CheckpointError: if there is no such checkpoint or its meta is damaged.
         """
         step = self._found(step)
-        if (damage := self._meta_damage(step)) is not None:
+        if (damage := self._damage(step)) is not None:
             raise self._damaged(step, f"{damage}.")
         try:
             return self._meta(step)
@@ -372,7 +320,7 @@ class Checkpointer:
         Quick, and by each process for itself: the arrays are not looked at.
         """
         for step in reversed(self.steps()):
-            if self._meta_damage(step) is None:
+            if self._damage(step) is None:
                 return step, self._meta(step)
         return None
 

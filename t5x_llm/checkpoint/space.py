@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.units import size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -68,3 +69,25 @@ def shortage(directory: Any, error: BaseException, needed: int) -> str:
         f"{what}: {size(free)} of {size(whole)} are free, and a checkpoint takes about "
         f"{size(needed)}."
     )
+
+
+def save_error(
+    step: int, directory: Any, reason: str, kept: str, keep: int, error: Exception
+) -> CheckpointError:
+    """Returns the error of a save that failed: why, what is still there, and what to do.
+
+    Args:
+      step: step of the checkpoint.
+      directory: where checkpoints are.
+      reason: what happened, in words.
+      kept: which checkpoint is the last complete one, in words.
+      keep: ``CheckpointConfig.keep``.
+      error: the cause.
+    """
+    said = CheckpointError(
+        f"Saving the checkpoint of step {step} to {directory} failed: {reason} Of the earlier ones "
+        f"nothing is lost: {kept}. Free space there, keep fewer (CheckpointConfig.keep = {keep}), "
+        "or continue in another directory."
+    )
+    said.__cause__ = error
+    return said

@@ -199,8 +199,8 @@ class PlainStore:
         return value if self.read()[1] == value else None
 
 
-def store_of(directory: str | os.PathLike[str]) -> Store:
-    """Returns the store of a directory's record."""
+def store_of(directory: str | os.PathLike[str], name: str = RECORD) -> Store:
+    """Returns the store of the record ``name`` in a directory."""
     place = str(as_path(directory))
     scheme, mark, rest = place.partition("://")
     try:
@@ -213,12 +213,12 @@ def store_of(directory: str | os.PathLike[str]) -> Store:
             spec = {"driver": "gcs", "bucket": bucket, "path": f"{key.strip('/')}/".lstrip("/")}
         else:
             spec = place.rstrip("/") + "/"
-        store = ConditionalStore(ts.KvStore.open(spec).result(), RECORD)
+        store = ConditionalStore(ts.KvStore.open(spec).result(), name)
         store.read()
         return store
     # TensorStore knows not every file system, nor every system that has no locks.
     except Exception:
-        return PlainStore(as_path(directory) / RECORD)
+        return PlainStore(as_path(directory) / name)
 
 
 class Hold:

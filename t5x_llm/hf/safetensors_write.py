@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.core.holding import RECORD, Hold, store_of
 from t5x_llm.core.paths import check_writable
 from t5x_llm.hf.safetensors_io import DTYPES, INDEX, INTEGERS, SINGLE
 
@@ -116,9 +118,11 @@ def _write_file(
 def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A directory beside ``target`` that becomes it if the body succeeds and vanishes if not.
 
-    An earlier export at ``target`` is replaced only then; anything else there is left alone.
+    An earlier export at ``target`` is replaced only then; anything else there is left alone. What
+    exports that were killed left of theirs is removed.
 
     Raises:
+      Held: another export to ``target``, which lives.
       ConfigError: if ``target`` holds something that is no export, or cannot be written.
       CheckpointError: if the disk is full or fails.
     """
@@ -129,6 +133,18 @@ def new_directory(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             raise ConfigError(
                 "out_dir", str(final), "a new or empty directory, or an earlier export to replace"
             )
+    record = store_of(final.parent, f".{final.name}{RECORD}")
+    with Hold(final, "an export", store=record):
+        yield from _replacing(final)
+
+
+def _replacing(final: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the draft that becomes ``final``; see ``new_directory``."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
+        if left.suffix == ".old" and not final.exists():
+            left.rename(final)  # killed between the two renames below
+        elif left.suffix in (".tmp", ".old"):
+            shutil.rmtree(left, ignore_errors=True)
     token = uuid.uuid4().hex[:8]
     draft = final.parent / f".{final.name}.{token}.tmp"
     old = final.parent / f".{final.name}.{token}.old"

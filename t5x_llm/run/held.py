@@ -6,9 +6,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import jax
+from etils import epath
 
 from t5x_llm.checkpoint import agree
 from t5x_llm.core.holding import Held, Hold, Holder
@@ -16,7 +16,7 @@ from t5x_llm.train.signals import say
 
 
 @contextlib.contextmanager
-def held(directory: Any, distributed: bool) -> Iterator[None]:
+def held(directory: epath.Path, distributed: bool) -> Iterator[None]:
     """Holds a run directory while the body runs; the first process holds it for all.
 
     A job of several processes waits for a silent holder on another machine to become stale: such

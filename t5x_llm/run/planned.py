@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 
 from t5x_llm.config import to_dict
-from t5x_llm.data.positions import DataState
+from t5x_llm.data.positions import DataState, History, Ranges
 from t5x_llm.data.stream import Stream
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
-from t5x_llm.train.planned import Plan, Values
+from t5x_llm.train.feed import Position
+from t5x_llm.train.planned import RunPhases, Values
 
 
-def make_plan(run: Run, data: OpenData) -> Plan:
-    """Returns the plan of a run.
+def make_phases(run: Run, data: OpenData) -> RunPhases:
+    """Returns the phases of a run.
 
     A run that is continued with other settings begins a phase there: the settings are part of the
     phases' names, which checkpoints hold.
@@ -27,7 +27,7 @@ def make_plan(run: Run, data: OpenData) -> Plan:
         growing.append(jax.jit(run.embed_gradient.build()))
     least = 2 * run.spike.warmup * loop.batch_size
     binned = any(reader.order.bins > 1 for reader in stream.readers.values())
-    return Plan(
+    return RunPhases(
         loop,
         growing,
         functools.partial(_section, stream, least) if binned else None,
@@ -48,15 +48,15 @@ def make_plan(run: Run, data: OpenData) -> Plan:
     )
 
 
-def _section(stream: Stream, least: int, state: Any, position: int) -> str:
+def _section(stream: Stream, least: int, state: Position, position: int) -> str:
     assert isinstance(state, DataState)
     return _at(stream, state.history, state.skips).section(position, least)
 
 
-_kept: list[tuple[Any, Any, Any, Stream]] = []
+_kept: list[tuple[Stream, History, Ranges, Stream]] = []
 
 
-def _at(stream: Stream, history: Any, skips: Any) -> Stream:
+def _at(stream: Stream, history: History, skips: Ranges) -> Stream:
     """Returns ``stream.at`` of a state; a run asks for the same one at every step."""
     for known in _kept:
         if known[0] is stream and known[1] is history and known[2] is skips:

@@ -50,8 +50,8 @@ class Doublings:
         return bisect.bisect_right(self._steps, step)
 
 
-class Plan:
-    """Plan of a run, as far as it changes losses or gradients.
+class RunPhases:
+    """Phases of a run, as far as it changes losses or gradients.
 
     Args:
       loop: batch sizes.
@@ -66,7 +66,7 @@ class Plan:
         self,
         loop: Loop | None = None,
         growing: Sequence[Values] = (),
-        section: Callable[[Any, int], str] | None = None,
+        section: Callable[[Position, int], str] | None = None,
         data: Mapping[str, Any] | None = None,
         course: Mapping[str, Any] | None = None,
     ):

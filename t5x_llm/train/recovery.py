@@ -15,13 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from t5x_llm.checkpoint import Checkpointer, agree
+from t5x_llm.checkpoint.lost import meta_if_sound, once_complete, set_aside
 from t5x_llm.core.errors import CheckpointError, DataError, SpikeError
 from t5x_llm.data.blending import Blend
 from t5x_llm.data.positions import DataState, History, Skips, merge_ranges
 from t5x_llm.train.hooks.base import Hook, restore_hooks
 from t5x_llm.train.hooks.guard import Guard
 from t5x_llm.train.journal import Decision, Journal, decisions, read_journal
+from t5x_llm.train.jsonl import Line
 from t5x_llm.train.loop import Start, Trainer
 from t5x_llm.train.spike import Spike, SpikeConfig
 from t5x_llm.train.state import TrainState
@@ -66,7 +70,7 @@ def saved_steps(lines: Sequence[Mapping[str, Any]]) -> set[int]:
     return steps
 
 
-def lost_steps(checkpointer: Checkpointer, lines: Sequence[Mapping[str, Any]]) -> list[int]:
+def lost_steps(checkpointer: Checkpointer, lines: Sequence[Line]) -> list[int]:
     """Returns the steps of the checkpoints that the run would lose if it began at step 0.
 
     Those that a rewind gave up are not among them, nor what a save that was cut off left.
@@ -78,15 +82,15 @@ def lost_steps(checkpointer: Checkpointer, lines: Sequence[Mapping[str, Any]]) -
     saved, made = saved_steps(lines), decisions(lines)
 
     def given_up(step: int) -> bool:
-        meta = checkpointer.meta_if_sound(step)
+        meta = meta_if_sound(checkpointer, step)
         if meta is not None:
             return not not_rewound_past(made, meta)
         return bool(made) and made[-1].to_step < step and step not in saved
 
-    return [step for step in checkpointer.once_complete(saved) if not given_up(step)]
+    return [step for step in once_complete(checkpointer, saved) if not given_up(step)]
 
 
-def none_is_sound(directory: Any, steps: Sequence[int]) -> CheckpointError:
+def none_is_sound(directory: epath.Path, steps: Sequence[int]) -> CheckpointError:
     """Returns the error of a run whose checkpoints are all damaged."""
     named = ", ".join(map(str, steps[-10:]))
     return CheckpointError(
@@ -166,7 +170,7 @@ class Recovery:
             named = agree.first_text(",".join(map(str, lost[-10:])) if lost else None) or ""
             steps = [int(step) for step in named.split(",")]
             raise none_is_sound(self.checkpointer.directory, steps)
-        target = self.checkpointer.set_aside()
+        target = set_aside(self.checkpointer)
         self._journal.write("set_aside", 0, steps=lost, directory=str(target))
         if agree.primary():
             print(f"warning: no checkpoint is sound; all were moved to {target}.", file=sys.stderr)
@@ -238,7 +242,7 @@ class Recovery:
         early: list[int] = []
         if agree.primary():
             saved = saved_steps(read_journal(self._journal.path))
-            early = [s for s in {*self.checkpointer.once_complete(saved), *saved} if s <= target]
+            early = [s for s in {*once_complete(self.checkpointer, saved), *saved} if s <= target]
         if not agree.from_first(len(early)):
             return None
         step = self.checkpointer.oldest_sound(target + 1, spike.onset - 1, self._holds)

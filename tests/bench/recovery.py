@@ -37,9 +37,9 @@ from t5x_llm.train.journal import read_journal
 ROOT = pathlib.Path(__file__).parents[2]
 GIN = """
 include 'configs/recipes/quickstart.gin'
-TokenizerTraining.vocab_size = 3072
-TokenizerTraining.character_coverage = 0.95
-Llama.vocab_size = 3072
+TokenizerTraining.vocab_size = 4096
+TokenizerTraining.character_coverage = 0.98
+Llama.vocab_size = 4096
 Llama.d_model = 64
 Llama.n_layers = 2
 Llama.d_ff = 176
@@ -86,9 +86,9 @@ class Harm:
             if self.kind == "one token":
                 text[:] = 1234
             elif self.kind == "random tokens":
-                text = draw.integers(300, 3072, len(text))
+                text = draw.integers(300, 4096, len(text))
             elif self.kind == "half random":
-                noise = draw.integers(300, 3072, len(text))
+                noise = draw.integers(300, 4096, len(text))
                 text = np.where(draw.random(len(text)) < 0.5, noise, text)
             if self.kind == "shuffled targets":
                 targets[row] = draw.permutation(targets[row])
@@ -243,8 +243,7 @@ def spikes(root: pathlib.Path, say: Callable[[dict[str, Any]], None], near: int 
 
     say({"what": "no harm", "near": near} | branch(f"clean_{near}"))
     for kind in kinds:
-        long = 20 if kind.startswith("rate") else 60
-        harm = Harm(kind, 8 * onset, 8 * (onset + long))
+        harm = Harm(kind, 8 * onset, 8 * (onset + 60))
         for enabled in (True, False):
             name = f"{kind.replace(' ', '_')}_{near}_{enabled}"
             with harmed(harm):

@@ -93,9 +93,8 @@ def test_full_disk_in_the_background(tmp_path, free):
         error = error or keeper.failure()
         assert isinstance(error, CheckpointError)
         assert "step 1 is the last complete" in str(error) and "Free space" in str(error)
-        assert re.search(
-            r"no space left on the disk: .* are free, and a checkpoint takes about 1\.37 MiB", str(error)
-        ), error
+        full = r"no space left on the disk: .* are free, and a checkpoint takes about 1\.37 MiB"
+        assert re.search(full, str(error)), error
         assert keeper.failure() is None, "told once"
         assert keeper.completed == 1 and keeper.steps() == [1]
         assert [p.name for p in (disk / "c").iterdir()] == ["1"], "its room is given back"

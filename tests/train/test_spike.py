@@ -87,7 +87,9 @@ def test_a_planned_change_of_the_mixture_is_no_spike():
     monitor = SpikeMonitor(SpikeConfig())
     for step, (loss, norm) in enumerate(values, start=1):
         changed = step > 300
-        assert not monitor.observe(step, loss + 3.0 * changed, norm, phase=Phase(str(changed))).spike
+        assert not monitor.observe(
+            step, loss + 3.0 * changed, norm, phase=Phase(str(changed))
+        ).spike
     assert watch([(a + 3.0 * (i > 300), b) for i, (a, b) in enumerate(values)])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from t5x_llm.train.hooks.base import Hook, StepRecord
 from t5x_llm.train.journal import Decision
 from t5x_llm.train.loop import LAG, Rewind, Trainer
-from t5x_llm.train.planned import Plan
+from t5x_llm.train.planned import RunPhases
 from t5x_llm.train.spike import Phase, SpikeConfig, SpikeMonitor
 from t5x_llm.train.step import Control
 
@@ -62,7 +62,7 @@ class Guard(Hook):
       config: thresholds and remedies of spikes.
       decisions: earlier rewinds; ``Recovery`` appends to the same list.
       signals: names of this process's signals -> the rows of ``Control.signals``.
-      plan: the phase of every step; None for a run in which the feed alone plans changes.
+      phases: the phase of every step; None for a run in which the feed alone plans changes.
     """
 
     name = "guard"
@@ -72,10 +72,10 @@ class Guard(Hook):
         config: SpikeConfig,
         decisions: Sequence[Decision],
         signals: Callable[[Container[str]], Any],
-        plan: Plan | None = None,
+        phases: RunPhases | None = None,
     ):
         self.config, self.decisions = config, decisions
-        self._plan = plan or Plan()
+        self._phases = phases or RunPhases()
         self.monitor = SpikeMonitor(config)
         self._signals = signals
         self._limits: collections.deque[_Limit] = collections.deque(maxlen=16)
@@ -88,7 +88,7 @@ class Guard(Hook):
         if self.config.enabled and self.config.skip_updates:
             known = [each for each in self._limits if each.step <= step - 1 - LAG]
             if known:
-                phase = self._plan.phase(step, trainer.data, trainer.data.position)
+                phase = self._phases.phase(step, trainer.data, trainer.data.position)
                 limit = known[-1].of(phase)
         scale = easing(self.config, self.decisions, step)
         return Control(np.float32(limit), np.float32(scale), self._signals(trainer.signals))
@@ -108,7 +108,7 @@ class Guard(Hook):
             trainer.report("skip", record.step, **known)
         if not self.config.enabled:
             return
-        phase = self._plan.phase(record.step, trainer.data, record.position - record.size)
+        phase = self._phases.phase(record.step, trainer.data, record.position - record.size)
         found = self.monitor.observe(
             record.step, values["loss"], values["grad_norm"], skipped, phase
         )
