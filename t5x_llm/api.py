@@ -209,7 +209,7 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
     Args:
       run: what is trained; its operative config is saved in ``run.directory``.
       resume: ``auto`` continues a run that has checkpoints, ``never`` refuses to, ``always``
-        insists on it.
+        insists on it; ``anew`` begins anew where all checkpoints are damaged.
 
     Returns:
       Directory, last step, metrics by step (loss in nats a token), results on held-out documents,
@@ -217,8 +217,8 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
 
     Raises:
       ConfigError: the run does not fit its mesh, or its directory is not what ``resume`` asks for.
-      DataError: the data could not be prepared.
-      SpikeError: the loss spiked again and again.
+      Held: another training writes there.
+      DataError, SpikeError: the data could not be prepared; the loss spiked again and again.
       Preempted: SIGTERM came; the run was saved, and the same call continues it.
 
     Example:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from t5x_llm.checkpoint.folder import Folder
 from t5x_llm.checkpoint.lazy import open_arrays
 from t5x_llm.checkpoint.reader import read
 from t5x_llm.checkpoint.saver import META, STATE, Saver
+from t5x_llm.checkpoint.space import save_error, shortage, state_bytes
 from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 
@@ -26,7 +27,7 @@ _HALF = "half-written: it is being written, or writing or removing it was cut of
 
 
 class Checkpointer:
-    """The checkpoints of one run directory.
+    """Checkpoints of one run directory.
 
     A checkpoint is a directory named by its step, holding the state (TensorStore), ``meta`` (JSON)
     and the checksums of every file. It is written under a temporary name, renamed, and complete
@@ -45,6 +46,7 @@ class Checkpointer:
 
     Attributes:
       completed: step of the last checkpoint completed by this object, or None.
+      folder: the directory as it lies on disk or in an object store.
 
     Raises:
       CheckpointError: if the directory cannot be made.
@@ -61,9 +63,10 @@ class Checkpointer:
         self.directory = as_path(directory)
         if "://" not in str(self.directory):
             self.directory = self.directory.absolute()
-        self._folder = Folder(self.directory)
+        self.folder = Folder(self.directory)
         self.read_only = read_only
         self.completed: int | None = None
+        self._bytes = 0  # of the last state saved
         self._on_damage = on_damage or self._warn
         self._saver: Saver | None = None
         self._failed: CheckpointError | None = None  # of the last save
@@ -80,7 +83,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; half-written ones are not among them."""
-        return self._folder.complete()
+        return self.folder.complete()
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, sound or not; None if there is none."""
@@ -88,7 +91,7 @@ class Checkpointer:
 
     def path(self, step: int) -> Any:
         """The directory of a checkpoint."""
-        return self._folder.path(step)
+        return self.folder.path(step)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
         """Starts saving; returns when the state is copied to the host.
@@ -115,6 +118,7 @@ class Checkpointer:
         # It is written in the background, and what it was made of goes on changing.
         kept = json.loads(json.dumps(meta))
         self._verdicts.pop(step, None)
+        self._bytes = state_bytes(state)
         try:
             self._start(step, state, kept)
         # Orbax and TensorStore raise many types, plain Exception among them.
@@ -132,7 +136,7 @@ class Checkpointer:
         saver = self._saver = self._saver or Saver(self._done)
         for last in (False, False, True):
             if agree.primary():
-                self._folder.clear(step)
+                self.folder.clear(step)
             try:
                 saver.start(step, self.path(step), state, meta)
                 return
@@ -150,25 +154,20 @@ class Checkpointer:
         if agree.primary():
             try:
                 damaged = {s for s, verdict in self._verdicts.items() if verdict}
-                self._folder.retire(self.config.keep, self.config.keep_period, damaged)
+                self.folder.retire(self.config.keep, self.config.keep_period, damaged)
             except (OSError, CheckpointError) as e:
                 print(f"warning: an old checkpoint cannot be removed: {e}", file=sys.stderr)
 
     def _unsaved(self, step: int, error: Exception) -> CheckpointError:
         """Removes what a failed save left, and says what is still there."""
-        kept = "no checkpoint is complete"
+        full, kept = shortage(self.directory, error, self._bytes), "no checkpoint is complete"
         with contextlib.suppress(OSError, CheckpointError):  # the next save tries again
             if (last := self.latest_step()) is not None:
                 kept = f"step {last} is the last complete"
             if agree.primary():
-                self._folder.clear(step)
-        said = CheckpointError(
-            f"Saving the checkpoint of step {step} to {self.directory} failed: "
-            f"{_first_line(error)} Of the earlier ones nothing is lost: {kept}. Free space there, "
-            "or continue in another directory."
-        )
-        said.__cause__ = error
-        return said
+                self.folder.clear(step)
+        reason = f"{full} ({_first_line(error)})" if full else _first_line(error)
+        return save_error(step, self.directory, reason, kept, self.config.keep, error)
 
     def failure(self) -> CheckpointError | None:
         """Returns the failure of a save in the background, once; never waits."""
@@ -205,7 +204,7 @@ class Checkpointer:
         """
         if step not in self._verdicts:
             found: str | None = _HALF
-            if self._folder.is_complete(step):
+            if self.folder.is_complete(step):
                 index, count = jax.process_index(), jax.process_count()
                 found = checksums.check(self.path(step), index, count)
             self._verdicts[step] = agree.first_text(found)
@@ -224,28 +223,34 @@ class Checkpointer:
           at_most: looks at none of a later step.
           accept: whether a checkpoint will do, by its meta; others are passed over silently.
         """
-        found = None
-        proposals = self._proposals(at_most, accept) if agree.primary() else iter(())
-        while (step := agree.from_first(next(proposals, -1))) >= 0:
-            damage = self.verify(step)
-            if damage is None:
-                found = step
-                break
-            self._report(step, damage)
-        for step in self._folder.unfinished():
+        found = self._first_sound(reversed(self._within(0, at_most)), accept)
+        for step in self.folder.unfinished():
             if (found is None or step > found) and (at_most is None or step <= at_most):
                 self._report(step, _HALF)
         return found
 
-    def _proposals(
-        self, at_most: int | None, accept: Callable[[dict[str, Any]], bool] | None
-    ) -> Iterator[int]:
-        for step in reversed(self.steps()):
-            if at_most is not None and step > at_most:
-                continue
-            # A damaged meta says nothing; it is proposed, and found out.
-            if accept is None or self._meta_damage(step) or accept(self._meta(step)):
-                yield step
+    def oldest_sound(
+        self, first: int, last: int, accept: Callable[[dict[str, Any]], bool]
+    ) -> int | None:
+        """Returns the oldest sound one of steps ``first`` to ``last``, or None."""
+        return self._first_sound(self._within(first, last), accept)
+
+    def _within(self, first: int, last: int | None) -> list[int]:
+        return [s for s in self.steps() if first <= s and (last is None or s <= last)]
+
+    def _first_sound(
+        self, steps: Iterable[int], accept: Callable[[dict[str, Any]], bool] | None
+    ) -> int | None:
+        """Returns the first of ``steps`` that is sound and accepted; reports those that are not."""
+        if not agree.primary():
+            steps = ()
+        # A damaged meta says nothing; it is proposed, and found out.
+        proposals = (s for s in steps if not accept or self._damage(s) or accept(self._meta(s)))
+        while (step := agree.from_first(next(proposals, -1))) >= 0:
+            if (damage := self.verify(step)) is None:
+                return step
+            self._report(step, damage)
+        return None
 
     def _report(self, step: int, damage: str) -> None:
         if agree.primary() and step not in self._reported:
@@ -260,7 +265,7 @@ class Checkpointer:
         self._join()
         if agree.primary():
             try:
-                self._folder.remove_after(step)
+                self.folder.remove_after(step)
             except (OSError, CheckpointError) as e:  # the other processes wait below
                 print(f"warning: a newer checkpoint cannot be removed: {e}", file=sys.stderr)
         for known in [*self._verdicts]:
@@ -289,7 +294,7 @@ class Checkpointer:
             raise self._damaged(step, f"{damage}.")
         return step
 
-    def _meta_damage(self, step: int) -> str | None:
+    def _damage(self, step: int) -> str | None:
         return checksums.check(self.path(step), under=f"{META}/")
 
     def _meta(self, step: int) -> dict[str, Any]:
@@ -302,7 +307,7 @@ class Checkpointer:
           CheckpointError: if there is no such checkpoint or its meta is damaged.
         """
         step = self._found(step)
-        if (damage := self._meta_damage(step)) is not None:
+        if (damage := self._damage(step)) is not None:
             raise self._damaged(step, f"{damage}.")
         try:
             return self._meta(step)
@@ -315,7 +320,7 @@ class Checkpointer:
         Quick, and by each process for itself: the arrays are not looked at.
         """
         for step in reversed(self.steps()):
-            if self._meta_damage(step) is None:
+            if self._damage(step) is None:
                 return step, self._meta(step)
         return None
 

@@ -32,9 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--resume",
-        choices=("auto", "never", "always"),
+        choices=("auto", "never", "always", "anew"),
         default="auto",
-        help="auto continues a run that has checkpoints; never refuses to; always insists on it",
+        help="auto continues a run that has checkpoints; never refuses to; always insists on it; "
+        "anew is auto, but where all checkpoints are damaged moves them aside and begins anew",
     )
     return parser
 

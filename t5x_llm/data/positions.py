@@ -25,6 +25,34 @@ History = tuple[tuple[int, Mapping[str, float]], ...]
 Ranges = tuple[tuple[int, int], ...]
 
 
+ALIKE = 0.02
+_known: tuple[History, list[int]] = ((), [])
+
+
+def _part_starts(history: History) -> list[int]:
+    """Returns the stream positions at which the mixture becomes another than it was at the last.
+
+    The history of a run is one object, asked for at every step.
+    """
+    global _known
+    if _known[0] is not history:
+        starts: list[int] = []
+        last: Mapping[str, float] = {}
+        for start, weights in history:
+            if not starts or _distance(last, weights) >= ALIKE:
+                starts.append(start)
+                last = weights
+        _known = history, starts
+    return _known[1]
+
+
+def _distance(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Returns the share of rows that come from other sources under ``b`` than under ``a``."""
+    totals = sum(a.values()) or 1.0, sum(b.values()) or 1.0
+    names = {*a, *b}
+    return sum(abs(a.get(n, 0.0) / totals[0] - b.get(n, 0.0) / totals[1]) for n in names) / 2
+
+
 @dataclasses.dataclass(frozen=True)
 class DataState:
     """Data part of a checkpoint: position, mixture history, skipped ranges.
@@ -49,9 +77,12 @@ class DataState:
         }
 
     def part(self, position: int) -> int:
-        """Number of the part of the mixture's history that an example belongs to."""
+        """Number of the part of the mixture's history that an example belongs to.
+
+        Weights that differ by less than ``ALIKE`` of the rows are of one part.
+        """
         at = Skips(self.skips).stream_position(position)
-        return bisect.bisect_right([start for start, _ in self.history], at)
+        return bisect.bisect_right(_part_starts(self.history), at)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DataState:

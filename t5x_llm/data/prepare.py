@@ -31,6 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.core.holding import Held, Hold
 from t5x_llm.core.paths import as_path, check_writable, write_json
 from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
@@ -78,7 +79,8 @@ def prepare(
         if process_index:
             _await_catalog(data, say)
         else:
-            _prepare(data, force, force and verify, say)
+            with _turn(data.store_dir, say):
+                _prepare(data, force, force and verify, say)
         return open_stores(data)
     with _lock(data.store_dir, say):
         for leftover in as_path(data.store_dir).glob(".tmp-*"):
@@ -337,6 +339,22 @@ def _lock(store_dir: str, say: Callable[[str], object]) -> Iterator[None]:
             say(f"data: waiting for another process that prepares {store_dir}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _turn(store_dir: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Lets one process in at a time where there are no locks, in a bucket; see ``Hold``."""
+    waiting = False
+    while True:
+        try:
+            with Hold(store_dir, "the preparation of data", say=say):
+                yield
+            return
+        except Held as e:
+            if not waiting:
+                say(f"data: waiting for another process that prepares it: {e}")
+            waiting = True
+        time.sleep(5)
 
 
 def _await_catalog(

@@ -94,6 +94,12 @@ class ShuffledRows:
             return start + shuffle(kept(epoch * kept.rows + index - start))
         return start + shuffle(epoch * shuffle.rows + index - start)
 
+    def section(self, ordinal: int) -> int:
+        """Returns the number of bins begun before the row that comes as the ``ordinal``-th."""
+        epoch, index = divmod(ordinal, self.rows)
+        bins = bisect.bisect_left(self._starts, self.rows)
+        return epoch * bins + bisect.bisect_right(self._starts, index) - 1
+
     def spans(self, ordinals: np.ndarray) -> Spans:
         """Returns the pieces in the rows that come as these ordinals [n]."""
         return self.packing.spans(np.array([self.row(int(o)) for o in ordinals], np.int64))
@@ -165,6 +171,11 @@ class ShuffledSource:
         self.whole = round(1 / sum(share / len(r.packing) for share, r in self._means))
         self.tokens = sum(share * r.packing.tokens / len(r.packing) for share, r in self._means)
         self.efficiency = sum(share * r.packing.efficiency for share, r in self._means)
+
+    def section(self, ordinal: int) -> int:
+        """Returns the number of bins begun before the ``ordinal``-th row, of the first denoiser."""
+        share, rows = self._means[0]
+        return rows.section(int(ordinal * share))
 
     def epochs(self, rows: int) -> float:
         """Returns the number of times that ``rows`` rows go through the source."""

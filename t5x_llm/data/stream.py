@@ -233,6 +233,24 @@ class Stream:
             source[here], ordinal[here] = index[local], passed[local] + rank
         return source, ordinal
 
+    def section(self, position: int, least: int = 0) -> str:
+        """Returns a name of the bins that the sources stand in at ``position``; '' without bins.
+
+        Args:
+          position: examples consumed before.
+          least: bins of fewer rows are not told from each other.
+        """
+        at = self._skips.stream_position(position)
+        part = int(np.searchsorted(self._starts, at, side="right")) - 1
+        counts = self._parts[part].counts(at - int(self._starts[part]))
+        names = []
+        for name, source in self._sources.items():
+            bins = source.order.bins
+            if bins > 1 and source.rows >= bins * least:
+                passed = self._passed[part][name] + counts.get(name, 0)
+                names.append(str(source.section(passed)))
+        return ".".join(names)
+
     def batch(self, position: int, size: int, rows: slice | None = None) -> Batch:
         """Returns examples ``position`` to ``position + size``, or those ``rows`` of them.
 

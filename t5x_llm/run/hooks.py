@@ -17,6 +17,7 @@ from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, held_out
 from t5x_llm.run.identity import made_from
+from t5x_llm.run.planned import make_phases
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.flops import peak_of
 from t5x_llm.train.hooks.guard import Guard
@@ -59,7 +60,8 @@ def make_hooks(
     ]
     if run.loop.profile_steps is not None:
         hooks.append(train_hooks.Profiler(run.loop.profile_steps))
-    hooks.append(Guard(run.spike, journal.decisions, functools.partial(signal_rows, mesh)))
+    signals = functools.partial(signal_rows, mesh)
+    hooks.append(Guard(run.spike, journal.decisions, signals, make_phases(run, data)))
     if held_out(data.opened):
         hooks.append(evaluation_hook(assembled, data))
     if run.samples.prompts and jax.process_count() == 1:

@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import jax
+from etils import epath
 
 from t5x_llm import parallel
 from t5x_llm.checkpoint import Checkpointer
@@ -25,6 +26,7 @@ from t5x_llm.run.checks import (
 from t5x_llm.run.compiler import options_named
 from t5x_llm.run.config import OPERATIVE_CONFIG, Run
 from t5x_llm.run.data import OpenData, open_data
+from t5x_llm.run.held import held
 from t5x_llm.run.hooks import make_hooks
 from t5x_llm.run.identity import check_opened, check_texts
 from t5x_llm.run.memory import TRAINING, check_memory
@@ -62,22 +64,31 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
     Args:
       run: the configuration.
       operative_config: gin text saved with the run; alone it reproduces the run.
-      resume: ``auto``, ``never`` or ``always``.
+      resume: ``auto``, ``never``, ``always`` or ``anew``.
 
     Returns:
       The trainer as the last step left it.
 
     Raises:
       ConfigError: the run directory is not what ``resume`` asks for.
+      Held: another training, which lives, writes to the run directory.
     """
-    parallel.initialize()
+    distributed = parallel.initialize()
+    directory = check_writable("Run.directory", run.directory)
+    with held(directory, distributed):
+        return _train_held(run, operative_config, resume, directory)
+
+
+def _train_held(
+    run: Run, operative_config: str, resume: str, directory: epath.Path
+) -> loop.Trainer:
+    """Trains a run whose directory this training holds; see ``train``."""
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
     check_memory(run, mesh)
-    directory = check_writable("Run.directory", run.directory)
     keep_compiled(directory)
     check_start_from(run)
-    found = resumed_step(run)
+    found = resumed_step(run, resume == "anew")
     _check_resume(run, resume, found)
     primary = jax.process_index() == 0
     if primary:
@@ -110,7 +121,7 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
         _report_changes(journals[0], found, changes)
         watch = ProcessWatch(journals[0], preemption, watchdog)
         assembled = assemble(run, mesh, data)
-        trainer = _train(assembled, data, found, operative_config, watch)
+        trainer = _train(assembled, data, found, operative_config, watch, resume == "anew")
     if primary:
         finish.finish(run, trainer.state, data)
     return trainer
@@ -173,6 +184,7 @@ def _train(
     found: int | None,
     operative_config: str,
     watch: ProcessWatch,
+    anew: bool,
 ) -> loop.Trainer:
     """Trains to the end, from the newest checkpoint or from the beginning."""
     run, journal, heartbeat = assembled.run, watch.journal, watch.watchdog.heartbeat
@@ -191,7 +203,7 @@ def _train(
         origin = make_origin(assembled, data, checkpointer)
         recovery = Recovery(run.spike, checkpointer, hooks, journal, origin)
         heartbeat("restore")
-        start = recovery.begin()
+        start = recovery.begin(anew)
         if primary:
             write_atomic(directory / OPERATIVE_CONFIG, operative_config)
             if message := start_message(run, start.resumed):

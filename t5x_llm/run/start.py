@@ -17,18 +17,26 @@ from t5x_llm.run.checks import check_start_from
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
 from t5x_llm.run.identity import check_config
+from t5x_llm.run.thaw import restore_thawed, saved_trained
 from t5x_llm.train import hooks as train_hooks
-from t5x_llm.train.recovery import Origin, Restored
+from t5x_llm.train.journal import JOURNAL, read_journal
+from t5x_llm.train.recovery import Origin, Restored, lost_steps, none_is_sound
 from t5x_llm.train.state import init_state, state_from_params
+from t5x_llm.train.task import LmTask
 
 _DESCRIBED = 512  # examples of a spike whose documents are looked up
 
 
-def resumed_step(run: Run) -> int | None:
+def resumed_step(run: Run, anew: bool = False) -> int | None:
     """Returns the step from which the run would continue, None if it would begin.
 
+    Args:
+      run: the configuration.
+      anew: begin where there are checkpoints and none is sound.
+
     Raises:
-      CheckpointError: the checkpoint was made by a configuration that differs, naming fields.
+      CheckpointError: the checkpoint was made by a configuration that differs, naming fields; or
+        the metadata of all checkpoints are damaged, and ``anew`` is False.
     """
     directory = as_path(run.directory) / "checkpoints"
     if not directory.exists():
@@ -36,6 +44,9 @@ def resumed_step(run: Run) -> int | None:
     checkpointer = Checkpointer(directory, run.checkpoint, read_only=True)
     try:
         if (found := checkpointer.newest_meta()) is None:
+            lines = read_journal(as_path(run.directory) / JOURNAL)
+            if not anew and (lost := lost_steps(checkpointer, lines)):
+                raise none_is_sound(directory, lost)
             return None
         step, meta = found
         where = f"The checkpoint {checkpointer.path(step)}"
@@ -57,8 +68,12 @@ def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer
                 return state_from_params(params, task, tx, placement), fresh, {}
             key = named_key(run.loop.seed, "params")
             return init_state(task, tx, key, placement), fresh, {}
-        step = checkpointer.latest_step() if step is None else step
-        check_config(run, checkpointer.meta(step), f"The checkpoint {checkpointer.path(step)}")
+        meta = checkpointer.meta(step)
+        trained = saved_trained(meta)
+        check_config(run, meta, f"The checkpoint {checkpointer.path(step)}")
+        if trained != run.optimizer.trained and isinstance(task, LmTask):
+            state = restore_thawed(assembled, checkpointer, step, trained)
+            return state, DataState.from_json(meta["data"]), meta
         state, meta = train_hooks.resume(checkpointer, assembled.state, None, step=step)
         return state, DataState.from_json(meta["data"]), meta
 

@@ -15,13 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from t5x_llm.checkpoint import Checkpointer
+from etils import epath
+
+from t5x_llm.checkpoint import Checkpointer, agree
+from t5x_llm.checkpoint.lost import meta_if_sound, once_complete, set_aside
 from t5x_llm.core.errors import CheckpointError, DataError, SpikeError
 from t5x_llm.data.blending import Blend
 from t5x_llm.data.positions import DataState, History, Skips, merge_ranges
 from t5x_llm.train.hooks.base import Hook, restore_hooks
 from t5x_llm.train.hooks.guard import Guard
-from t5x_llm.train.journal import Decision, Journal
+from t5x_llm.train.journal import Decision, Journal, decisions, read_journal
+from t5x_llm.train.jsonl import Line
 from t5x_llm.train.loop import Start, Trainer
 from t5x_llm.train.spike import Spike, SpikeConfig
 from t5x_llm.train.state import TrainState
@@ -49,6 +53,51 @@ def not_rewound_past(decisions: Sequence[Decision], meta: Mapping[str, Any]) -> 
     """Returns True if no rewind went back further than this checkpoint after it was made."""
     known = meta.get("rewinds", 0)
     return all(meta["step"] <= later.to_step for later in decisions[known:])
+
+
+def saved_steps(lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Returns the steps whose checkpoints a journal calls complete, and no later event gave up."""
+    steps: set[int] = set()
+    for line in lines:
+        if line["event"] == "saved":
+            steps.add(line["step"])
+        elif line["event"] == "rewind":
+            steps = {step for step in steps if step <= line.get("to_step", 0)}
+        elif line["event"] == "restore":  # newer ones were dropped
+            steps = {step for step in steps if step <= line["step"]}
+        elif line["event"] == "set_aside":
+            steps.clear()
+    return steps
+
+
+def lost_steps(checkpointer: Checkpointer, lines: Sequence[Line]) -> list[int]:
+    """Returns the steps of the checkpoints that the run would lose if it began at step 0.
+
+    Those that a rewind gave up are not among them, nor what a save that was cut off left.
+
+    Args:
+      checkpointer: checkpoints of the run, none of them sound.
+      lines: the journal of the run.
+    """
+    saved, made = saved_steps(lines), decisions(lines)
+
+    def given_up(step: int) -> bool:
+        meta = meta_if_sound(checkpointer, step)
+        if meta is not None:
+            return not not_rewound_past(made, meta)
+        return bool(made) and made[-1].to_step < step and step not in saved
+
+    return [step for step in once_complete(checkpointer, saved) if not given_up(step)]
+
+
+def none_is_sound(directory: epath.Path, steps: Sequence[int]) -> CheckpointError:
+    """Returns the error of a run whose checkpoints are all damaged."""
+    named = ", ".join(map(str, steps[-10:]))
+    return CheckpointError(
+        f"{directory} holds checkpoints (of step {named}), and none of them is sound: to begin at "
+        "step 0 would lose the run. Nothing was changed. Restore the files from a copy, or begin "
+        "anew with --resume=anew, which moves the damaged ones aside, or in another Run.directory."
+    )
 
 
 class Recovery:
@@ -80,10 +129,19 @@ class Recovery:
         self._journal, self._origin = journal, origin
         self._history = mixture_history(journal.earlier)
 
-    def begin(self) -> Start:
-        """Restores the newest checkpoint that no rewind gave up, or begins from scratch."""
+    def begin(self, anew: bool = False) -> Start:
+        """Restores the newest checkpoint that no rewind gave up, or begins from scratch.
+
+        Args:
+          anew: where there are checkpoints and none is sound, move them aside and begin anew.
+
+        Raises:
+          CheckpointError: there are checkpoints, none is sound, and ``anew`` is False.
+        """
         start = time.perf_counter()
         step = self._newest(None)
+        if step is None:
+            self._begin_anew(anew)
         # What is newer is damaged, half-written or of a stretch that was given up.
         if step is not None or self.decisions:
             self.checkpointer.drop_after(-1 if step is None else step)
@@ -101,10 +159,24 @@ class Recovery:
             data = dataclasses.replace(data, history=planned)
         return Start(state, data, len(self.decisions), step)
 
+    def _begin_anew(self, allowed: bool) -> None:
+        """Moves checkpoints aside of which none is sound; see ``begin``."""
+        lost: list[int] = []
+        if agree.primary():
+            lost = lost_steps(self.checkpointer, self._journal.earlier)
+        if not agree.from_first(len(lost)):
+            return
+        if not allowed:
+            named = agree.first_text(",".join(map(str, lost[-10:])) if lost else None) or ""
+            steps = [int(step) for step in named.split(",")]
+            raise none_is_sound(self.checkpointer.directory, steps)
+        target = set_aside(self.checkpointer)
+        self._journal.write("set_aside", 0, steps=lost, directory=str(target))
+        if agree.primary():
+            print(f"warning: no checkpoint is sound; all were moved to {target}.", file=sys.stderr)
+
     def _newest(self, at_most: int | None) -> int | None:
-        return self.checkpointer.newest_sound(
-            at_most=at_most, accept=lambda meta: not_rewound_past(self.decisions, meta)
-        )
+        return self.checkpointer.newest_sound(at_most=at_most, accept=self._holds)
 
     def _restored(self, step: int | None) -> tuple[TrainState, DataState]:
         state, data, meta = self._origin.restore(step)
@@ -125,6 +197,8 @@ class Recovery:
         with contextlib.suppress(CheckpointError):
             self.checkpointer.wait()
         step = self._newest(target) if target > 0 else None
+        if step is None and target > 0:
+            step = self._oldest_before(spike)
         first = max(target, step or 0)
         position, _ = self.guard.position_before(first + 1)
         onset, size = self.guard.position_before(spike.onset)
@@ -154,6 +228,35 @@ class Recovery:
         spent = time.perf_counter() - start
         trainer.seconds["restore"] += spent
         trainer.report("restore", trainer.step, seconds=spent, position=trainer.data.position)
+
+    def _oldest_before(self, spike: Spike) -> int | None:
+        """Returns the oldest checkpoint before a spike where earlier ones were, but are no more.
+
+        They were removed as old (``CheckpointConfig.keep``) or are damaged: fewer steps back is
+        better than back to step 0. None where there were none.
+
+        Raises:
+          CheckpointError: there were some, and all are damaged.
+        """
+        target = spike.onset - self.config.rewind_steps
+        early: list[int] = []
+        if agree.primary():
+            saved = saved_steps(read_journal(self._journal.path))
+            early = [s for s in {*once_complete(self.checkpointer, saved), *saved} if s <= target]
+        if not agree.from_first(len(early)):
+            return None
+        step = self.checkpointer.oldest_sound(target + 1, spike.onset - 1, self._holds)
+        if step is None:
+            raise CheckpointError(
+                f"A spike began at step {spike.onset} ({spike.reason}), and of the checkpoints "
+                f"before it in {self.checkpointer.directory} none is sound: the run does not go "
+                "back to step 0 by itself. Restore the files from a copy, keep more of them "
+                "(CheckpointConfig.keep), or begin anew in another Run.directory."
+            )
+        return step
+
+    def _holds(self, meta: Mapping[str, Any]) -> bool:
+        return not_rewound_past(self.decisions, meta)
 
     def _allow(self, trainer: Trainer, spike: Spike) -> None:
         config = self.config

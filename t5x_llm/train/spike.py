@@ -9,8 +9,15 @@ last ``window`` values lay from the median before them: a loss that falls is exp
 falling. A scale is 1.4826 times the median distance from that, which for normal noise is its
 standard deviation. Six deviations over 128 steps is also what OLMo-core's step skipping uses.
 
-Everything follows from the sequence of (step, loss, gradient norm) alone: not from clocks, nor from
-how late metrics arrive. So all hosts, and a run that was killed and resumed, decide alike.
+What is planned is no spike. Steps come with their ``Phase``; where it changes, a window of
+``warmup`` steps opens. Other data have another level of loss, so its statistics begin anew; another
+batch size, learning rate or trained part keeps the level, and gradients alone begin anew. Until
+``SETTLE`` values of a new level are known, a bound holds that no plan reaches and an accident does:
+twice the loss of a uniform guess, or a gradient ``norm_factor ** 2`` times the largest ordinary
+one. To the end of the window thresholds are wider, and no drift is looked for.
+
+Everything follows from the sequence of (step, loss, gradient norm, phase) alone: not from clocks,
+nor from how late metrics arrive. So all hosts, and a run that was killed and resumed, decide alike.
 """
 
 from __future__ import annotations
@@ -25,6 +32,24 @@ from t5x_llm.core.errors import check_number
 
 LEVEL = 32
 RECENT = 5  # steps among which ``patience`` bad ones make a spike
+SETTLE = 8  # ordinary steps after which there is a level
+UNIFORM = 12.5  # nats per token of a uniform guess among 2^18 tokens
+WIDER = 2.0  # factor on ``deviations`` and ``norm_factor`` in a window
+RISE = 5.0  # factor on ``min_rise`` in a window
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Names of what was planned for a step; steps of one phase are alike but for chance.
+
+    Attributes:
+      data: name of the data; losses of different ones are not compared.
+      course: name of batch size, learning rate and trained part; gradients of different ones are
+        not compared.
+    """
+
+    data: str = ""
+    course: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +159,11 @@ class _Series:
         self.recent.append(value)
 
     @property
+    def settled(self) -> bool:
+        """Returns True if there are enough values for a level."""
+        return len(self.recent) >= SETTLE
+
+    @property
     def trend(self) -> float:
         """Median distance of values from the median of those before them."""
         return statistics.median(self.residuals) if self.residuals else 0.0
@@ -160,17 +190,37 @@ class SpikeMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all statistics: what follows is another kind of data, or another run."""
+        """Forgets everything: what follows is another run."""
         self._loss = _Series(self.config.window)
         self._norm = _Series(self.config.window)
         self._seen = 0
         self._bad: collections.deque[tuple[int, str, str]] = collections.deque(maxlen=RECENT)
         self._lowest = math.inf
         self._risen: int | None = None
-        self._mixture = 0
+        self._phase: Phase | None = None
+        self._since: int | None = None  # ordinary steps since the last planned change
+        self._largest = (0.0, 0.0)  # ordinary loss and norm so far
+
+    def change(self, data: bool) -> None:
+        """Opens a window, as the next step is of another phase than those before.
+
+        Args:
+          data: the data is another; otherwise losses have the same level as before.
+        """
+        if not self._seen:
+            return
+        self._norm = _Series(self.config.window)
+        if data:
+            self._loss = _Series(self.config.window)
+        self._lowest, self._risen, self._since = math.inf, None, 0
 
     def observe(
-        self, step: int, loss: float, grad_norm: float, skipped: bool = False, mixture: int = 0
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        skipped: bool = False,
+        phase: Phase | None = None,
     ) -> Finding:
         """Takes in one step.
 
@@ -179,40 +229,72 @@ class SpikeMonitor:
           loss: nats per token.
           grad_norm: before clipping.
           skipped: the step left the parameters as they were.
-          mixture: number of the part of the mixture's history that the data came from: a planned
-            change of weights changes the loss, and statistics begin anew.
+          phase: what was planned for it; that of the step before if None.
         """
-        if mixture != self._mixture:
-            self.reset()
-            self._mixture = mixture
+        if phase is not None and phase != self._phase:
+            if self._phase is not None:
+                self.change(phase.data != self._phase.data)
+            self._phase = phase
         bad, reason = self._judge(loss, grad_norm, skipped)
         if not bad:
             self._loss.add(loss)
             self._norm.add(math.log(max(grad_norm, 1e-30)))
             self._seen += 1
+            self._since = None if self._since is None else self._since + 1
+            self._largest = max(self._largest[0], loss), max(self._largest[1], grad_norm)
         self._bad.append((step, bad, reason))
         return Finding(bad, reason, self._spike(step) or self._drift(step))
 
+    @property
+    def _planned(self) -> bool:
+        """Returns True in the window after a planned change."""
+        return self._since is not None and self._since < self.config.warmup
+
     def _judge(self, loss: float, norm: float, skipped: bool) -> tuple[str, str]:
-        config = self.config
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return "not finite", f"loss {loss:g}, gradient norm {norm:g}"
-        if self._seen >= config.warmup:
-            level, scale = self._loss.level, self._loss.scale
-            rise = loss - level
-            if rise > max(config.min_rise, config.deviations * scale):
-                return "loss", f"loss {loss:.3f}, {_times(rise, scale)} above {level:.3f}"
-            usual = math.exp(self._norm.level)
+        if self._seen >= self.config.warmup:
+            if reason := self._too_high(loss):
+                return "loss", reason
             if norm > self.limit():
-                return "gradient", f"gradient norm {norm:.3g}, {norm / usual:.1f} x its level"
+                usual = f"{norm / math.exp(self._norm.level):.1f} x its level"
+                if not self._norm.settled:
+                    usual = "far above any so far"
+                return "gradient", f"gradient norm {norm:.3g}, {usual}"
         return ("gradient", f"gradient norm {norm:.3g}: update skipped") if skipped else ("", "")
+
+    def _too_high(self, loss: float) -> str:
+        """Returns how far a loss lies above what is ordinary; '' if it does not."""
+        config = self.config
+        if not self._loss.settled:
+            bound = 2 * max(self._largest[0], UNIFORM)
+            return f"loss {loss:.3f}, above {bound:.3f}" if loss > bound else ""
+        level, scale = self._loss.level, self._loss.scale
+        rise, least, deviations = loss - level, config.min_rise, config.deviations
+        if self._planned:
+            least, deviations = RISE * least, WIDER * deviations
+        if rise <= max(least, deviations * scale):
+            return ""
+        return f"loss {loss:.3f}, {_times(rise, scale)} above {level:.3f}"
 
     def limit(self) -> float:
         """Returns the largest ordinary gradient norm; infinite until enough steps were seen."""
+        config = self.config
+        if self._seen < config.warmup:
+            return math.inf
+        if not self._norm.settled:
+            return self.limit_of_change()
+        factor, deviations = config.norm_factor, config.deviations
+        if self._planned:
+            factor, deviations = WIDER * factor, WIDER * deviations
+        rise = max(math.log(factor), deviations * self._norm.scale)
+        return math.exp(min(self._norm.level + rise, 80.0))
+
+    def limit_of_change(self) -> float:
+        """Returns the largest ordinary gradient norm where another phase begins."""
         if self._seen < self.config.warmup:
             return math.inf
-        rise = max(math.log(self.config.norm_factor), self.config.deviations * self._norm.scale)
-        return math.exp(min(self._norm.level + rise, 80.0))
+        return self.config.norm_factor**2 * self._largest[1]
 
     def _spike(self, step: int) -> Spike | None:
         bad = [entry for entry in self._bad if entry[1]]
@@ -223,7 +305,8 @@ class SpikeMonitor:
         return Spike(onset, step, kind, f"{count}, the first: {reason}")
 
     def _drift(self, step: int) -> Spike | None:
-        if self._seen < max(self.config.warmup, LEVEL) or self._bad[-1][1]:
+        enough = self._seen >= max(self.config.warmup, LEVEL) and self._loss.settled
+        if not enough or self._planned or self._bad[-1][1]:
             return None
         level, scale = self._loss.level, self._loss.scale
         self._lowest = min(self._lowest, level)
@@ -248,7 +331,9 @@ class SpikeMonitor:
             "bad": [list(entry) for entry in self._bad],
             "lowest": self._lowest if math.isfinite(self._lowest) else None,
             "risen": self._risen,
-            "mixture": self._mixture,
+            "phase": None if self._phase is None else dataclasses.astuple(self._phase),
+            "since": self._since,
+            "largest": list(self._largest),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -263,7 +348,12 @@ class SpikeMonitor:
         self._seen, self._risen = state["seen"], state["risen"]
         self._bad.extend((step, bad, reason) for step, bad, reason in state["bad"])
         self._lowest = math.inf if state["lowest"] is None else state["lowest"]
-        self._mixture = state["mixture"]
+        # Earlier versions had none of these.
+        phase, self._since = state.get("phase"), state.get("since")
+        self._phase = None if phase is None else Phase(*phase)
+        known = max(self._loss.recent, default=0.0), max(self._norm.recent, default=-80.0)
+        loss, norm = state.get("largest", (known[0], math.exp(known[1])))
+        self._largest = loss, norm
 
 
 def _times(rise: float, scale: float) -> str:

@@ -138,6 +138,7 @@ _SENTENCES: dict[str, Callable[[Line], str]] = {
     "spike": _spike,
     "rewind": _rewind,
     "skip": lambda line: f"update skipped{_reason(line)}",
+    "set_aside": lambda line: "began anew; damaged checkpoints were moved aside",
     "mixture": _mixture,
     "changed": lambda line: f"changed since, as allowed: {plain(line.get('changes'))}",
     "stuck": lambda line: f"stuck{_reason(line)}",

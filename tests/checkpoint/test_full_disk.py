@@ -1,6 +1,7 @@
 """Saves that cannot be written: told, nothing left in the way, and the next one works."""
 
 import contextlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -92,6 +93,8 @@ def test_full_disk_in_the_background(tmp_path, free):
         error = error or keeper.failure()
         assert isinstance(error, CheckpointError)
         assert "step 1 is the last complete" in str(error) and "Free space" in str(error)
+        full = r"no space left on the disk: .* are free, and a checkpoint takes about 1\.37 MiB"
+        assert re.search(full, str(error)), error
         assert keeper.failure() is None, "told once"
         assert keeper.completed == 1 and keeper.steps() == [1]
         assert [p.name for p in (disk / "c").iterdir()] == ["1"], "its room is given back"

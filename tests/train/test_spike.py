@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.train.spike import RECENT, SpikeConfig, SpikeMonitor
+from t5x_llm.train.spike import RECENT, Phase, SpikeConfig, SpikeMonitor
 
 
 def made_up(steps, seed=0, noise=0.1, norm_noise=0.2):
@@ -87,7 +87,9 @@ def test_a_planned_change_of_the_mixture_is_no_spike():
     monitor = SpikeMonitor(SpikeConfig())
     for step, (loss, norm) in enumerate(values, start=1):
         changed = step > 300
-        assert not monitor.observe(step, loss + 3.0 * changed, norm, mixture=int(changed)).spike
+        assert not monitor.observe(
+            step, loss + 3.0 * changed, norm, phase=Phase(str(changed))
+        ).spike
     assert watch([(a + 3.0 * (i > 300), b) for i, (a, b) in enumerate(values)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import dataclasses
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -12,20 +13,56 @@ import numpy as np
 from t5x_llm.train.hooks.base import Hook, StepRecord
 from t5x_llm.train.journal import Decision
 from t5x_llm.train.loop import LAG, Rewind, Trainer
-from t5x_llm.train.spike import SpikeConfig, SpikeMonitor
+from t5x_llm.train.planned import RunPhases
+from t5x_llm.train.spike import Phase, SpikeConfig, SpikeMonitor
 from t5x_llm.train.step import Control
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limit:
+    """Limits on the gradient norms of the steps after ``step``.
+
+    Attributes:
+      step: the last step that they rest on.
+      same: limit of a step of the same phase.
+      changed: limit of a step of another.
+      phase: phase of ``step``; None where it is not known.
+    """
+
+    step: int
+    same: float
+    changed: float
+    phase: Phase | None
+
+    def of(self, phase: Phase) -> float:
+        """Returns the limit of a later step of that phase."""
+        return self.same if self.phase is None or phase == self.phase else self.changed
+
+    def to_json(self) -> list[Any]:
+        """Returns plain JSON, of which ``from_json`` makes the same limits."""
+        values = [x if np.isfinite(x) else None for x in (self.same, self.changed)]
+        return [self.step, *values, None if self.phase is None else dataclasses.astuple(self.phase)]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> _Limit:
+        """Returns the limits that ``to_json`` wrote; earlier versions wrote (step, same)."""
+        step, same, changed, phase = (*value, None, None)[:4]
+        same, changed = (np.inf if x is None else float(x) for x in (same, changed))
+        return cls(int(step), same, changed, None if phase is None else Phase(*phase))
 
 
 class Guard(Hook):
     """Feeds the monitor, raises its verdict, and gives the step its limit on gradient norms.
 
     The limit given to step s rests on the steps up to s - 1 - LAG, the newest that are known in
-    any case: how late metrics happen to arrive makes no difference.
+    any case: how late metrics happen to arrive makes no difference. Where a planned change lies
+    between them and s, it is the wider one of ``SpikeMonitor.limit_of_change``.
 
     Args:
       config: thresholds and remedies of spikes.
       decisions: earlier rewinds; ``Recovery`` appends to the same list.
       signals: names of this process's signals -> the rows of ``Control.signals``.
+      phases: the phase of every step; None for a run in which the feed alone plans changes.
     """
 
     name = "guard"
@@ -35,11 +72,13 @@ class Guard(Hook):
         config: SpikeConfig,
         decisions: Sequence[Decision],
         signals: Callable[[Container[str]], Any],
+        phases: RunPhases | None = None,
     ):
         self.config, self.decisions = config, decisions
+        self._phases = phases or RunPhases()
         self.monitor = SpikeMonitor(config)
         self._signals = signals
-        self._limits: collections.deque[tuple[int, float]] = collections.deque(maxlen=16)
+        self._limits: collections.deque[_Limit] = collections.deque(maxlen=16)
         # (step, position behind it, batch size) wherever the batch size changes.
         self._schedule: list[tuple[int, int, int]] = []
 
@@ -47,8 +86,10 @@ class Guard(Hook):
         """Returns the ``Control`` of step ``step``: limit, easing and signals."""
         limit = np.inf
         if self.config.enabled and self.config.skip_updates:
-            known = [value for at, value in self._limits if at <= step - 1 - LAG]
-            limit = known[-1] if known else np.inf
+            known = [each for each in self._limits if each.step <= step - 1 - LAG]
+            if known:
+                phase = self._phases.phase(step, trainer.data, trainer.data.position)
+                limit = known[-1].of(phase)
         scale = easing(self.config, self.decisions, step)
         return Control(np.float32(limit), np.float32(scale), self._signals(trainer.signals))
 
@@ -67,14 +108,12 @@ class Guard(Hook):
             trainer.report("skip", record.step, **known)
         if not self.config.enabled:
             return
+        phase = self._phases.phase(record.step, trainer.data, record.position - record.size)
         found = self.monitor.observe(
-            record.step,
-            values["loss"],
-            values["grad_norm"],
-            skipped,
-            trainer.data.part(record.position - record.size),
+            record.step, values["loss"], values["grad_norm"], skipped, phase
         )
-        self._limits.append((record.step, self.monitor.limit()))
+        limits = self.monitor.limit(), self.monitor.limit_of_change()
+        self._limits.append(_Limit(record.step, *limits, phase))
         if found.spike is not None:
             raise Rewind(found.spike)
         if found.bad:
@@ -90,7 +129,7 @@ class Guard(Hook):
         """Returns the monitor's state, the newest limits, and the schedule of batch sizes."""
         return {
             "monitor": self.monitor.state(),
-            "limits": [[s, v if np.isfinite(v) else None] for s, v in self._limits],
+            "limits": [each.to_json() for each in self._limits],
             "course": [list(entry) for entry in self._schedule],
         }
 
@@ -98,7 +137,7 @@ class Guard(Hook):
         """Continues from the ``state`` of an earlier process."""
         self.monitor.restore(state["monitor"])
         self._limits.clear()
-        self._limits.extend((s, np.inf if v is None else v) for s, v in state["limits"])
+        self._limits.extend(_Limit.from_json(each) for each in state["limits"])
         self._schedule = [(a, b, c) for a, b, c in state["course"]]
 
 
