@@ -15,6 +15,7 @@ from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.clean_config import Input, Limits
 from t5x_llm.data.clean.document import Document
 from t5x_llm.data.clean.read.bounded import QuarantineError, lines, open_bounded
+from t5x_llm.data.clean.read.charset import decode_page, header_charset
 from t5x_llm.data.clean.read.extract import extract
 from t5x_llm.data.clean.read.formats import Format
 from t5x_llm.data.reading import Stretch
@@ -313,6 +314,7 @@ def _warc_record(record: Any, limits: Limits) -> tuple[str | QuarantineError, Ma
         status = record.http_headers.get_statuscode()
         if status and not status.startswith("2"):
             return QuarantineError("not a page", f"status {status}"), meta
+    charset = header_charset(kind)
     kind = kind.split(";")[0].strip().lower()
     if kind and not re.fullmatch(r"text/(html|plain)|application/xhtml\+xml", kind):
         return QuarantineError("not a page", kind[:_SAMPLE]), meta
@@ -320,8 +322,8 @@ def _warc_record(record: Any, limits: Limits) -> tuple[str | QuarantineError, Ma
     if len(raw) > limits.document_bytes:
         return QuarantineError("too long", f"more than {limits.document_bytes:,} bytes"), meta
     if kind == "text/plain":
-        return _decode(raw, "utf-8"), meta
-    return extract(raw), meta
+        return decode_page(raw, charset), meta
+    return extract(raw, charset), meta
 
 
 _READERS: dict[str, Callable[..., Iterator[_Record]]] = {
