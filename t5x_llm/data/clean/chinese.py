@@ -16,6 +16,7 @@ from t5x_llm.data.clean.characters import CHINESE_PAUSES, CHINESE_STOPS, CLOSING
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.quality import FineWebQuality, Fractions, GopherRepetition, check_ratios
 from t5x_llm.data.clean.sentences import has_sentences, split_sentences
+from t5x_llm.data.clean.wrapping import paragraphs
 
 # Frequent words of one character, modern and classical, simplified and traditional.
 FUNCTION_WORDS = "的是在了和不有我他这這中人上大为為个個之以也而其于於者所与與無无何如来來此一"
@@ -159,6 +160,8 @@ class ChineseFineWeb(FineWebQuality):
 class ChineseC4:
     """C4's rules: lines are dropped first, then documents.
 
+    A paragraph that is wrapped at a fixed width is judged as one line, and stays as it is.
+
     Attributes:
       min_sentences: of the lines that are left.
       min_line: characters; shorter lines go.
@@ -194,7 +197,11 @@ class ChineseC4:
             return Drop("curly brackets")
         if "lorem ipsum" in text.lower():
             return Drop("lorem ipsum")
-        kept = [line for line in text.splitlines() if not line.strip() or self._stays(line.strip())]
+        kept = [
+            line
+            for line, paragraph in paragraphs(text)
+            if not paragraph.strip() or self._stays(paragraph.strip())
+        ]
         if not has_sentences(filter(str.strip, kept), self.min_sentences):
             sentences = sum(len(split_sentences(line)) for line in kept)
             return Drop("too few sentences", str(sentences))

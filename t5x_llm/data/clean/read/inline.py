@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 _BLOCKS = frozenset(
-    "address article aside blockquote body caption center col colgroup dd details dialog dir div dl "
-    "dt fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup "
-    "hr html legend li main menu nav ol optgroup option p pre search section summary table tbody td "
-    "tfoot th thead title tr ul".split()
+    "address article aside blockquote body caption center col colgroup dd details dialog dir "
+    "div dl dt fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head "
+    "header hgroup hr html legend li main menu nav ol optgroup option p pre search section "
+    "summary table tbody td tfoot th thead title tr ul".split()
 )
 # What holds no words of the sentence that it stands in.
 _OPAQUE = frozenset(
