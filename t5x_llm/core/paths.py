@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from typing import Any
 
@@ -11,10 +12,35 @@ from etils import epath
 
 from t5x_llm.core.errors import ConfigError
 
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+WRITTEN = ("", "gs")  # schemes of what is written; "" is local disk
+
 
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
-    """``path`` as an epath.Path, with ``~`` expanded."""
-    return epath.Path(os.fspath(path)).expanduser()
+    """``path`` as an epath.Path, with ``~`` expanded and without ``file://``."""
+    text = os.fspath(path)
+    return epath.Path(text[7:] if text[:7].lower() == "file://" else text).expanduser()
+
+
+def scheme_of(path: str) -> str:
+    """Returns the scheme of a path in lower case, without ``://``; "" for a local path."""
+    found = _SCHEME.match(path)
+    scheme = found.group(1).lower() if found else ""
+    return "" if scheme == "file" else scheme
+
+
+def check_written(field: str, path: str) -> None:
+    """Checks that a path is local or on gs://.
+
+    Raises:
+      ConfigError: naming ``field``, for any other scheme.
+    """
+    if scheme_of(path) not in WRITTEN:
+        raise ConfigError(
+            field, path, "a local path or gs://",
+            f"Nothing can be written to {scheme_of(path)}://; choose another directory and copy it "
+            "afterwards.",
+        )  # fmt: skip
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
@@ -43,6 +69,7 @@ def check_writable(field: str, directory: str | os.PathLike[str]) -> epath.Path:
     Raises:
       ConfigError: naming ``field``, if it cannot.
     """
+    check_written(field, os.fspath(directory))
     path = as_path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)

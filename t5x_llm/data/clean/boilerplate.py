@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
-from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.wrapping import paragraphs
 
@@ -170,7 +170,8 @@ class TemplateLines:
     max_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.file or not as_path(self.file).exists():
+        filesystems.check_readable("TemplateLines.file", self.file)
+        if not self.file or not filesystems.exists(self.file):
             raise ConfigError("TemplateLines.file", self.file, "a file with one line a line")
         check_number("TemplateLines.max_share", self.max_share, low=0, high=1)
 
@@ -180,7 +181,7 @@ class TemplateLines:
 
     def open(self) -> Callable[[Document], Answer]:
         try:
-            text = as_path(self.file).read_text(encoding="utf-8")
+            text = filesystems.read_text(self.file)
         except UnicodeDecodeError as e:
             raise DataError(f"{self.file} is not UTF-8: {e}") from e
         lines = frozenset(filter(None, map(_key, text.splitlines())))

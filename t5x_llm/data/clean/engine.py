@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
 from t5x_llm.data.clean.clean_config import Clean, Input
@@ -193,15 +194,26 @@ def _content_of(described: object) -> list[str]:
         folder = described.get("model")
         if isinstance(folder, str) and os.path.isdir(folder):  # a classifier
             values += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        files = described.get("files")
+        for each in files if isinstance(files, list) else ():
+            if isinstance(each, str) and filesystems.is_pattern(each):
+                values += filesystems.matches(each)
         return [h for value in values for h in _content_of(value)]
     if isinstance(described, list):
         return [h for value in described for h in _content_of(value)]
     if isinstance(described, str) and 0 < len(described) < 1024 and "\0" not in described:
-        with contextlib.suppress(OSError):
-            if os.path.isfile(described) or "://" in described:
-                with as_path(described).open("rb") as file:
-                    return [hashlib.file_digest(file, "sha256").hexdigest()]
+        with contextlib.suppress(OSError, ConfigError):  # words that only look like a path
+            if os.path.isfile(described) or filesystems.scheme_of(described):
+                return [_hash(described)]
     return []
+
+
+def _hash(path: str) -> str:
+    digest = hashlib.sha256()
+    with filesystems.open_input(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, Any]:

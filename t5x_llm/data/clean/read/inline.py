@@ -63,7 +63,8 @@ def _holders(elements: list[Any]) -> set[int]:
 
 def _runs(element: Any, blocks: set[int]) -> Iterator[tuple[bool, list[Any]]]:
     """Yields each run of inline children, and whether there is text of the element beside them."""
-    words, run = _has_words(element.text), []
+    words = _has_words(element.text)
+    run: list[Any] = []
     for child in element:
         if id(child) in blocks:
             yield words, run
@@ -75,7 +76,7 @@ def _runs(element: Any, blocks: set[int]) -> Iterator[tuple[bool, list[Any]]]:
 
 
 def _has_words(text: str | None) -> bool:
-    return bool(text) and not text.isspace()
+    return text is not None and bool(text.strip())
 
 
 def _is_hidden(element: Any) -> bool:
