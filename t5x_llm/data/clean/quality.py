@@ -256,7 +256,9 @@ class C4Quality:
       max_word_length: lines with a longer word go.
       end_of_sentence: lines that end without a full stop, question or exclamation mark or quote go.
       citations: whether ``[1]``, ``[edit]`` and ``[citation needed]`` are cut out.
-      curly_brackets: whether documents with one are dropped, being code.
+      curly_brackets: whether documents with curly brackets are dropped, being code.
+      max_curly: share of the characters up to which they may be curly brackets; C4 drops a document
+        for one, however long.
       javascript, policies: whether lines about JavaScript, and about cookies and terms, go.
     """
 
@@ -267,6 +269,7 @@ class C4Quality:
     end_of_sentence: bool = True
     citations: bool = True
     curly_brackets: bool = True
+    max_curly: float = 0.0
     javascript: bool = True
     policies: bool = True
 
@@ -274,6 +277,7 @@ class C4Quality:
         check_choice("C4Quality.language", self.language, ("en",))
         for field in ("min_sentences", "min_words_per_line", "max_word_length"):
             check_number(f"C4Quality.{field}", getattr(self, field), low=1, integer=True)
+        check_number("C4Quality.max_curly", self.max_curly, low=0, high=1)
 
     @property
     def name(self) -> str:
@@ -287,7 +291,7 @@ class C4Quality:
                 min_words_per_line=self.min_words_per_line,
                 filter_no_terminal_punct=self.end_of_sentence,
                 remove_citations=self.citations,
-                filter_curly_bracket=self.curly_brackets,
+                filter_curly_bracket=self.curly_brackets and not self.max_curly,
                 filter_javascript=self.javascript,
                 filter_policy=self.policies,
                 language=splitter(self.language),
@@ -302,6 +306,8 @@ class C4Quality:
 
         def step(document: Document) -> Answer:
             document = _unwrapped(document, self.language)
+            if self.curly_brackets and self._is_code(document):
+                return Drop(_REASONS["curly_bracket"])
             if max(map(len, document.text.split()), default=0) > self.max_word_length:
                 return decide(document)
             answer = of_lines(document)
@@ -311,6 +317,13 @@ class C4Quality:
             return answer
 
         return step
+
+    def _is_code(self, document: Document) -> bool:
+        """Returns whether more than ``max_curly`` of a document are curly brackets."""
+        if not self.max_curly or not document.concerns(self.language):
+            return False
+        found = document.text.count("{") + document.text.count("}")
+        return found > self.max_curly * len(document.text)
 
 
 @dataclasses.dataclass(frozen=True)
