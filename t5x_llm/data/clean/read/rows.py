@@ -125,9 +125,7 @@ def _parquet(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> I
                     columns=[c for c in columns if c in there],
                 )  # fmt: skip
                 for batch in batches:
-                    column = batch.column(source.field)
-                    if pa.types.is_dictionary(column.type):
-                        column = column.dictionarydecode()
+                    column = _plain_column(pa, batch.column(source.field))
                     sizes = pc.binary_length(column).to_pylist()
                     rest = {c: batch.column(c).to_pylist() for c in columns[1:] if c in there}
                     for i, size in enumerate(sizes):
@@ -155,10 +153,12 @@ def _check_type(types: Any, field: str, kept: Any) -> None:
 
 def _plain_column(pa: Any, column: Any) -> Any:
     """Returns a column of text or bytes as a large string or binary array."""
+    import pyarrow.compute as pc
+
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     elif pa.types.is_run_end_encoded(column.type):
-        column = pa.compute.run_end_decode(column)
+        column = pc.run_end_decode(column)
     if pa.types.is_string_view(column.type) or pa.types.is_string(column.type):
         return column.cast(pa.large_string())
     if pa.types.is_binary_view(column.type):
