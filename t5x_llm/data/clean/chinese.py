@@ -130,14 +130,15 @@ class ChineseRepetition(GopherRepetition):
     """Gopher's rules against repetition, on characters; a word of Chinese has one to two.
 
     The most frequent n-gram counts where it occurs four times, and without blanks: of a poem of
-    twenty characters any seven are a third, and songs have refrains.
+    twenty characters any seven are a third, and songs have refrains. Manuals say like things in
+    like words, so that of n-grams that were there before more is allowed than of English.
     """
 
     language: str = "zh"
-    top_n_grams: Fractions = ((3, 0.22), (5, 0.22), (7, 0.22))
+    top_n_grams: Fractions = ((3, 0.25), (5, 0.25), (7, 0.25))
     repeated_n_grams: Fractions = (
-        *((9, 0.30), (11, 0.26), (13, 0.22)),
-        *((15, 0.18), (17, 0.14), (19, 0.12)),
+        *((9, 0.40), (11, 0.36), (13, 0.32)),
+        *((15, 0.29), (17, 0.27), (19, 0.25)),
     )
     least: ClassVar[int] = 4
     blank: ClassVar[int] = 0
