@@ -43,6 +43,8 @@ _DECLARED = re.compile(
     re.I,
 )
 _DECLARED_WITHIN = 4096  # bytes; the standard asks for 1,024, pages are less careful
+# Codecs of Python that make text of bytes and are no charsets, and one that browsers refuse.
+_NO_CHARSETS = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf_7", "undefined")
 _ESCAPES = (b"\x1b$", b"\x1b(", b"~{")  # of encodings whose bytes are all ASCII
 _MOST_LOST = 0.002  # of the characters, in a text whose charset both fits and is declared
 
@@ -67,7 +69,7 @@ def codec_of(label: str) -> str:
         text = isinstance(b"a".decode(known), str)
     except (LookupError, TypeError, ValueError, UnicodeError):
         return ""
-    if not text or known in ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7"):
+    if not text or known.replace("-", "_") in _NO_CHARSETS:
         return ""
     found = _SUPERSETS.get(known, known)
     if found == "windows-1252":
