@@ -19,9 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
-from t5x_llm.data.building import StorePlan, is_remote
+from t5x_llm.data.building import StorePlan
 from t5x_llm.data.jobs import StoreJob
 from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
 from t5x_llm.data.sources import Data, Source
@@ -137,11 +138,7 @@ def _unchanged(record: SeqioInputs, modules: dict[str, str]) -> bool:
 
 def _stat(path: str) -> list[int]:
     """Returns size and modification time of a local or remote file."""
-    if is_remote(path):
-        remote = as_path(path).stat()
-        return [remote.length, int(remote.mtime)]
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]
+    return list(filesystems.stat(path))
 
 
 def _module_hashes(modules: Iterable[str]) -> dict[str, str]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.core.paths import as_path
+from t5x_llm.data.formats import SUFFIXES, decompressed, format_of, json_values
 from t5x_llm.data.reading import Stretch, find_files, read
 from t5x_llm.data.sources import Source
 
-# Endings, without that of a compression, to ``Source.kind``.
-ENDINGS = {"jsonl": "jsonl", "ndjson": "jsonl", "txt": "text", "md": "text", "text": "text"}
-_COMPRESSED = ("gz", "zst")
 _SAMPLE = 1 << 20  # characters looked at
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _LATIN = re.compile(r"[A-Za-z]")
@@ -60,7 +57,7 @@ def inspect_files(name: str, patterns: Sequence[str]) -> Inspected:
     sample = _sample(source, files)
     if not sample.strip():
         raise DataError(f"{files[0]} holds no text.")
-    size = sum(as_path(path).stat().length for path in files)
+    size = sum(filesystems.stat(path).size for path in files)
     return Inspected(dataclasses.replace(source, language=language(sample)), files, size, sample)
 
 
@@ -73,39 +70,50 @@ def language(text: str) -> str:
 
 
 def _kind(path: str) -> str:
-    *_, ending = _endings(path)
-    if ending not in ENDINGS:
+    """Returns the ``Source.kind`` that reads a file of this name."""
+    kind = format_of(path)
+    if not kind.name:
+        endings = ", ".join(f".{suffix}" for suffix in SUFFIXES)
         raise ConfigError(
-            "--data",
-            path,
-            f"text or JSON lines: {', '.join(f'.{e}' for e in ENDINGS)}, also as .gz or .zst",
-            "HTML, mail, Parquet and WARC become JSON lines with t5x-llm data clean.",
-        )
-    return ENDINGS[ending]
-
-
-def _endings(path: str) -> list[str]:
-    parts = path.rpartition("/")[2].lower().split(".")
-    return parts[:-1] if parts[-1] in _COMPRESSED else parts
+            "--data", path, f"a file of a known format: {endings}, also as .gz, .zst, .bz2 or .xz",
+            "Rename it, or make JSON lines of it with t5x-llm data clean.",
+        )  # fmt: skip
+    if kind.name in ("html", "warc"):
+        raise ConfigError(
+            "--data", path, "text or records", "Pages hold menus and markup: make JSON lines of "
+            "them with t5x-llm data clean, or name them in Source.files yourself.",
+        )  # fmt: skip
+    return "jsonl" if kind.is_records else "text"
 
 
 def _documents(source: Source, path: str) -> Iterable[str]:
-    size = as_path(path).stat().length
+    size = filesystems.stat(path).size
     return (document.text for document in read(source, [Stretch(0, path, 0, size, 1)]))
 
 
 def _field(path: str) -> str:
     """Returns the field of the first object that holds its text: ``text``, or the longest."""
-    lines = Source("lines", path, "text", unit="line")
-    first = next(iter(_documents(lines, path)), "")
-    try:
-        value = json.loads(first)
-    except ValueError as e:
-        raise DataError(f"{path}:1: not a JSON object ({e}).") from e
+    value = _first_record(path)
     texts = {k: v for k, v in value.items() if isinstance(v, str)} if type(value) is dict else {}
     if not texts:
         raise DataError(f"{path}:1: expected a JSON object with a field that holds its text.")
     return "text" if "text" in texts else max(texts, key=lambda k: len(texts[k]))
+
+
+def _first_record(path: str) -> object:
+    kind = format_of(path)
+    if kind.name == "parquet":
+        import pyarrow.parquet as pq
+
+        with filesystems.open_input(path) as file:
+            batch = next(pq.ParquetFile(file).iter_batches(1), None)
+        return batch.to_pylist()[0] if batch is not None and len(batch) else {}
+    try:
+        with filesystems.open_input(path) as file:
+            content = decompressed(file, kind.compression, path)
+            return next(json_values(content, _SAMPLE), {})
+    except (ValueError, EOFError) as e:
+        raise DataError(f"{path}:1: not a JSON object ({e}).") from e
 
 
 def _sample(source: Source, files: Sequence[str]) -> str:

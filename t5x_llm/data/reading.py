@@ -1,4 +1,4 @@
-"""Documents from text and jsonl files, and the cutting of files into jobs. No TensorFlow.
+"""Documents from files of a source, and the cutting of files into jobs. No TensorFlow.
 
 A job is some 8 MB of input: stretches of lines of large files, or several small files. Which jobs
 there are depends on the files alone, so any number of workers makes the same store.
@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
+import functools
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
-from etils import epath
-
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError, nearest
-from t5x_llm.core.paths import as_path
+from t5x_llm.data import formats
 from t5x_llm.data.sources import Source
-from t5x_llm.data.zstd import ZstdFile
 
 JOB_BYTES = 8 << 20
 _BLOCK = 1 << 20
-_BOM = b"\xef\xbb\xbf"
+_LARGEST = 1 << 30  # bytes of one document
+# Of an archive of pages, what is no page or has no text.
+_PASSED_OVER = ("not a page", "no text in HTML", "empty text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,29 +74,7 @@ def find_files(source: Source) -> list[str]:
     """
     found: set[str] = set()
     for pattern in source.paths:
-        path = as_path(pattern)
-        if any(c in pattern for c in "*?["):
-            fixed, _, rest = split_glob(pattern)
-            matches = [str(p) for p in as_path(fixed or ".").glob(rest) if not p.is_dir()]
-            if not matches:
-                raise DataError(
-                    f"Source {source.name!r}: no file matches {pattern!r} (Source.files). "
-                    "Check the pattern; paths are relative to the directory you started in."
-                )
-            found.update(matches)
-        elif path.is_dir():
-            raise DataError(
-                f"Source {source.name!r}: {pattern!r} (Source.files) is a directory. "
-                f"Name its files, for instance {pattern.rstrip('/')}/*.{_suffix(source)}."
-            )
-        elif not path.exists():
-            near = nearest(path.name, neighbours(path))
-            raise DataError(
-                f"Source {source.name!r}: there is no file {pattern!r} (Source.files)."
-                + (f" Did you mean {str(path.parent / near)!r}?" if near else "")
-            )
-        else:
-            found.add(str(path))
+        found.update(filesystems.find(f"Source {source.name!r}", "Source.files", pattern))
     return sorted(found)
 
 
@@ -116,7 +93,7 @@ def scan(path: str, lines: bool, progress: Callable[[int], object] = int, most: 
     digest, most = hashlib.sha256(), most or JOB_BYTES
     position, line, cuts = 0, 1, [(0, 1)]
     try:
-        with as_path(path).open("rb") as file:
+        with filesystems.open_input(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 if lines:
@@ -167,70 +144,147 @@ def read(
     """
     for stretch in stretches:
         try:
-            with _opened(stretch.path) as file:
-                packed = is_packed(stretch.path)
-                if source.kind == "text" and source.unit == "file":
-                    raw = file.read()
-                    text = _decode(raw, stretch.path, 0)
-                    progress(stretch.stop)
-                    if text:
-                        yield SourceDocument(text, stretch.file, 1)
-                    continue
-                if not packed:
-                    file.seek(stretch.start)
-                position, number = stretch.start, stretch.line
-                while packed or position < stretch.stop:
-                    raw = file.readline()
-                    if not raw and packed:
-                        progress(stretch.stop)
-                        break
-                    if not raw:
-                        raise DataError(f"{stretch.path}: shrank while it was read.")
-                    text = _decode(raw, stretch.path, position, number)
-                    if text.strip():
-                        text, score = _text(source, text, f"{stretch.path}:{number}")
-                        if text:
-                            yield SourceDocument(text, stretch.file, number, score)
-                    position, number = position + len(raw), number + 1
-                    progress(0 if packed else len(raw))
+            if _by_name(source, stretch.path) != source.kind:
+                yield from _documents(source, stretch, progress)
+            else:
+                yield from _lines(source, stretch, progress)
         except OSError as e:
             raise DataError(f"{stretch.path}: cannot be read ({e.strerror or e}).") from e
 
 
+def _lines(
+    source: Source, stretch: Stretch, progress: Callable[[int], object]
+) -> Iterator[SourceDocument]:
+    """Yields the documents of a file of lines, or of one text."""
+    with _opened(stretch.path) as file:
+        packed = is_packed(stretch.path)
+        if source.kind == "text" and source.unit == "file":
+            text = _decode(file.read(), stretch.path, 0)
+            progress(stretch.stop)
+            if text:
+                yield SourceDocument(text, stretch.file, 1)
+            return
+        if not packed:
+            file.seek(stretch.start)
+        position, number = stretch.start, stretch.line
+        while packed or position < stretch.stop:
+            raw = file.readline()
+            if not raw and packed:
+                progress(stretch.stop)
+                break
+            if not raw:
+                raise DataError(f"{stretch.path}: shrank while it was read.")
+            text = _decode(raw, stretch.path, position, number)
+            if text.strip():
+                text, score = _text(source, text, f"{stretch.path}:{number}")
+                if text:
+                    yield SourceDocument(text, stretch.file, number, score)
+            position, number = position + len(raw), number + 1
+            progress(0 if packed else len(raw))
+
+
+def _documents(
+    source: Source, stretch: Stretch, progress: Callable[[int], object]
+) -> Iterator[SourceDocument]:
+    """Yields the documents of a JSON array, and of parquet, WARC and HTML files.
+
+    They are read as cleaning reads them; what cannot be read ends the run with its place.
+    """
+    from t5x_llm.data.clean.clean_config import Input, Limits
+    from t5x_llm.data.clean.read.bounded import QuarantineError
+    from t5x_llm.data.clean.read.formats import check_head
+    from t5x_llm.data.clean.read.records import Bad
+    from t5x_llm.data.clean.read.records import read as read_records
+
+    path, name = stretch.path, _by_name(source, stretch.path)
+    kind = formats.Format(name, formats.format_of(path).compression)
+    keep = (source.score.split(".")[0],) if source.score else ()
+    given = Input(source.name, path, format=name, field=source.field, keep=keep)
+    limits = Limits(document_bytes=_LARGEST, ratio=float("inf"))
+    try:
+        with filesystems.open_input(path) as file:
+            check_head(file.read(formats.HEAD), kind)
+        for found in read_records(given, limits, stretch, path, kind):
+            number = int(found.id.rpartition("#")[2])
+            if isinstance(found, Bad):
+                if found.reason in _PASSED_OVER:
+                    continue
+                raise DataError(
+                    f"{path}:{number}: {found.reason} ({found.detail}). Repair or leave out the "
+                    f"record, or clean the file with `t5x-llm data clean` ({source.name!r})."
+                )
+            score = _score(source, dict(found.meta), f"{path}:{number}") if source.score else None
+            yield SourceDocument(found.text, stretch.file, number, score)
+    except QuarantineError as e:
+        raise DataError(f"{path}: {e.reason} ({e.detail}).") from e
+    except ImportError as e:
+        raise DataError(f"{path}: pip install 't5x-llm[clean]' to read .{name} ({e}).") from e
+    progress(stretch.stop)
+
+
+@functools.lru_cache(maxsize=4096)
+def _json_of(path: str) -> str:
+    with filesystems.open_input(path) as file:
+        return formats.json_kind(formats.read_head(file, path)[1]) or "jsonl"
+
+
+def _by_name(source: Source, path: str) -> str:
+    """Returns the format that a file of a source is read in: by its name, else ``Source.kind``.
+
+    Raises:
+      DataError: a file of records in a source of texts.
+    """
+    name = formats.format_of(path).name
+    if name in ("", "text", "jsonl") or (name == "json" and source.kind == "text"):
+        return source.kind
+    if name == "json":
+        return _json_of(path)
+    if name == "parquet" and source.kind == "text":
+        raise DataError(
+            f"Source {source.name!r}: {path} holds records. Set Source.kind = 'jsonl', which reads "
+            "fields of records, and Source.field."
+        )
+    return name
+
+
 def is_packed(path: str) -> bool:
     """Returns whether a file is compressed, and therefore read as a whole."""
-    return path.endswith((".gz", ".zst"))
+    return bool(formats.format_of(path).compression)
 
 
 def is_cut(source: Source, path: str) -> bool:
     """Returns whether a file of the source may be cut between lines."""
-    return (source.kind == "jsonl" or source.unit == "line") and not is_packed(path)
+    lines = source.kind == "jsonl" or source.unit == "line"
+    return lines and not is_packed(path) and _by_name(source, path) == source.kind
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
     """Opens a file for reading its content, decompressed."""
-    with as_path(path).open("rb") as raw:
-        if path.endswith(".gz"):
-            try:
-                yield gzip.GzipFile(fileobj=raw)
-            except (EOFError, zlib.error) as e:
-                raise DataError(f"{path}: damaged ({e}).") from e
-        elif path.endswith(".zst"):
-            try:
-                import zstandard
-            except ImportError as e:
-                raise DataError(f"{path}: pip install 't5x_llm[clean]' to read .zst.") from e
-            try:
-                yield io.BufferedReader(ZstdFile(raw), _BLOCK)
-            except (EOFError, zstandard.ZstdError) as e:
-                raise DataError(f"{path}: damaged ({e}).") from e
-        else:
+    compression = formats.format_of(path).compression
+    with filesystems.open_input(path) as raw:
+        if not compression:
             yield raw
+            return
+        head = raw.read(16)
+        if head and formats.magic_of(head) != compression:
+            raise DataError(
+                f"{path}: not {compression}, as its name says: it begins with {head[:8].hex(' ')}. "
+                "Rename the file, or leave it out."
+            )
+        raw.seek(0)
+        try:
+            yield io.BufferedReader(formats.decompressed(raw, compression, path), _BLOCK)
+        except formats.damage() as e:
+            raise DataError(f"{path}: damaged ({e}).") from e
+        except OSError as e:
+            if e.errno is not None:
+                raise
+            raise DataError(f"{path}: damaged ({e}).") from e
 
 
 def _decode(raw: bytes, path: str, start: int, line: int = 0) -> str:
-    skip = len(_BOM) if start == 0 and raw.startswith(_BOM) else 0
+    skip = len(formats.UTF8_BOM) if start == 0 and raw.startswith(formats.UTF8_BOM) else 0
     try:
         return raw[skip:].decode("utf-8")
     except UnicodeDecodeError as e:
@@ -299,23 +353,3 @@ def _score(source: Source, value: dict[str, Any], where: str) -> float:
 def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return names.get(type(value), "null" if value is None else f"the number {value}"[:60])
-
-
-def split_glob(pattern: str) -> tuple[str, str, str]:
-    """Splits a pattern into the directory without wildcards, "/", and the rest."""
-    parts = pattern.split("/")
-    wild = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-    fixed = "/".join(parts[:wild])
-    return (fixed or "/" if pattern.startswith("/") else fixed), "/", "/".join(parts[wild:])
-
-
-def _suffix(source: Source) -> str:
-    return "jsonl" if source.kind == "jsonl" else "txt"
-
-
-def neighbours(path: epath.Path) -> list[str]:
-    """Returns the names of the files beside ``path``; none if they cannot be listed."""
-    try:
-        return [p.name for p in path.parent.iterdir()]
-    except OSError:
-        return []

@@ -7,8 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.fields import later
+from t5x_llm.core.paths import check_written
 from t5x_llm.core.units import count
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.packing import PACKINGS
@@ -28,8 +30,11 @@ class Source:
 
     Attributes:
       name: letters, digits and underscores; metrics and reports speak of it by this name.
-      files: paths or globs, local or gs://, for ``jsonl`` and ``text``.
-      kind: ``jsonl`` (one JSON object a line), ``text``, or ``tfds``.
+      files: paths or globs, local, gs:// or of a scheme that fsspec reads, for ``jsonl`` and
+        ``text``; ``**`` stands for any number of folders. Compressed or not (gz, zst, bz2, xz).
+      kind: ``jsonl`` (one JSON object a line), ``text``, or ``tfds``. Files whose names tell a
+        format of their own are read by it: parquet and arrays of JSON are records, as jsonl is;
+        html and warc hold pages, of which the main text is a document.
       field: of the JSON object or the tfds example that holds the text.
       unit: what is one document in a ``text`` file: the whole ``file``, or every ``line``.
       tfds: name of the tfds dataset, e.g. ``wiki40b/en:1.3.0``.
@@ -82,6 +87,8 @@ class Source:
             raise ConfigError(
                 "Source.files", files, f"at least one path or glob for source {self.name!r}"
             )
+        for file in files:
+            filesystems.check_readable("Source.files", file)
         if not self.field:
             raise ConfigError("Source.field", self.field, "the name of the field with the text")
         if self.validation_fraction is not None:
@@ -283,6 +290,7 @@ class Data:
             raise ConfigError("Data.name", self.name, "letters, digits and underscores")
         if not self.store_dir:
             raise ConfigError("Data.store_dir", self.store_dir, "a directory for the token stores")
+        check_written("Data.store_dir", self.store_dir)
         if not isinstance(self.tokenizer, TokenizerTraining) and not (
             isinstance(self.tokenizer, str) and self.tokenizer
         ):

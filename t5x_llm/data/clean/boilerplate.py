@@ -7,9 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError, check_choice, check_number
-from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.document import Answer, Document, Drop
+from t5x_llm.data.clean.wrapping import paragraphs
 
 # Each is matched from the start of a line in lower case, its blanks single.
 _STARTS = {
@@ -102,7 +103,8 @@ _LONGEST = 200  # characters of a line that may be boilerplate
 class Boilerplate:
     """Cuts out lines of navigation, cookie notices, copyright, sharing and the like.
 
-    Only short lines are looked at, so that a sentence of prose that speaks of cookies stays.
+    Only short lines are looked at, so that a sentence of prose that speaks of cookies stays; a
+    paragraph that is wrapped at a fixed width is one line.
 
     Attributes:
       languages: whose phrases are looked for, in every document.
@@ -168,7 +170,8 @@ class TemplateLines:
     max_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.file or not as_path(self.file).exists():
+        filesystems.check_readable("TemplateLines.file", self.file)
+        if not self.file or not filesystems.exists(self.file):
             raise ConfigError("TemplateLines.file", self.file, "a file with one line a line")
         check_number("TemplateLines.max_share", self.max_share, low=0, high=1)
 
@@ -178,12 +181,12 @@ class TemplateLines:
 
     def open(self) -> Callable[[Document], Answer]:
         try:
-            text = as_path(self.file).read_text(encoding="utf-8")
+            text = filesystems.read_text(self.file)
         except UnicodeDecodeError as e:
             raise DataError(f"{self.file} is not UTF-8: {e}") from e
         lines = frozenset(filter(None, map(_key, text.splitlines())))
         return lambda document: _without(
-            document, lambda line: _key(line) in lines, self.max_share, longest=1 << 20
+            document, lambda line: _key(line) in lines, self.max_share, 1 << 20, _lines
         )
 
 
@@ -205,6 +208,11 @@ def find_template_lines(texts: Iterable[str], min_share: float = 0.2, least: int
     return [line for _, line in sorted(found, key=lambda pair: (-pair[0], pair[1]))]
 
 
+def _lines(text: str) -> Iterable[tuple[str, str]]:
+    """Returns the lines of a text, as they stand and as they are judged."""
+    return ((line, line) for line in text.split("\n"))
+
+
 def _key(line: str) -> str:
     return re.sub(r"\d+", "0", _single(line))
 
@@ -215,15 +223,22 @@ def _single(line: str) -> str:
 
 
 def _without(
-    document: Document, unwanted: Callable[[str], bool], most: float, longest: int = _LONGEST
+    document: Document,
+    unwanted: Callable[[str], bool],
+    most: float,
+    longest: int = _LONGEST,
+    pieces: Callable[[str], Iterable[tuple[str, str]]] = paragraphs,
 ) -> Answer:
-    """Returns the document without the unwanted lines, which are counted in ``meta``."""
-    lines = document.text.split("\n")
-    kept, cut = [], 0
-    for line in lines:
-        stripped = line.strip()
+    """Returns the document without the unwanted lines, which are counted in ``meta``.
+
+    ``pieces`` splits a text into lines as they stand and as they are judged.
+    """
+    kept, cut, removed = [], 0, 0
+    for line, paragraph in pieces(document.text):
+        stripped = paragraph.strip()
         if stripped and len(stripped) <= longest and unwanted(stripped):
             cut += len(stripped)
+            removed += line.count("\n") + 1
         else:
             kept.append(line)
     if not cut:
@@ -234,4 +249,4 @@ def _without(
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n")
     if not text.strip():
         return Drop("nothing but boilerplate")
-    return document.with_text(text).with_meta(lines={"cut": len(lines) - len(kept)})
+    return document.with_text(text).with_meta(lines={"cut": removed})

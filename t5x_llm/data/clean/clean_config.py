@@ -7,12 +7,14 @@ import dataclasses
 import re
 from typing import Any
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number
+from t5x_llm.core.paths import check_written
 from t5x_llm.data.clean.decontaminate import Decontaminate
 from t5x_llm.data.clean.dedup.dedup_config import Dedup
 from t5x_llm.data.clean.document import Step
 
-FORMATS = ("auto", "text", "jsonl", "parquet", "warc", "html")
+FORMATS = ("auto", "text", "jsonl", "json", "parquet", "warc", "html")
 UNITS = ("file", "line", "paragraph")
 RUNNERS = ("pool", "beam")
 COMPRESSIONS = ("zst", "none")
@@ -24,10 +26,12 @@ class Input:
 
     Attributes:
       name: letters, digits and underscores; ids of documents begin with it.
-      files: paths or globs, local or gs://; a directory stands for all files below it.
-      format: ``auto`` goes by the suffix: txt and md are text; jsonl, json and ndjson hold one JSON
-        object a line; parquet; warc; html and htm. Each but parquet may be compressed: gz, zst,
-        bz2, xz.
+      files: paths or globs, local, gs://, or of a scheme that fsspec reads; ``**`` stands for any
+        number of folders, a directory for all files below it.
+      format: ``auto`` goes by the suffix: txt and md are text; jsonl and ndjson hold one JSON
+        object a line; json the same, or one array of objects; parquet; warc and wet; html and htm.
+        Each but parquet may be compressed: gz, zst, bz2, xz. A file whose suffix says nothing
+        (``README``, ``changelog.gz``) goes by its content. Any other format reads every file so.
       field: of a record of jsonl or parquet that holds the text.
       keep: further fields of a record, kept in ``Document.meta``.
       unit: what is one document in a text file: ``file``, ``line`` or ``paragraph`` (blank lines
@@ -59,6 +63,8 @@ class Input:
             raise ConfigError(
                 "Input.files", files, f"at least one path or glob for input {self.name!r}"
             )
+        for file in files:
+            filesystems.check_readable("Input.files", file)
         keep = (self.keep,) if isinstance(self.keep, str) else tuple(self.keep)
         object.__setattr__(self, "keep", keep)
         check_choice("Input.format", self.format, FORMATS)
@@ -149,6 +155,7 @@ class Clean:
                 )
         if not isinstance(self.output, str) or not self.output:
             raise ConfigError("Clean.output", self.output, "a directory for what is kept")
+        check_written("Clean.output", self.output)
         for step in self.steps:
             if not callable(getattr(step, "open", None)):
                 raise ConfigError("Clean.steps", step, "steps of t5x_llm.data.clean")

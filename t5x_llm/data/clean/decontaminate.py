@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError, check_number
-from t5x_llm.core.paths import as_path
+from t5x_llm.data import formats
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import ngrams, words
+from t5x_llm.data.clean.read.bounded import QuarantineError
+
+_LARGEST = 1 << 30  # bytes of one item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +26,9 @@ class EvalSet:
 
     Attributes:
       name: for the list of what was removed.
-      files: jsonl, one item a line, or text, one item a line.
-      fields: of an item in jsonl that count, such as question and answer; each is looked for by
-        itself.
+      files: paths or patterns, of every format that an ``Input`` has; a record is an item, and a
+        line of text.
+      fields: of a record that count, such as question and answer; each is looked for by itself.
     """
 
     name: str
@@ -40,6 +44,8 @@ class EvalSet:
             if not value or not all(isinstance(each, str) and each for each in value):
                 raise ConfigError(f"EvalSet.{field}", value, "at least one string")
             object.__setattr__(self, field, value)
+        for file in self.files:
+            filesystems.check_readable("EvalSet.files", file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,36 +161,69 @@ def _sorted(grams: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.ndarr
 
 
 def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
-    """Yields ``set#line`` and text of each field of each item."""
-    for path in each.files:
+    """Yields ``set#record`` and text of each field of each item."""
+    for pattern in each.files:
+        owner = f"EvalSet {each.name!r}"
         try:
-            raw = as_path(path).read_bytes()
-            lines = raw.decode().splitlines() if not path.endswith(".jsonl") else _lines(raw)
-        except (OSError, UnicodeDecodeError) as e:
-            raise DataError(
-                f"EvalSet {each.name!r}: {path!r} cannot be read ({e}). Check EvalSet.files."
-            ) from e
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            if not path.endswith(".jsonl"):
-                yield f"{each.name}#{number}", line
-                continue
+            paths = filesystems.find(owner, "EvalSet.files", pattern)
+        except DataError as e:
+            reason = str(e).removeprefix(f"{owner}: ")
+            raise DataError(f"{owner}: {pattern!r} cannot be read: {reason}") from e
+        for path in paths:
+            try:
+                yield from _items_of(each, path)
+            except (OSError, EOFError, QuarantineError) as e:
+                reason = f"{e.reason}: {e.detail}" if isinstance(e, QuarantineError) else str(e)
+                raise DataError(
+                    f"{owner}: {path!r} cannot be read ({reason}). Check EvalSet.files."
+                ) from e
+
+
+def _items_of(each: EvalSet, path: str) -> Iterator[tuple[str, str]]:
+    """Yields the items of one file: records, or lines of texts."""
+    # What reads an input reads an evaluation set; here, since those modules know this one.
+    from t5x_llm.data.clean.clean_config import Input, Limits
+    from t5x_llm.data.clean.read.formats import check_head, format_of
+    from t5x_llm.data.clean.read.records import Bad, read
+    from t5x_llm.data.clean.read.rows import rows
+    from t5x_llm.data.reading import Stretch
+
+    named = formats.format_of(path)
+    source = Input(
+        each.name, path, format="auto" if named.name else "text", unit="line",
+        field=each.fields[0], keep=each.fields[1:],
+    )  # fmt: skip
+    with filesystems.open_input(path) as file:
+        head, content = formats.read_head(file, path)
+    kind = format_of(source, path, content)
+    check_head(head, kind)
+    stretch = Stretch(0, path, 0, filesystems.stat(path).size, 1)
+    limits = Limits(document_bytes=_LARGEST, ratio=float("inf"))
+    if kind.is_records:
+        for number, record in rows(source, limits, stretch, kind):
+            if isinstance(record, QuarantineError):
+                raise QuarantineError(record.reason, f"record {number}: {record.detail}")
             for field in each.fields:
-                yield f"{each.name}#{number}", _field(each, path, number, field, line)
+                yield f"{each.name}#{number}", _field(each, path, number, field, record)
+        return
+    for found in read(source, limits, stretch, path, kind):
+        number = int(found.id.rpartition("#")[2])
+        if isinstance(found, Bad):
+            if found.reason in ("not a page", "empty text"):
+                continue
+            raise QuarantineError(found.reason, f"record {number}: {found.detail}")
+        for line in filter(str.strip, found.text.splitlines()):
+            yield f"{each.name}#{number}", line
 
 
-def _lines(raw: bytes) -> list[str]:
-    """Splits jsonl at line feeds; Unicode's other line separators end no line of it."""
-    return raw.decode().split("\n")
-
-
-def _field(each: EvalSet, path: str, number: int, field: str, line: str) -> str:
+def _field(each: EvalSet, path: str, number: int, field: str, record: Any) -> str:
     try:
-        value: Any = json.loads(line)[field]
+        value = record[field]
     except (ValueError, TypeError, KeyError) as e:
         raise DataError(
             f"EvalSet {each.name!r}: {path}:{number} has no field {field!r} ({e}). "
             "Set EvalSet.fields, or repair the line."
         ) from e
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

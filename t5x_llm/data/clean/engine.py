@@ -26,8 +26,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
+from t5x_llm.core.units import size
 from t5x_llm.data.clean.clean_config import Clean, Input
 from t5x_llm.data.clean.jobs import (
     QUARANTINE,
@@ -41,13 +43,14 @@ from t5x_llm.data.clean.jobs import (
 from t5x_llm.data.clean.parts import CorpusPart, LineWriter
 from t5x_llm.data.clean.phases import BeamRunner, CleanTask, Phases, PoolRunner, fingerprint
 from t5x_llm.data.clean.read.files import File, find_files
-from t5x_llm.data.clean.read.formats import Format
 from t5x_llm.data.clean.read.records import Bad
 from t5x_llm.data.clean.report_page import write_report
 from t5x_llm.data.clean.tally import Tally
+from t5x_llm.data.formats import Format, suffix_of
 from t5x_llm.data.reading import Scan, plan_jobs
 
-FORMAT = 2
+FORMAT = 3
+_KINDS_SHOWN = 5
 _SCAN_FILES, _SCAN_BYTES = 1000, 256 << 20
 
 
@@ -92,17 +95,27 @@ def run(clean: Clean, say: Callable[[str], object] = tqdm.write) -> Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class CleanPlan:
-    """Plan of a run: files by input, those set aside, and the tasks of the clean phase."""
+    """Plan of a run.
+
+    Attributes:
+      fingerprint: of all that decides the output.
+      files: those that are read, by input.
+      bad: paths that are not read, with the reason.
+      left_out: files among them.
+      tasks: of the clean phase.
+    """
 
     fingerprint: str
     files: dict[str, list[dict[str, Any]]]
     bad: list[Bad]
+    left_out: list[File]
     tasks: list[CleanTask]
 
 
 def _plan(clean: Clean, out: str, phases: Phases) -> CleanPlan:
     """Looks at the inputs, each file once."""
     bad: list[Bad] = []
+    left_out: list[File] = []
     tasks: list[CleanTask] = []
     owners: list[tuple[Input, tuple[File, ...]]] = []
     for number, source in enumerate(clean.inputs):
@@ -118,8 +131,8 @@ def _plan(clean: Clean, out: str, phases: Phases) -> CleanPlan:
         about = [dataclasses.asdict(source), dataclasses.asdict(clean.limits), clean.shard_bytes]
         for batch in _batches(files):
             mark = fingerprint(FORMAT, about, batch)
-            size = sum(file.size for file in batch)
-            tasks.append(CleanTask(f"{source.name}-{len(tasks):05d}", mark, size, (number, batch)))
+            held = sum(file.size for file in batch)
+            tasks.append(CleanTask(f"{source.name}-{len(tasks):05d}", mark, held, (number, batch)))
             owners.append((source, batch))
     phases.run("scan", scan_files, CleanContext(clean, ""), tasks)
     scans: dict[str, list[tuple[File, Format, Scan]]] = {s.name: [] for s in clean.inputs}
@@ -127,6 +140,7 @@ def _plan(clean: Clean, out: str, phases: Phases) -> CleanPlan:
         for file, seen in zip(batch, found, strict=True):
             if "reason" in seen:
                 bad.append(Bad(f"{source.name}/{file.name}", seen["reason"], seen["detail"]))
+                left_out.append(file)
                 continue
             cuts = tuple((int(byte), int(number)) for byte, number in seen["cuts"])
             scan = Scan(file.path, seen["size"], seen["sha256"], cuts)
@@ -150,18 +164,18 @@ def _plan(clean: Clean, out: str, phases: Phases) -> CleanPlan:
         clean.described()["dedup"], [task.fingerprint for task in shards],
         [dataclasses.astuple(each) for each in bad],
     )  # fmt: skip
-    return CleanPlan(mark, described, bad, shards)
+    return CleanPlan(mark, described, bad, left_out, shards)
 
 
 def _batches(files: Sequence[File]) -> Iterator[tuple[File, ...]]:
     held: list[File] = []
-    size = 0
+    total = 0
     for file in files:
-        if held and (len(held) >= _SCAN_FILES or size + file.size > _SCAN_BYTES):
+        if held and (len(held) >= _SCAN_FILES or total + file.size > _SCAN_BYTES):
             yield tuple(held)
-            held, size = [], 0
+            held, total = [], 0
         held.append(file)
-        size += file.size
+        total += file.size
     if held:
         yield tuple(held)
 
@@ -182,8 +196,8 @@ def _shards(
             )
         ]
         about = {**dataclasses.asdict(source), "files": ()}
-        size = sum(stretch.stop - stretch.start for stretch in stretches)
-        yield CleanTask(f"{source.name}-{index:05d}", fingerprint(how, about, seen), size, shard)
+        held = sum(stretch.stop - stretch.start for stretch in stretches)
+        yield CleanTask(f"{source.name}-{index:05d}", fingerprint(how, about, seen), held, shard)
 
 
 def _content_of(described: object) -> list[str]:
@@ -193,15 +207,26 @@ def _content_of(described: object) -> list[str]:
         folder = described.get("model")
         if isinstance(folder, str) and os.path.isdir(folder):  # a classifier
             values += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        files = described.get("files")
+        for each in files if isinstance(files, list) else ():
+            if isinstance(each, str) and filesystems.is_pattern(each):
+                values += filesystems.matches(each)
         return [h for value in values for h in _content_of(value)]
     if isinstance(described, list):
         return [h for value in described for h in _content_of(value)]
     if isinstance(described, str) and 0 < len(described) < 1024 and "\0" not in described:
-        with contextlib.suppress(OSError):
-            if os.path.isfile(described) or "://" in described:
-                with as_path(described).open("rb") as file:
-                    return [hashlib.file_digest(file, "sha256").hexdigest()]
+        with contextlib.suppress(OSError, ConfigError):  # words that only look like a path
+            if os.path.isfile(described) or filesystems.scheme_of(described):
+                return [_hash(described)]
     return []
+
+
+def _hash(path: str) -> str:
+    digest = hashlib.sha256()
+    with filesystems.open_input(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, Any]:
@@ -249,6 +274,7 @@ def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, A
         ],
         "sources": counts["sources"],
         "quarantined": quarantined,
+        "left_out": _counted(plan.left_out),
         "outputs": [dataclasses.asdict(part) for part in parts],
     }
     write_json(f"{out}/manifest.json", manifest)
@@ -256,6 +282,18 @@ def _run(clean: Clean, out: str, plan: CleanPlan, phases: Phases) -> dict[str, A
         if folder.name != "scan":
             folder.rmtree()
     return manifest
+
+
+def _counted(files: Sequence[File]) -> list[dict[str, Any]]:
+    """Counts files and their bytes by suffix, most bytes first."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        suffix = suffix_of(file.path)
+        kind = f".{suffix}" if suffix else "without suffix"
+        each = found.setdefault(kind, {"kind": kind, "files": 0, "bytes": 0})
+        each["files"] += 1
+        each["bytes"] += file.size
+    return sorted(found.values(), key=lambda each: (-each["bytes"], each["kind"]))
 
 
 def _finished(out: str, mark: str) -> dict[str, Any] | None:
@@ -289,6 +327,14 @@ def _summary(manifest: dict[str, Any], out: str, seconds: float) -> str:
         lines.append(
             f"clean: {name}: {read['documents']:,} documents read, {kept['documents']:,} kept, "
             f"{kept['characters']:,} of {read['characters']:,} characters"
+        )
+    if left_out := manifest.get("left_out"):
+        files, held = (sum(each[what] for each in left_out) for what in ("files", "bytes"))
+        kinds = ", ".join(f"{each['files']:,} {each['kind']}" for each in left_out[:_KINDS_SHOWN])
+        more = f" and {len(left_out) - _KINDS_SHOWN} more kinds" * (len(left_out) > _KINDS_SHOWN)
+        lines.append(
+            f"clean: {files:,} files of {size(held)} were left out ({kinds}{more}). To read some "
+            "as text, name them in an Input of their own with Input.format = 'text'"
         )
     bad = manifest["quarantined"]
     if bad:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.filesystems import open_input
 from t5x_llm.data.clean.clean_config import Clean
 from t5x_llm.data.clean.decontaminate import EvalSearch
 from t5x_llm.data.clean.document import Drop
@@ -14,7 +14,6 @@ from t5x_llm.data.clean.parts import LineWriter, PartWriter
 from t5x_llm.data.clean.read.bounded import QuarantineError
 from t5x_llm.data.clean.read.files import File
 from t5x_llm.data.clean.read.formats import (
-    Format,
     check_head,
     format_of,
     is_cut,
@@ -23,10 +22,10 @@ from t5x_llm.data.clean.read.formats import (
 )
 from t5x_llm.data.clean.read.records import Bad, read
 from t5x_llm.data.clean.tally import FAILED, Chain, Tally
+from t5x_llm.data.formats import Format, read_head
 from t5x_llm.data.reading import Stretch, scan
 
 QUARANTINE, REMOVED = ".quarantine.jsonl", ".removed.jsonl"
-_HEAD = 4096
 # A part holds this many shards' worth of text at most: an archive may expand to many parts.
 _SHARDS_A_PART = 4
 
@@ -71,9 +70,12 @@ def scan_files(
     found: list[dict[str, Any]] = []
     for file in argument[1]:
         try:
-            kind = format_of(source, file.path)
-            with as_path(file.path).open("rb") as opened:
-                check_head(opened.read(_HEAD), kind)
+            with open_input(file.path) as opened:
+                head, content = read_head(opened, file.path)
+            if not head:
+                raise QuarantineError("empty file")
+            kind = format_of(source, file.path, content)
+            check_head(head, kind)
             seen = scan(file.path, is_cut(source, kind), most=context.clean.shard_bytes)
             cuts = list(seen.cuts)
             if kind.name == "parquet":
@@ -92,7 +94,7 @@ def scan_files(
 
 def _row_cuts(path: str, most: int) -> list[tuple[int, int]]:
     """Returns cuts like those of ``scan``, between row groups."""
-    with as_path(path).open("rb") as raw:
+    with open_input(path) as raw:
         cuts = [(0, 1)]
         for group in row_groups(open_parquet(raw)):
             if group.offset - cuts[-1][0] >= most:

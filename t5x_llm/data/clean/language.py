@@ -10,6 +10,7 @@ from typing import Any
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.data.clean.characters import HAN, HANGUL, KANA
 from t5x_llm.data.clean.document import Answer, Document, Drop
+from t5x_llm.data.clean.wrapping import paragraphs
 
 _CHINESE = ("zh", "wuu", "yue")
 _HAN_SHARE = 0.6  # of the letters, from which a text without kana and hangul is Chinese
@@ -75,16 +76,18 @@ class Language:
         return step
 
     def _cut(self, document: Document, identify: Callable[[str], tuple[str, float]]) -> Answer:
-        lines = document.text.split("\n")
-        kept = [
-            line for line in lines if len(line) < _PARAGRAPH or not self._foreign(line, identify)
-        ]
-        if len(kept) == len(lines):
+        kept, cut = [], 0
+        for line, paragraph in paragraphs(document.text):
+            if len(paragraph) >= _PARAGRAPH and self._foreign(paragraph, identify):
+                cut += 1
+            else:
+                kept.append(line)
+        if not cut:
             return document
         text = "\n".join(kept).strip("\n")
         if not text.strip():
             return Drop("another language", "every paragraph")
-        return document.with_text(text).with_meta(foreign={"paragraphs": len(lines) - len(kept)})
+        return document.with_text(text).with_meta(foreign={"paragraphs": cut})
 
     def _foreign(self, line: str, identify: Callable[[str], tuple[str, float]]) -> bool:
         if "en" in self.keep and len(_ENGLISH.findall(line[:400])) > len(line[:400]) / 60:

@@ -22,6 +22,7 @@ from t5x_llm.data.clean.shortcuts import (
     top_suspects,
 )
 from t5x_llm.data.clean.splitting import BLANKS, LANGUAGES, splitter
+from t5x_llm.data.clean.wrapping import join_wrapped
 
 # Reasons in plain words, by datatrove's names.
 _REASONS = {
@@ -80,9 +81,12 @@ def check_ratios(config: object, *names: str) -> None:
 class GopherQuality:
     """Gopher's rules of quality (arXiv 2112.11446, table A1 and section A.1.1).
 
+    Words of English are what blank space parts, as the paper counts them: a punctuation mark is
+    part of the word that it follows, and no word without letters.
+
     Attributes:
       language: whose documents are judged.
-      min_words, max_words: without signs.
+      min_words, max_words: those that are no signs alone.
       min_word_length, max_word_length: mean, in characters.
       max_symbol_ratio: of hashes, and of ellipses, to words.
       max_bullet_lines, max_ellipsis_lines: shares of the lines.
@@ -130,7 +134,7 @@ class GopherQuality:
             max_non_alpha_words_ratio=self.min_letter_words,
             min_stop_words=self.min_stop_words,
             stop_words=list(self.stop_words) or None,
-            language=splitter(self.language),
+            language=splitter(BLANKS if self.language == "en" else self.language),
         )
         decide, words = through(theirs, self.language), theirs.language
 
@@ -243,6 +247,8 @@ class GopherRepetition:
 class C4Quality:
     """C4's rules (arXiv 1910.10683, section 2.2): lines are dropped first, then documents.
 
+    A paragraph that is wrapped at a fixed width is one line, and is written as one.
+
     Attributes:
       language: whose documents are judged: English, as they go by its full stops and words.
       min_sentences: of the lines that are left.
@@ -250,7 +256,9 @@ class C4Quality:
       max_word_length: lines with a longer word go.
       end_of_sentence: lines that end without a full stop, question or exclamation mark or quote go.
       citations: whether ``[1]``, ``[edit]`` and ``[citation needed]`` are cut out.
-      curly_brackets: whether documents with one are dropped, being code.
+      curly_brackets: whether documents with curly brackets are dropped, being code.
+      max_curly: share of the characters up to which they may be curly brackets; C4 drops a document
+        for one, however long.
       javascript, policies: whether lines about JavaScript, and about cookies and terms, go.
     """
 
@@ -261,6 +269,7 @@ class C4Quality:
     end_of_sentence: bool = True
     citations: bool = True
     curly_brackets: bool = True
+    max_curly: float = 0.0
     javascript: bool = True
     policies: bool = True
 
@@ -268,6 +277,7 @@ class C4Quality:
         check_choice("C4Quality.language", self.language, ("en",))
         for field in ("min_sentences", "min_words_per_line", "max_word_length"):
             check_number(f"C4Quality.{field}", getattr(self, field), low=1, integer=True)
+        check_number("C4Quality.max_curly", self.max_curly, low=0, high=1)
 
     @property
     def name(self) -> str:
@@ -281,7 +291,7 @@ class C4Quality:
                 min_words_per_line=self.min_words_per_line,
                 filter_no_terminal_punct=self.end_of_sentence,
                 remove_citations=self.citations,
-                filter_curly_bracket=self.curly_brackets,
+                filter_curly_bracket=self.curly_brackets and not self.max_curly,
                 filter_javascript=self.javascript,
                 filter_policy=self.policies,
                 language=splitter(self.language),
@@ -295,6 +305,9 @@ class C4Quality:
         decide = theirs(min_num_sentences=self.min_sentences, max_word_length=self.max_word_length)
 
         def step(document: Document) -> Answer:
+            document = _unwrapped(document, self.language)
+            if self.curly_brackets and self._is_code(document):
+                return Drop(_REASONS["curly_bracket"])
             if max(map(len, document.text.split()), default=0) > self.max_word_length:
                 return decide(document)
             answer = of_lines(document)
@@ -305,10 +318,19 @@ class C4Quality:
 
         return step
 
+    def _is_code(self, document: Document) -> bool:
+        """Returns whether more than ``max_curly`` of a document are curly brackets."""
+        if not self.max_curly or not document.concerns(self.language):
+            return False
+        found = document.text.count("{") + document.text.count("}")
+        return found > self.max_curly * len(document.text)
+
 
 @dataclasses.dataclass(frozen=True)
 class FineWebQuality:
     """FineWeb's rules (arXiv 2406.17557, section 3.6).
+
+    A paragraph that is wrapped at a fixed width is judged as one line; texts are not changed.
 
     Attributes:
       language: whose documents are judged.
@@ -354,14 +376,22 @@ class FineWebQuality:
             return through(filter_, self.language)
 
         decide = theirs(splitter(self.language))
-        if self.language == "zh":
-            return decide
         # Words only matter to their number: what is no list by fewer words is none.
-        by_fewer = theirs(splitter(BLANKS))
+        by_fewer = decide if self.language == "zh" else theirs(splitter(BLANKS))
 
         def step(document: Document) -> Answer:
-            answer = by_fewer(document)
-            listed = isinstance(answer, Drop) and answer.reason == _REASONS["list_ratio"]
-            return decide(document) if listed else answer
+            judged = _unwrapped(document, self.language)
+            answer = by_fewer(judged)
+            if isinstance(answer, Drop) and answer.reason == _REASONS["list_ratio"]:
+                answer = decide(judged)
+            return answer if isinstance(answer, Drop) else document
 
         return step
+
+
+def _unwrapped(document: Document, language: str) -> Document:
+    """Returns the document with each paragraph on one line, if it is of the language."""
+    if not document.concerns(language):
+        return document
+    text = join_wrapped(document.text)
+    return document if text == document.text else document.with_text(text)

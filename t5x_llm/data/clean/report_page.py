@@ -55,6 +55,7 @@ def render(name: str, counts: Counts, steps: Sequence[str] = ()) -> str:
             _sources(counts.get("sources", {})),
             "<h2>Steps</h2>",
             _steps(found, order),
+            _copies_note(found),
             _reasons(found, order),
             _counted(found, order),
             _quarantined(counts.get("quarantined", {})),
@@ -62,6 +63,31 @@ def render(name: str, counts: Counts, steps: Sequence[str] = ()) -> str:
             _scores(counts.get("scores", {}), order),
             _samples(counts.get("samples", {}), [*order, "quarantined"]),
         ],
+    )
+
+
+def dropped_before_copies(steps: Counts) -> int:
+    """Returns how many documents steps dropped before copies were looked for; 0 without that."""
+    if "dedup" not in steps:
+        return 0
+    after = ("dedup", "repeats", "suffix")
+    return sum(
+        reason["documents"]
+        for name, counts in steps.items()
+        if name not in after
+        for reason in counts.get("dropped", {}).values()
+    )
+
+
+def _copies_note(steps: Counts) -> str:
+    dropped = dropped_before_copies(steps)
+    if not dropped:
+        return ""
+    return (
+        f"<p class=soft>{dropped:,} documents were dropped by a step before copies were looked "
+        "for. If one of them has a copy that passed, the copy stays, whichever is the better text: "
+        "where a corpus has the same text in two formats, put the better one into an input of its "
+        "own, first, and look here for what its rules dropped.</p>"
     )
 
 

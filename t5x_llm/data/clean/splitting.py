@@ -11,10 +11,12 @@ from t5x_llm.data.clean.characters import HAN
 from t5x_llm.data.clean.sentences import sentence_spans
 
 LANGUAGES = ("en", "zh")
-BLANKS = "blanks"  # words that blank space parts: never more than those of a language
+# Words that blank space parts, without the rules of tables: never more than those of a language.
+BLANKS = "blanks"
 # English: a word keeps what an apostrophe, full stop or @ joins (it's, U.S.A), a number its
 # commas; an address of the web is a word, as is a run of signs.
 _ENGLISH = re.compile(r"https?://\S+|www\.\S+|\w+(?:['’.@]\w+|,\d+)*|[^\w\s]+")
+_TABLE = re.compile(r"\|+|\|?(?:-{3,}\|?)+")  # bars and rules between the cells of a table
 # Chinese: a character is a word, as are runs of other letters and digits.
 _CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 
@@ -22,7 +24,7 @@ _CHINESE = re.compile(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]")
 def words(text: str, language: str) -> list[str]:
     """Returns the words of a text: English words, or Chinese characters; signs are words too."""
     if language == BLANKS:
-        return text.split()
+        return [word for word in text.split() if not _TABLE.fullmatch(word)]
     return (_CHINESE if language == "zh" else _ENGLISH).findall(text)
 
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError, check_number
-from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.characters import HAN
 from t5x_llm.data.clean.document import Answer, Document, Drop
 
@@ -47,7 +47,8 @@ class PhraseList:
             if name not in shipped:
                 raise ConfigError("PhraseList.lists", name, choices=shipped)
         for file in self.files:
-            if not as_path(file).exists():
+            filesystems.check_readable("PhraseList.files", file)
+            if not filesystems.exists(file):
                 raise ConfigError("PhraseList.files", file, "a file with one phrase a line")
         if not (self.lists or self.files):
             raise ConfigError("PhraseList.files", self.files, "a list, shipped or your own")
@@ -59,8 +60,8 @@ class PhraseList:
         return self.title
 
     def open(self) -> Callable[[Document], Answer]:
-        files = [SHIPPED / f"{name}.txt" for name in self.lists]
-        phrases = {p for file in (*files, *map(as_path, self.files)) for p in _read(file)}
+        files = [*(str(SHIPPED / f"{name}.txt") for name in self.lists), *self.files]
+        phrases = {p for file in files for p in _read(file)}
         chinese = _one_of(p for p in phrases if _HAN.search(p))
         others = _one_of(p for p in phrases if not _HAN.search(p))
 
@@ -80,9 +81,9 @@ class PhraseList:
         return step
 
 
-def _read(path: Path) -> set[str]:
+def _read(path: str) -> set[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = filesystems.read_text(path).splitlines()
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8: {e}") from e
     phrases = (" ".join(line.lower().split("#")[0].split()) for line in lines)

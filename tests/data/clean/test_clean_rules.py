@@ -30,7 +30,7 @@ from t5x_llm.data.clean.quality import (
     GopherRepetition,
 )
 from t5x_llm.data.clean.sentences import has_sentences, sentence_spans
-from t5x_llm.data.clean.splitting import splitter, words
+from t5x_llm.data.clean.splitting import BLANKS, splitter, words
 
 EN = [curly(t) for t in shipped("en_sotu", 30)]
 ZH = shipped("zh_poetry", 60)
@@ -49,7 +49,9 @@ def answer(step, text, **meta):
 
 def decisions(ours, theirs, texts):
     """(kept, text or reason) of each, ours and datatrove's with its own defaults."""
-    step, other = ours().open(), theirs(language=splitter("en"))
+    # Gopher's paper counts the words that blank space parts.
+    counted = BLANKS if ours is GopherQuality else "en"
+    step, other = ours().open(), theirs(language=splitter(counted))
     for text in texts:
         mine, given_ = step(Document("a", text)), Theirs(text=text, id="a")
         result = other.filter(given_)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
 import io
-import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from t5x_llm.core.paths import as_path
-from t5x_llm.data.zstd import ZstdFile
+from t5x_llm.core.filesystems import open_input
+from t5x_llm.data.formats import damage, decompressed
 
 # Below this a ratio says nothing: a small file of one repeated line is no bomb.
 _RATIO_FROM = 64 << 20
@@ -66,12 +63,10 @@ class Expanded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        import zstandard
-
         try:
             # read1: what precedes the damage is not lost with it.
             data = self._opened.read1(len(buffer))
-        except (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError) as e:
+        except damage() as e:
             raise QuarantineError("damaged archive", str(e)) from e
         except OSError as e:
             if e.errno is not None:
@@ -94,22 +89,16 @@ def open_bounded(path: str, compression: str, most: int, ratio: float) -> Iterat
 
     Args:
       path: local or remote.
-      compression: ``gz``, ``zst``, ``bz2`` or nothing.
+      compression: ``gz``, ``zst``, ``bz2``, ``xz`` or nothing.
       most: decompressed bytes.
       ratio: decompressed bytes of one compressed byte, at most.
     """
-    with as_path(path).open("rb") as file:
+    with open_input(path) as file:
         counted = Counted(file)
         if not compression:
             yield io.BufferedReader(counted, 1 << 18)
             return
-        opened: Any
-        if compression == "gz":
-            opened = gzip.GzipFile(fileobj=counted)
-        elif compression == "bz2":
-            opened = bz2.BZ2File(counted)
-        else:
-            opened = ZstdFile(counted)
+        opened = decompressed(counted, compression, path)
         yield io.BufferedReader(Expanded(opened, counted, most, ratio), 1 << 18)
 
 

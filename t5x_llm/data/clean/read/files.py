@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from t5x_llm.core.errors import DataError, nearest
+from t5x_llm.core import filesystems
+from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.records import Bad
-from t5x_llm.data.reading import neighbours, split_glob
 
 
 class File(NamedTuple):
@@ -44,42 +44,43 @@ def find_files(source: Input) -> tuple[list[File], list[Bad]]:
         name = path[len(base) :].lstrip("/") or path
         wrong = found[path]
         try:
-            stat = as_path(path).stat()
+            seen = filesystems.stat(path)
         except OSError as e:
             wrong = wrong or f"cannot be read: {e.strerror or e}"
         if wrong:
             reason, _, detail = wrong.partition(": ")
             bad.append(Bad(f"{source.name}/{name}", reason, detail))
         else:
-            files.append(File(path, name, stat.length, int(stat.mtime)))
+            files.append(File(path, name, *seen))
     return files, bad
 
 
 def _match(source: Input, pattern: str) -> Iterator[tuple[str, str]]:
     """Yields paths, and the fault of each, empty if there is none."""
-    path = as_path(pattern)
-    if any(c in pattern for c in "*?["):
-        fixed, _, rest = split_glob(pattern)
-        for match in as_path(fixed or ".").glob(rest):
-            if not match.is_dir():
-                yield str(match), ""
-    elif path.is_dir():
-        yield from _walk(str(path))
-    elif not path.exists() and not os.path.islink(str(path)):
-        near = nearest(path.name, neighbours(path))
-        raise DataError(
-            f"Input {source.name!r}: there is no file {pattern!r} (Input.files)."
-            + (f" Did you mean {str(path.parent / near)!r}?" if near else "")
-        )
-    else:
-        yield str(path), ""
+    owner = f"Input {source.name!r}"
+    try:
+        if filesystems.is_pattern(pattern):
+            yield from ((path, "") for path in filesystems.matches(pattern))
+        elif filesystems.is_dir(pattern):
+            yield from _walk(pattern)
+        elif not filesystems.exists(pattern):
+            raise filesystems.missing(owner, "Input.files", pattern)
+        else:
+            yield pattern if filesystems.scheme_of(pattern) else _local(pattern), ""
+    except OSError as e:
+        raise DataError(f"{owner}: {pattern!r} cannot be listed ({e}) (Input.files).") from e
+
+
+def _local(path: str) -> str:
+    return str(as_path(filesystems.plain(path)))
 
 
 def _walk(root: str) -> Iterator[tuple[str, str]]:
     """Yields all files below a directory; links are followed unless they lead back up."""
-    if "://" in root:
-        yield from ((str(p), "") for p in as_path(root).glob("**/*") if not p.is_dir())
+    if filesystems.scheme_of(root):
+        yield from ((path, "") for path in filesystems.below(root))
         return
+    root = _local(root)
     above: dict[str, frozenset[str]] = {root: frozenset()}
     for place, folders, names in os.walk(root, followlinks=True):
         way = above.pop(place) | {os.path.realpath(place)}

@@ -1,63 +1,40 @@
-"""Format of a file, by its name and its first bytes."""
+"""Formats of the files of an input, told by name and content, and the cutting of files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from t5x_llm.data import formats
 from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.bounded import QuarantineError
+from t5x_llm.data.formats import Format
+
+UNKNOWN = "unknown format"
 
 
-class Format(NamedTuple):
-    """Format: name of its reader, and compression ``gz``, ``zst``, ``bz2`` or nothing."""
-
-    name: str
-    compression: str = ""
-
-
-_SUFFIXES = {
-    "txt": "text",
-    "text": "text",
-    "md": "text",
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "json": "jsonl",
-    "parquet": "parquet",
-    "warc": "warc",
-    "wet": "warc",
-    "html": "html",
-    "htm": "html",
-}
-_COMPRESSIONS = {"gz": "gz", "zst": "zst", "bz2": "bz2"}
-_MAGIC = {
-    "gz": (b"\x1f\x8b",),
-    "bz2": (b"BZh",),
-    # A frame, or a skippable one.
-    "zst": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + i, 0x2A, 0x4D, 0x18]) for i in range(16))),
-    "zip": (b"PK\x03\x04", b"PK\x05\x06"),
-    "xz": (b"\xfd7zXZ\x00",),
-    "PDF": (b"%PDF-",),
-    "parquet": (b"PAR1",),
-}
-
-
-def format_of(source: Input, path: str) -> Format:
+def format_of(source: Input, path: str, content: bytes) -> Format:
     """Returns the format of a file.
 
+    Args:
+      source: input that it belongs to.
+      path: path of the file.
+      content: its first bytes, decompressed.
+
     Raises:
-      QuarantineError: if its name does not tell.
+      QuarantineError: if neither its name nor its content tells.
     """
-    parts = path.rsplit("/", 1)[-1].lower().split(".")[1:]
-    compression = _COMPRESSIONS.get(parts[-1], "") if parts else ""
-    if compression:
-        parts = parts[:-1]
+    named = formats.format_of(path)
     if source.format != "auto":
-        return Format(source.format, "" if source.format == "parquet" else compression)
-    name = _SUFFIXES.get(parts[-1], "") if parts else ""
-    if not name or (name == "parquet" and compression):
-        raise QuarantineError("unknown format", f"its suffix says nothing of {path!r}"[:200])
-    return Format(name, compression)
+        return Format(source.format, "" if source.format == "parquet" else named.compression)
+    name, why = named.name, "parquet is not compressed as a whole"
+    if not name:
+        name, why = formats.sniff(path, content, source.encoding)
+    elif name == "json":
+        name = formats.json_kind(content) or "jsonl"
+    if not name or (name == "parquet" and named.compression):
+        raise QuarantineError(UNKNOWN, f"{path!r}: {why}"[:200])
+    return Format(name, named.compression)
 
 
 def is_cut(source: Input, kind: Format) -> bool:
@@ -68,14 +45,14 @@ def is_cut(source: Input, kind: Format) -> bool:
 
 
 def check_head(head: bytes, kind: Format) -> None:
-    """Checks a file's first 4 KB against its format.
+    """Checks a file's first bytes, as they stand, against its format.
 
     Raises:
       QuarantineError: the bytes are not of the format.
     """
     if not head:
         raise QuarantineError("empty file")
-    seen = next((name for name, marks in _MAGIC.items() if head.startswith(marks)), "")
+    seen = formats.magic_of(head)
     wanted = "parquet" if kind.name == "parquet" else kind.compression
     if wanted:
         if seen != wanted:
@@ -84,6 +61,8 @@ def check_head(head: bytes, kind: Format) -> None:
     if seen and seen != "bz2":  # three letters that a text may begin with
         raise QuarantineError("binary file", seen)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        if kind.name == "html":  # its reader goes by the mark
+            return
         raise QuarantineError("not UTF-8", "UTF-16")
     if b"\x00" in head and kind.name != "warc":
         raise QuarantineError("binary file", f"a NUL at byte {head.index(0)}")
