@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path, write_json
+from t5x_llm.core.paths import as_path, shipped_name, write_json
 from t5x_llm.data.building import StorePlan, is_remote
 from t5x_llm.data.jobs import StoreJob
 from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
@@ -82,7 +82,7 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
         kind=source.kind,
         field=source.field,
         unit=source.unit,
-        files=[[s.path, s.sha256] for s in scans],
+        files=[[shipped_name(s.path), s.sha256] for s in scans],
         **({"score": source.score} if source.score else {}),
     )
     return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans))

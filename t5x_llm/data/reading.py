@@ -19,7 +19,7 @@ from typing import IO, Any
 from etils import epath
 
 from t5x_llm.core.errors import DataError, nearest
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, here_or_shipped
 from t5x_llm.data.sources import Source
 from t5x_llm.data.zstd import ZstdFile
 
@@ -74,7 +74,7 @@ def find_files(source: Source) -> list[str]:
       DataError: a path that is not there, a glob that matches nothing, a directory.
     """
     found: set[str] = set()
-    for pattern in source.paths:
+    for pattern in map(here_or_shipped, source.paths):
         path = as_path(pattern)
         if any(c in pattern for c in "*?["):
             fixed, _, rest = split_glob(pattern)
@@ -220,7 +220,7 @@ def _opened(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
             try:
                 import zstandard
             except ImportError as e:
-                raise DataError(f"{path}: pip install 't5x_llm[clean]' to read .zst.") from e
+                raise DataError(f"{path}: pip install 't5x-llm[clean]' to read .zst.") from e
             try:
                 yield io.BufferedReader(ZstdFile(raw), _BLOCK)
             except (EOFError, zstandard.ZstdError) as e:

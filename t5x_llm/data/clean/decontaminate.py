@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5x_llm.core.errors import ConfigError, DataError, check_number
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, here_or_shipped
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import ngrams, words
 
@@ -156,7 +156,7 @@ def _sorted(grams: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.ndarr
 
 def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
     """Yields ``set#line`` and text of each field of each item."""
-    for path in each.files:
+    for path in map(here_or_shipped, each.files):
         try:
             raw = as_path(path).read_bytes()
             lines = raw.decode().splitlines() if not path.endswith(".jsonl") else _lines(raw)
