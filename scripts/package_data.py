@@ -1,7 +1,7 @@
 """Build step of the wheel: ``configs/`` and ``data/`` go into it as ``t5x_llm/shipped/``.
 
 pyproject.toml names it under [tool.setuptools.cmdclass]. The repository keeps one copy of these
-files, at its top; ``t5x_llm.core.paths.SHIPPED`` finds them in a checkout and in an installed wheel.
+files, at its top; ``t5x_llm.core.paths.SHIPPED`` finds them in a checkout and in a wheel.
 """
 
 from __future__ import annotations

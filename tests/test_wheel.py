@@ -39,7 +39,11 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_package_and_what_ships_with_it(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        texts = {n: archive.read(n).decode() for n in names if n.endswith(("METADATA", "_points.txt"))}
+        described = "".join(
+            archive.read(name).decode()
+            for name in sorted(names)
+            if name.endswith((".dist-info/METADATA", ".dist-info/entry_points.txt"))
+        )
 
     def tree(folder):
         kept = (p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc")
@@ -48,7 +52,6 @@ def test_wheel_holds_the_package_and_what_ships_with_it(wheel):
     code = {name for name in tree("t5x_llm") if "__pycache__" not in name}
     shipped = {f"t5x_llm/shipped/{name}" for name in tree("configs") | tree("data")}
     assert code | shipped == {name for name in names if ".dist-info/" not in name}
-    described = "\n".join(texts.values())
     assert "Name: t5x-llm\n" in described and "t5x-llm = t5x_llm.cli.main:main" in described
     extras = {line[16:] for line in described.splitlines() if line.startswith("Provides-Extra: ")}
     assert {"clean", "serve", "eval", "tpu", "cuda", "wandb", "mlflow", "hf", "beam"} == extras
@@ -75,4 +78,6 @@ def test_wheel_trains_from_an_empty_environment(wheel, tmp_path):
     run(bin_ / "t5x-llm", "init", "mine.gin")
     assert "'data/quickstart/en_sotu.jsonl'" in (here / "mine.gin").read_text()
     run(bin_ / "python", "-m", "t5x_llm", "train", "--gin_file=mine.gin", "--dry_run")
-    run(bin_ / "python", "-c", "from t5x_llm import api; api.load_run('configs/recipes/t5_11b.gin')")
+    run(
+        bin_ / "python", "-c", "from t5x_llm import api; api.load_run('configs/recipes/t5_11b.gin')"
+    )

@@ -24,6 +24,7 @@ from t5x_llm.run.start import make_origin, resumed_step, start_message
 from t5x_llm.train import loop
 from t5x_llm.train.ahead import Ahead, keep_compiled
 from t5x_llm.train.feed import StreamFeed
+from t5x_llm.train.hooks import check_tracking
 from t5x_llm.train.journal import JOURNAL, Journal
 from t5x_llm.train.recovery import Recovery
 from t5x_llm.train.signals import Preemption, exit_together
@@ -63,6 +64,7 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> loop.Trainer
     parallel.initialize()
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
+    check_tracking(run.tracking, run.directory, jax.process_index() == 0)
     directory = check_writable("Run.directory", run.directory)
     keep_compiled(directory)
     check_start_from(run)
