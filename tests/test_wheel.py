@@ -17,6 +17,7 @@ SMALL = [
     "--gin.Loop.sequence_length=64",
     "--gin.Evaluation.limit=500",
     "--gin.Samples.every=0",
+    "--gin.Schedule.warmup_steps=1",
 ]
 
 
