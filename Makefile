@@ -122,7 +122,7 @@ lock: $(UV)
 
 # The site reads docstrings from the sources, so its environment has none of the package's.
 docs: $(DOCS)/.installed
-	$(DOCS)/bin/mkdocs $(if $(SERVE),serve,build) --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs $(if $(SERVE),serve,build) --strict
 
 $(DOCS)/.installed: requirements/docs.txt | $(UV)
 	$(UV) venv --quiet --clear --python $(INTERPRETER) $(DOCS)

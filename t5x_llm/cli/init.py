@@ -100,8 +100,8 @@ def _report(file: str, chosen: Chosen) -> str:
             f"Wrote {file}, a run of {chosen.steps:,} steps on about {chosen.tokens:,} tokens:",
             *map(told, chosen.sources),
             "Next:",
-            f"  python train.py --gin_file={file} --dry_run   # the plan; nothing is trained",
-            f"  python train.py --gin_file={file}",
+            f"  t5x-llm train --gin_file={file} --dry_run   # the plan; nothing is trained",
+            f"  t5x-llm train --gin_file={file}",
             f"  t5x-llm generate {chosen.directory} --prompt '...'",
         ]
     )
