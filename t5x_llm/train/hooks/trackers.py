@@ -12,11 +12,11 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from t5x_llm.core.paths import as_path, write_json
-from t5x_llm.train.hooks.tracking import MLflow, Tracked, Tracking, WandB, mlflow_uri
+from t5x_llm.train.hooks.tracking import MLflow, Tracked, Tracker, Tracking, WandB, mlflow_uri
 from t5x_llm.train.hooks.tracking import redacted_values as without_secrets
 
 IDS = "trackers.json"
@@ -34,7 +34,7 @@ def tracked(tracking: Tracking, directory: str, config: Mapping[str, Any]) -> li
       config: the run's configuration as JSON-able data, which the trackers show.
     """
     shown = without_secrets(config)
-    made = {
+    made: dict[str, Callable[[], Tracker]] = {
         "wandb": lambda: WandBTracker(tracking.wandb, directory, shown),
         "mlflow": lambda: MLflowTracker(tracking.mlflow, directory, shown),
     }
@@ -188,7 +188,7 @@ def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, text[:_LONGEST]) for name, text in named if text]
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+def _flat(prefix: str, value: object) -> Iterator[tuple[str, str]]:
     """Yields (``a.b.c``, text) of all values in nested mappings and lists."""
     if isinstance(value, Mapping):
         for key, held in value.items():

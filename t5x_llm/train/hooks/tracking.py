@@ -153,13 +153,17 @@ def redacted(text: str) -> str:
     return _WITH_LOGIN.sub(r"\1***@", text)
 
 
-def redacted_values(value: Any) -> Any:
-    """Returns JSON-able data with every string ``redacted``."""
+def redacted_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns JSON-able data with every string in it ``redacted``."""
+    return {key: _redacted_value(value) for key, value in values.items()}
+
+
+def _redacted_value(value: object) -> object:
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
-        return {key: redacted_values(held) for key, held in value.items()}
-    return [redacted_values(each) for each in value] if isinstance(value, list) else value
+        return redacted_values(value)
+    return [_redacted_value(each) for each in value] if isinstance(value, list) else value
 
 
 class Tracker(Protocol):
