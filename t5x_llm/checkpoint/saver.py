@@ -7,13 +7,15 @@ import itertools
 import math
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from t5x_llm.checkpoint import checksums
 from t5x_llm.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 STATE, META = "state", "meta"
 _TIMEOUT_SECONDS = 1200
@@ -35,6 +37,9 @@ class Saver:
     """
 
     def __init__(self, done: Callable[[int, Exception | None], None]):
+        # Only who saves pays for Orbax; a run does while its first step compiles in a thread.
+        import orbax.checkpoint as ocp
+
         self._done = done
         self._thread: threading.Thread | None = None
         self._number = self._met = 0
@@ -42,6 +47,8 @@ class Saver:
         self._orbax: ocp.AsyncCheckpointer | None = None
 
     def _make(self) -> ocp.AsyncCheckpointer:
+        import orbax.checkpoint as ocp
+
         return ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(
@@ -54,6 +61,8 @@ class Saver:
 
     def start(self, step: int, path: Any, state: Any, meta: dict[str, Any]) -> None:
         """Returns when the state is copied to the host; the save before must be over."""
+        import orbax.checkpoint as ocp
+
         self._number, self._met = next(_numbers), 0
         arguments = jax.tree.map(lambda x: ocp.SaveArgs(chunk_byte_size=chunk_bytes(x)), state)
         orbax = self._orbax = self._orbax or self._make()

@@ -30,7 +30,7 @@ Each --data is one source: JSON lines (one object a line, with its text in a fie
 from scratch, --from continues a Hugging Face directory with its own tokenizer. What is written is
 checked as a run is; the file is yours to change."""
 DEFAULT_MODEL = "configs/models/llama/quickstart.gin"
-SHIPPED = (
+SHIPPED_TEXT = (
     "data/quickstart/en_sotu.jsonl",
     "data/quickstart/zh_poetry.jsonl",
     "data/quickstart/zh_manpages.jsonl",
@@ -65,7 +65,7 @@ def _main(argv: Sequence[str]) -> None:
     from t5x_llm.cli.init_file import choose, write
     from t5x_llm.data.inspecting import inspect_files
 
-    given = args.data or [[shipped(path)] for path in SHIPPED]
+    given = args.data or [[path] for path in SHIPPED_TEXT]
     names = source_names(given)
     sources = [inspect_files(*each) for each in zip(names, given, strict=True)]
     name = re.sub(r"\W+", "_", os.path.splitext(os.path.basename(args.file))[0], flags=re.A)
@@ -73,13 +73,6 @@ def _main(argv: Sequence[str]) -> None:
     chosen = choose(name or "mine", directory, sources, args.model, args.start_from)
     write(args.file, chosen, args.language)
     print(_report(args.file, chosen))
-
-
-def shipped(path: str) -> str:
-    """Returns where a file that comes with the package lies: here, or in the repository."""
-    from t5x_llm.config.parse import REPO_ROOT
-
-    return path if os.path.exists(path) else str(REPO_ROOT / path)
 
 
 def source_names(given: Sequence[Sequence[str]]) -> list[str]:
@@ -107,8 +100,8 @@ def _report(file: str, chosen: Chosen) -> str:
             f"Wrote {file}, a run of {chosen.steps:,} steps on about {chosen.tokens:,} tokens:",
             *map(told, chosen.sources),
             "Next:",
-            f"  python train.py --gin_file={file} --dry_run   # the plan; nothing is trained",
-            f"  python train.py --gin_file={file}",
+            f"  t5x-llm train --gin_file={file} --dry_run   # the plan; nothing is trained",
+            f"  t5x-llm train --gin_file={file}",
             f"  t5x-llm generate {chosen.directory} --prompt '...'",
         ]
     )

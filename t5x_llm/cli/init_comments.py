@@ -6,8 +6,8 @@ COMMENTS: dict[str, dict[str, str]] = {
     "en": {
         "head": """
 Training on text of your own, written by t5x-llm init.
-  python train.py --gin_file={file} --dry_run   the plan; nothing is trained
-  python train.py --gin_file={file}
+  t5x-llm train --gin_file={file} --dry_run   the plan; nothing is trained
+  t5x-llm train --gin_file={file}
 Every line can be given on the command line too and then wins: --gin.Loop.steps=100.
 All classes: t5x-llm fields. Fields of one, with defaults: t5x-llm fields Loop
 """,
@@ -66,8 +66,8 @@ At the end, Hugging Face weights in hf/ of the run, compared with ours before th
     "zh": {
         "head": """
 用自己的文本训练；本文件由 t5x-llm init 生成。
-  python train.py --gin_file={file} --dry_run   只看计划，不训练
-  python train.py --gin_file={file}
+  t5x-llm train --gin_file={file} --dry_run   只看计划，不训练
+  t5x-llm train --gin_file={file}
 每一行都可以在命令行上给出，并以命令行为准：--gin.Loop.steps=100。
 所有类：t5x-llm fields。某个类的字段和默认值：t5x-llm fields Loop
 """,

@@ -22,7 +22,7 @@ GROUPS = {
         "prepare": ("prepare", "train the tokenizer and build the token store of a run"),
     },
     "train": {
-        "train": ("train", "train a model; the same as python train.py"),
+        "train": ("train", "train a model; python train.py in a checkout"),
         "plan": (
             "plan",
             "compile the train step for a TPU slice that is not here; memory, time, cost",
@@ -138,7 +138,7 @@ def usage() -> str:
             "From raw text to a trained, evaluated and exported language model.",
             *lines,
             "",
-            "First run: python train.py --gin_file=configs/recipes/quickstart.gin",
+            "First run: t5x-llm train --gin_file=configs/recipes/quickstart.gin",
         ]
     )
 

@@ -184,7 +184,7 @@ def _text(run_fn_name: str, resolver: Resolver) -> str:
     """All that was built, macros first, the run function next, then classes by name and scope."""
     lines = [
         "# What this run used, defaults written out. By itself it reproduces the run:",
-        "#   python train.py --gin_file=THIS_FILE",
+        "#   t5x-llm train --gin_file=THIS_FILE",
         "",
     ]
     imports = [f"import {module}" for module in resolver.parsed.imports]

@@ -21,10 +21,9 @@ from gin import config_parser
 
 from t5x_llm.config.values import Macro, Reference, walk
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.core.paths import as_path, check_place
+from t5x_llm.core.paths import SHIPPED, as_path, check_place
 
 PACKAGE = "t5x_llm"
-REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +122,7 @@ class _Reader:
     def _find(self, name: str, field: str, including: Any | None) -> Any:
         check_place(field, name)
         roots: list[Any] = [] if including is None else [including.parent]
-        places: list[Any] = [".", *self.search_paths, REPO_ROOT]
+        places: list[Any] = [".", *self.search_paths, SHIPPED]
         roots += [as_path(place) for place in places]
         tried: list[str] = []
         whole = "://" in name or as_path(name).is_absolute()
@@ -132,7 +131,7 @@ class _Reader:
                 tried.append(str(path))
                 if path.exists() and not path.is_dir():
                     return path
-        near = _nearest_file(name, tried, [*self.search_paths, str(REPO_ROOT / "configs")])
+        near = _nearest_file(name, tried, [*self.search_paths, str(SHIPPED / "configs")])
         raise ConfigError(
             field,
             name,

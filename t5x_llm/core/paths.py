@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import uuid
 from typing import Any
@@ -54,6 +55,49 @@ def check_place(field: str, path: str) -> None:
             field, path, "a local path or gs://",
             "Copy it to local disk or gs:// first." if path else "",
         )  # fmt: skip
+
+
+def _shipped_root(package: pathlib.Path) -> pathlib.Path:
+    """Returns the directory of ``configs/`` and ``data/``: in a wheel below the package."""
+    inside = package / "shipped"
+    return inside if inside.is_dir() else package.parent
+
+
+SHIPPED = _shipped_root(pathlib.Path(__file__).resolve().parents[1])
+_SHIPPED_FOLDERS = ("configs", "data")
+
+
+def here_or_shipped(pattern: str) -> str:
+    """Returns where a path or glob leads: here, or else to the files that come with the package.
+
+    A relative path below ``configs/`` or ``data/`` that is not in the working directory is looked
+    for among the shipped files, so that recipes run outside a checkout. Whatever is in neither
+    comes back as it was given; so does every other path.
+    """
+    parts = pathlib.PurePath(pattern).parts
+    if len(parts) < 2 or parts[0] not in _SHIPPED_FOLDERS or ".." in parts:
+        return pattern
+
+    def there(root: pathlib.Path) -> bool:
+        try:
+            return (root / pattern).exists() or any(root.glob(pattern))
+        except ValueError:  # no pattern that pathlib knows; who reads it says so
+            return False
+
+    if there(pathlib.Path()) or not there(SHIPPED):
+        return pattern
+    return str(SHIPPED / pattern)
+
+
+def shipped_name(path: str) -> str:
+    """Returns the name of a file independent of where the package is installed.
+
+    A shipped file is named from the directory that holds ``configs/`` and ``data/``, any other by
+    its path.
+    """
+    root = f"{SHIPPED}{os.sep}"
+    inside = path[len(root) :] if path.startswith(root) else ""
+    return inside if inside.split(os.sep)[0] in _SHIPPED_FOLDERS else path
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path, write_json
+from t5x_llm.core.paths import as_path, shipped_name, write_json
 from t5x_llm.data.building import StorePlan
 from t5x_llm.data.jobs import StoreJob
 from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
@@ -83,7 +83,7 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
     read = dict(kind=source.kind, field=source.field, unit=source.unit)
     if source.score:
         read["score"] = source.score
-    digest = content_hash(**read, files=[[s.path, s.sha256] for s in scans])
+    digest = content_hash(**read, files=[[shipped_name(s.path), s.sha256] for s in scans])
     texts = content_hash(**read, files=[s.sha256 for s in scans])
     return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans), texts)
 

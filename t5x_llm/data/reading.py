@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError, nearest
+from t5x_llm.core.paths import here_or_shipped
 from t5x_llm.data import formats
 from t5x_llm.data.sources import Source
 
@@ -73,7 +74,7 @@ def find_files(source: Source) -> list[str]:
       DataError: a path that is not there, a glob that matches nothing, a directory.
     """
     found: set[str] = set()
-    for pattern in source.paths:
+    for pattern in map(here_or_shipped, source.paths):
         found.update(filesystems.find(f"Source {source.name!r}", "Source.files", pattern))
     return sorted(found)
 

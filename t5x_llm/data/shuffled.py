@@ -7,8 +7,8 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from t5x_llm.core.errors import DataError
@@ -17,6 +17,9 @@ from t5x_llm.data.mixing import proportions
 from t5x_llm.data.packing import Packing, Spans, assemble
 from t5x_llm.data.row_objective import RowObjective, check_unmasked
 from t5x_llm.data.store import Split
+
+if TYPE_CHECKING:
+    import grain
 
 _MAX_ROWS = 1 << 32  # of Grain's index shuffle
 # Below this Grain's index shuffle, which draws from 2^16 until it hits a row, takes up to 13 ms.
@@ -43,8 +46,12 @@ class Shuffle:
         digest = hashlib.sha256(f"{seed}/{what}".encode()).digest()
         self._seed = int.from_bytes(digest[:4], "little")
         self.noise_seed = int.from_bytes(digest[8:16], "little")
-        if 0 < rows < _MAX_ROWS:
-            self._order = grain.MapDataset.range(rows).seed(self._seed).shuffle().repeat()
+
+    @functools.cached_property
+    def _order(self) -> grain.MapDataset:
+        import grain  # half a second that few rows never need
+
+        return grain.MapDataset.range(self.rows).seed(self._seed).shuffle().repeat()
 
     def __call__(self, ordinal: int) -> int:
         """Returns the number that comes as the ``ordinal``-th."""

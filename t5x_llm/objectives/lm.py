@@ -66,7 +66,7 @@ def cross_entropy(
 
     Returns:
       (scalar float32 to differentiate by ``hidden``, ``kernel`` and ``bias``: sum(nll) + z-loss,
-       {'nll': [B, T] float32 weighted by ``mask``, 'z_loss': the z-loss term}); no gradient flows
+      {'nll': [B, T] float32 weighted by ``mask``, 'z_loss': the z-loss term}); no gradient flows
       through the second.
     """
     b, t, _ = hidden.shape

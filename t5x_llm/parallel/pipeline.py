@@ -282,7 +282,7 @@ def simulate(
 
     Args:
       schedule: who works on what.
-      forward: seconds of each stage's groups: [p][v].
+      forward: seconds of each stage's groups: ``[p][v]``.
       backward: likewise, of the backward pass.
 
     Returns:

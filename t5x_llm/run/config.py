@@ -25,6 +25,7 @@ from t5x_llm.parallel import MeshConfig, Pipeline
 from t5x_llm.run.objective import check_objective
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
+from t5x_llm.train.hooks.tracking import MLflow, Tracking, WandB
 from t5x_llm.train.spike import SpikeConfig
 from t5x_llm.train.watchdog import LifeConfig
 
@@ -133,6 +134,7 @@ class Run:
       life: how long to wait for a step, and for the process to end.
       evaluation: rows, tokens and baseline of evaluations.
       samples: texts that the model writes while it learns.
+      tracking: experiment trackers that get the metrics too.
       export: the Hugging Face directory written at the end.
     """
 
@@ -155,6 +157,7 @@ class Run:
     life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     samples: Samples = dataclasses.field(default_factory=Samples)
+    tracking: Tracking = dataclasses.field(default_factory=Tracking)
     export: Export = dataclasses.field(default_factory=Export)
 
     def __post_init__(self) -> None:
@@ -285,6 +288,9 @@ register(
     Evaluation,
     Samples,
     Sampling,
+    Tracking,
+    WandB,
+    MLflow,
     Export,
     RotaryScaling,
     LongRotaryScaling,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from t5x_llm.checkpoint import Checkpointer
+from t5x_llm.config import to_dict
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.evaluate.hooks import BASELINE, Baseline, EvaluationHook, Every, read_baseline
@@ -52,6 +53,7 @@ def make_hooks(
     writers: list[train_hooks.Writer] = [
         train_hooks.JsonLines(directory / "metrics.jsonl"),
         train_hooks.TensorBoard(directory / "tensorboard"),
+        *train_hooks.tracked(run.tracking, run.directory, to_dict(run)),
     ]
     hooks: list[train_hooks.Hook] = [
         train_hooks.Journaling(journal),

@@ -36,6 +36,7 @@ from t5x_llm.run.start import make_origin, resumed_step, start_message
 from t5x_llm.train import loop
 from t5x_llm.train.ahead import Ahead, keep_compiled
 from t5x_llm.train.feed import StreamFeed
+from t5x_llm.train.hooks import check_tracking
 from t5x_llm.train.journal import JOURNAL, Journal
 from t5x_llm.train.recovery import Recovery
 from t5x_llm.train.signals import Preemption, exit_together
@@ -86,6 +87,7 @@ def _train_held(
     mesh = parallel.make_mesh(run.mesh)
     check_fits(run, mesh)
     check_memory(run, mesh)
+    check_tracking(run.tracking, run.directory, jax.process_index() == 0)
     keep_compiled(directory)
     check_start_from(run)
     found = resumed_step(run, resume == "anew")

@@ -194,7 +194,7 @@ def _vectorizer(features: int) -> Any:
     except ImportError as e:
         raise ConfigError(
             "QualityClassifier", "scikit-learn", "an installed package",
-            "Install the extra: pip install 't5x_llm[clean]'.",
+            "Install the extra: pip install 't5x-llm[clean]'.",
         ) from e  # fmt: skip
     return HashingVectorizer(
         token_pattern=_TOKEN,

@@ -12,6 +12,7 @@ import numpy as np
 
 from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError, check_number
+from t5x_llm.core.paths import here_or_shipped
 from t5x_llm.data import formats
 from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import ngrams, words
@@ -162,7 +163,7 @@ def _sorted(grams: list[np.ndarray], owners: list[np.ndarray]) -> tuple[np.ndarr
 
 def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
     """Yields ``set#record`` and text of each field of each item."""
-    for pattern in each.files:
+    for pattern in map(here_or_shipped, each.files):
         owner = f"EvalSet {each.name!r}"
         try:
             paths = filesystems.find(owner, "EvalSet.files", pattern)

@@ -121,7 +121,7 @@ class BeamRunner:
         except ImportError as e:
             raise ConfigError(
                 "Clean.runner", "beam", "'pool', as Apache Beam is not installed",
-                "pip install 't5x_llm[beam]'",
+                "pip install 't5x-llm[beam]'",
             ) from e  # fmt: skip
         self._options = list(options)
 

@@ -7,6 +7,8 @@ from t5x_llm.train.hooks.lines import JsonLines, TensorBoard, Writer
 from t5x_llm.train.hooks.metrics import Metrics, Throughput
 from t5x_llm.train.hooks.profiler import Profiler
 from t5x_llm.train.hooks.progress import Progress
+from t5x_llm.train.hooks.trackers import tracked
+from t5x_llm.train.hooks.tracking import MLflow, Tracking, WandB, check_tracking
 from t5x_llm.train.jsonl import read_lines
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Hook",
     "Journaling",
     "JsonLines",
+    "MLflow",
     "Metrics",
     "Profiler",
     "Progress",
@@ -21,7 +24,11 @@ __all__ = [
     "StepRecord",
     "TensorBoard",
     "Throughput",
+    "Tracking",
+    "WandB",
     "Writer",
+    "check_tracking",
     "read_lines",
     "resume",
+    "tracked",
 ]

@@ -36,8 +36,8 @@ class Writer(Protocol):
     def flush(self) -> None:
         """Makes all lines so far durable."""
 
-    def close(self) -> None:
-        """Flushes and closes."""
+    def close(self, failed: bool = False) -> None:
+        """Flushes and closes; ``failed`` says that an error ended the run early."""
 
 
 class JsonLines:
@@ -85,7 +85,7 @@ class JsonLines:
             self._file.flush()
             self._written = time.monotonic()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Flushes and closes."""
         if self._file is not None:
             self._file.close()
@@ -177,7 +177,7 @@ class TensorBoard:
             self._try(lambda writer: writer.flush())
         self._flushed = time.monotonic()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Flushes and closes."""
         if self._writer is not None:
             self._try(lambda writer: writer.close())

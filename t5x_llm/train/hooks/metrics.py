@@ -158,7 +158,7 @@ class Metrics(Hook):
         """Closes the writers."""
         if self._open:
             for writer in self.writers:
-                writer.close()
+                writer.close(failed=error is not None)
 
     def state(self) -> dict[str, Any]:
         """Returns the totals, and the sums of the interval that is not full yet."""

@@ -79,7 +79,8 @@ def of_units(context: DedupContext, again: np.ndarray, begin: int, end: int) -> 
     Args:
       context: context of the run.
       again: [n] REPEAT, the part's units that repeat.
-      begin, end: range of the units of one document.
+      begin: first of the units of one document.
+      end: one past the last of them.
     """
     found = again[np.searchsorted(again["unit"], begin) : np.searchsorted(again["unit"], end)]
     numbers: dict[int, None] = {}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError
-from t5x_llm.core.paths import as_path
+from t5x_llm.core.paths import as_path, here_or_shipped
 from t5x_llm.data.clean.clean_config import Input
 from t5x_llm.data.clean.read.records import Bad
 
@@ -29,7 +29,7 @@ def find_files(source: Input) -> tuple[list[File], list[Bad]]:
       DataError: a path that is not there, a glob or a directory without files.
     """
     found: dict[str, str] = {}  # path to its fault
-    for pattern in source.files:
+    for pattern in map(here_or_shipped, source.files):
         matches = dict(_match(source, pattern))
         if not matches:
             raise DataError(
