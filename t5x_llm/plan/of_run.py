@@ -129,7 +129,7 @@ def reckon_run(
     work = _work(assembled, machine, slices, tokens, price)
     model, parts = assembled.model, loop.microbatches
     sizes = loop.batch_size, loop.sequence_length
-    step_work = StepWork(model, mesh, assembled.rules, *sizes, parts, work.flops_per_token)
+    step_work = StepWork(model, mesh, assembled.rules, *sizes, parts, work.flops_per_token, slices)
     found = rule_collectives(step_work)
     memory = Memory(
         parameters=estimated.params,

@@ -212,6 +212,9 @@ def _time(plan: Plan, work: Work) -> list[str]:
     for name, what in _model(plan, work).items():
         lines.append(f"  {name:<10}{getattr(time, name):>9.4f} s  {what}")
     lines.append(f"  {'step':<10}{time.total:>9.4f} s  these, and what hiding has no room for")
+    if time.network:
+        said = f"of the two above, between slices; {time.network_exposed:.4f} s are waited for"
+        lines.append(f"  {'network':<10}{time.network:>9.4f} s  {said}")
     if time.unknown:
         lines.append(f"  not estimated: {', '.join(time.unknown)}")
     lines += [
