@@ -283,9 +283,7 @@ def parse(text: str) -> Module:
     if entry is None:
         raise ValueError("this is no compiled module: it has no ENTRY computation")
     partitions = _PARTITIONS.search(text[: text.find("\n")])
-    return Module(
-        computations, entry, _frames(tables), int(partitions[1]) if partitions else 0
-    )
+    return Module(computations, entry, _frames(tables), int(partitions[1]) if partitions else 0)
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:

@@ -6,9 +6,9 @@ the experts' are counted by their matrix products at ``KERNEL_SHARE`` of the chi
 Collectives take their bytes over the links of as many axes of the torus as the compiler says that
 its algorithm uses (of one a mesh axis where it does not say), one after another. The schedule is
 followed in its order: what is started and awaited apart is hidden as far as there is computation
-between, and the rest is waited for; what goes between slices has the data-centre network, with nobody else
-on it. Left out: launch overheads, the host, stragglers, thermal limits, and memory traffic beyond
-the cost model.
+between, and the rest is waited for; what goes between slices has the data-centre network, with
+nobody else on it. Left out: launch overheads, the host, stragglers, thermal limits, and memory
+traffic beyond the cost model.
 """
 
 from __future__ import annotations
