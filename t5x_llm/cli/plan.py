@@ -30,7 +30,11 @@ DESCRIPTION = """Compile the train step of a run for a described TPU slice, on t
 The step is the one that training runs, compiled by libtpu: memory is the compiler's, time is
 estimated from its schedule. --search also tries other meshes, microbatches and remat choices, and
 recommends the fastest that fits. For GPUs all is reckoned, and nothing compiled. 'here' compiles
-for the devices of this machine and keeps the step: training finds it in the compilation cache."""
+for the devices of this machine and keeps the step: training finds it in the compilation cache.
+
+Ends with status 0 where the step fits, 1 where it does not, 2 for a mistake."""
+
+DOES_NOT_FIT = 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,10 +74,13 @@ def _main(argv: Sequence[str]) -> None:
     if isinstance(machine, Slice) and (reason := no_faster_on(run.precision, machine.generation)):
         print(f"warning: {reason}", file=sys.stderr)
     if args.search:
-        _search(run, machine, args)
-        return
-    planned = plan_run(run, machine, args.slices, args.tokens, args.price)
-    print(json.dumps(planned.figures(), indent=1) if args.json else planned.text())
+        fits = _search(run, machine, args)
+    else:
+        planned = plan_run(run, machine, args.slices, args.tokens, args.price)
+        print(json.dumps(planned.figures(), indent=1) if args.json else planned.text())
+        fits = planned.fits
+    if not fits:
+        sys.exit(DOES_NOT_FIT)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -90,7 +97,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(flag, True, "a described slice: with --slice=here the mesh is as it is")
 
 
-def _search(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace) -> None:
+def _search(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace) -> bool:
+    """Prints what a search finds; returns True if something fits."""
     from t5x_llm.plan.gpus import Cluster
     from t5x_llm.plan.planned import PlannedRun, plan_run
     from t5x_llm.plan.report import figures
@@ -109,10 +117,11 @@ def _search(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace)
     compiled = [(c.plan, c.work) for c in done if c.plan is not None]
     if args.json:
         print(json.dumps([figures(*each) for each in compiled], indent=1))
-        return
+        return any(plan.fits for plan, _ in compiled)
     print("\n".join(table(done)))
     best = done[0]
     assert best.plan is not None
     print("\nThe fastest that fits:" if best.plan.fits else "\nNone fits; the nearest:")
     print("\n".join(f"  {binding}" for binding in bindings(best)) + "\n")
     print(PlannedRun(best.run, machine, best.plan, best.work).text())
+    return best.plan.fits

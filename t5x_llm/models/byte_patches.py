@@ -291,7 +291,7 @@ class BytePatches(nnx.Module):
 
     def output_head(self, dtype: jnp.dtype) -> Head:
         """Returns what turns hidden states into logits."""
-        return Head(self.embed.weights(dtype), True, None, None, None)
+        return Head(self.embed.head_weights(dtype, padded=False), True, None, None, None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden [B, T, D] to logits [B, T, V], float32."""

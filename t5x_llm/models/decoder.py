@@ -273,11 +273,11 @@ class Decoder(nnx.Module):
     def output_head(self, dtype: jnp.dtype) -> Head:
         """Returns what turns hidden states into logits."""
         config = self.config
-        # A soft cap would let the rows of padding in.
-        if config.tied and config.logit_softcap is None:
-            kernel = self.embed.padded(dtype)
+        if config.tied:
+            # A soft cap would let the rows of padding in.
+            kernel = self.embed.head_weights(dtype, padded=config.logit_softcap is None)
         else:
-            kernel = (self.embed if config.tied else self.head).weights(dtype)
+            kernel = self.head.head_weights(dtype)
         if config.normalized_head:
             wide = kernel.astype(jnp.float32)
             squares = jnp.sum(wide * wide, axis=1 if config.tied else 0, keepdims=True)

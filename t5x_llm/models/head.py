@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from t5x_llm.objectives.lm import Pieces
+from t5x_llm.parallel import compute_spec, constrain, pieces
+
+# Bytes of the kernel's float32 gradient that a device may hold whole, and of a block of it where it
+# is more. In pieces the gradient of every chunk of the loss is summed over the devices, whole only
+# that of the batch: the smaller is faster, and a gibibyte is little beside the activations.
+_WHOLE, _BLOCK = 2**30, 2**28
+_LANES = 128
 
 
 class Head(NamedTuple):
@@ -71,3 +82,21 @@ def head_logits(head: Head, hidden: jax.Array) -> jax.Array:
     if head.softcap is not None:
         logits = head.softcap * jnp.tanh(logits / head.softcap)
     return logits
+
+
+def head_gradient(head: Head) -> Pieces | None:
+    """Returns how the gradient of a head's kernel is added up; None where that is nothing special.
+
+    So it is on one device, where the strategy has gradients whole, and for small kernels.
+    """
+    shape = head.kernel.shape
+    names = ("vocab", "embed") if head.transposed else ("embed", "vocab")
+    spec, used = (compute_spec(names, shape, table) for table in ("grads", "compute"))
+    rows = shape[0 if head.transposed else 1]
+    cut = pieces("vocab", rows)
+    size = math.prod(shape) // cut * 4
+    if spec is None or spec == used or size <= _WHOLE:
+        return None
+    fitting = (n for n in range(1, rows + 1) if rows % n == 0 and rows // n % _LANES == 0)
+    blocks = next((n for n in fitting if size // n <= _BLOCK), 1) if cut == 1 else 1
+    return Pieces(functools.partial(constrain, logical_axes=names, table="grads"), blocks)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
-from t5x_llm.models.head import head_log_probs
+from t5x_llm.models.head import head_gradient, head_log_probs
 from t5x_llm.models.pipelined import microbatch_means
 from t5x_llm.nn.cache import valid_lengths
 from t5x_llm.nn.dense import Dense
@@ -218,6 +218,7 @@ class Model:
             logit_scale=head.scale,
             transposed=head.transposed,
             one_cpu=one_cpu(),
+            pieces=head_gradient(head),
         )
         aux["nll"] = _unfolded(aux["nll"], count)
         if not layers:

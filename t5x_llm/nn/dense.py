@@ -11,7 +11,7 @@ from flax import nnx
 from t5x_llm.nn.kernels import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
-from t5x_llm.parallel import constrain, padded_size
+from t5x_llm.parallel import constrain, constrain_parameter, padded_size
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
@@ -59,6 +59,10 @@ class Dense(nnx.Module):
         """The kernel in ``dtype``, placed for compute."""
         return constrain(self.kernel[...].astype(dtype), self.axes)
 
+    def head_weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
+        """``weights`` whose gradient comes in pieces, see ``parallel.constrain_parameter``."""
+        return constrain_parameter(self.kernel[...].astype(dtype), self.axes)
+
 
 class Embedding(nnx.Module):
     """A table [V, D] (or [positions, D]): looked up, and attended to where the head is tied."""
@@ -84,6 +88,14 @@ class Embedding(nnx.Module):
         filled = jnp.pad(table.astype(dtype), ((0, more), (0, 0)))
         # By way of the layout of a table that is stored so, or XLA gathers all of it.
         return constrain(constrain(filled, self.axes, "params"), self.axes)
+
+    def head_weights(self, dtype: jnp.dtype, padded: bool) -> Float[Array, "rows D"]:
+        """``padded`` or ``weights``, whose gradient comes in pieces."""
+        table = self.table[...].astype(dtype)
+        more = padded_size(self.axes[0], len(table)) - len(table) if padded else 0
+        if more:
+            table = constrain(jnp.pad(table, ((0, more), (0, 0))), self.axes, "params")
+        return constrain_parameter(table, self.axes)
 
     def attend(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         """Logits of x [..., D] against every row: [..., V], float32."""

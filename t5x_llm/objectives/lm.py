@@ -8,6 +8,7 @@ arXiv 2410.10989, section 3.2): logits are computed once, never stored, never co
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
     Aux = dict[str, Float32[Array, "..."]]
 
 
+class Pieces(NamedTuple):
+    """How the kernel's gradient is added up where no device is to hold all of it.
+
+    Attributes:
+      lay_out: lays out an array of the kernel's shape, or of a block of its rows or columns of V.
+      blocks: blocks of V, equal ones, that are computed and laid out one after another; the
+        whole gradient of one is on every device for a moment.
+    """
+
+    lay_out: Callable[[jax.Array], jax.Array]
+    blocks: int = 1
+
+
 class _Static(NamedTuple):
     """Settings of a cross entropy that are known when it is traced."""
 
@@ -28,6 +42,7 @@ class _Static(NamedTuple):
     transposed: bool
     chunk: int
     one_cpu: bool
+    pieces: Pieces | None
 
     @property
     def flipped(self) -> bool:
@@ -48,6 +63,7 @@ def cross_entropy(
     transposed: bool = False,
     chunk: int | None = None,
     one_cpu: bool = False,
+    pieces: Pieces | None = None,
 ) -> tuple[Float32[Array, ""], Aux]:
     """Summed negative log likelihood of ``targets``, plus z-loss.
 
@@ -63,6 +79,8 @@ def cross_entropy(
       transposed: the layout of ``kernel``.
       chunk: positions of T processed at once; chosen by default. T need not be a multiple.
       one_cpu: use the forms that suit a single CPU device; the result is the same.
+      pieces: how the gradient of ``kernel`` is added up on several devices; None leaves that to
+        the compiler, which adds up the whole of it on each and sums over devices at the end.
 
     Returns:
       (scalar float32 to differentiate by ``hidden``, ``kernel`` and ``bias``: sum(nll) + z-loss,
@@ -73,7 +91,7 @@ def cross_entropy(
     if chunk is None:
         chunk = max(1, _cpu_rows(hidden.shape[-1]) // b) if one_cpu else 512
     chunk = -(-t // -(-t // min(chunk, t)))  # as few chunks as that allows, of equal length
-    static = _Static(z_loss, softcap, logit_scale, transposed, chunk, one_cpu)
+    static = _Static(z_loss, softcap, logit_scale, transposed, chunk, one_cpu, pieces)
     value, nll, z_term = _loss(static, hidden, kernel, bias, targets, mask)
     return value, jax.tree.map(jax.lax.stop_gradient, {"nll": nll, "z_loss": z_term})
 
@@ -151,16 +169,17 @@ def _run(
         nll, z, d_logits = _chunk(static, x, kernel, bias, y, w, gradients)
         if not gradients:
             return None, (nll, z)
-        dx, dw = _chunk_gradients(static, x, kernel, d_logits)
         d_kernel, d_bias = sums
+        dx, d_kernel = _chunk_gradients(static, x, kernel, d_logits, d_kernel)
         if bias is not None:
             d_bias = d_bias + jnp.sum(d_logits, axis=(0, 1), dtype=jnp.float32)
         if static.one_cpu and dx.dtype == jnp.bfloat16:
             # XLA's CPU backend in jax 0.10 widens all chunks of bfloat16 to write one; not bits.
             dx = jax.lax.bitcast_convert_type(dx, jnp.uint16)
-        return (d_kernel + dw, d_bias), (nll, z, dx)
+        return (d_kernel, d_bias), (nll, z, dx)
 
     zero = jnp.zeros(kernel.T.shape if static.flipped else kernel.shape, jnp.float32)
+    zero = zero if static.pieces is None else static.pieces.lay_out(zero)
     zeros = (zero, None if bias is None else jnp.zeros(bias.shape, jnp.float32))
     sums, out = jax.lax.scan(body, zeros if gradients else None, jnp.arange(count))
     d_kernel, d_bias = sums if gradients else (None, None)
@@ -209,9 +228,9 @@ def _chunk(
 
 
 def _chunk_gradients(
-    static: _Static, x: jax.Array, kernel: jax.Array, d_logits: jax.Array
+    static: _Static, x: jax.Array, kernel: jax.Array, d_logits: jax.Array, d_kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """d(loss)/dx in x's dtype and d(loss)/d(kernel) in float32, of one chunk."""
+    """d(loss)/dx of one chunk in x's dtype; ``d_kernel`` and its d(loss)/d(kernel), float32."""
     form = "btv,vd->btd" if static.transposed else "btv,dv->btd"
     dx = jnp.einsum(form, d_logits, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
     if static.one_cpu:
@@ -220,6 +239,21 @@ def _chunk_gradients(
         x_t = x.reshape(-1, x.shape[-1]).T
         x_t = jax.lax.optimization_barrier(x_t.reshape(-1)).reshape(x_t.shape)
         flat = d_logits.reshape(-1, d_logits.shape[-1])
-        return dx, jnp.dot(x_t, flat, preferred_element_type=jnp.float32)
+        return dx, d_kernel + jnp.dot(x_t, flat, preferred_element_type=jnp.float32)
     form = "btd,btv->vd" if static.transposed else "btd,btv->dv"
-    return dx, jnp.einsum(form, x, d_logits, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, form, x, preferred_element_type=jnp.float32)
+    if static.pieces is None:
+        return dx, d_kernel + product(d_logits)
+    lay_out, blocks = static.pieces
+    if blocks == 1:
+        return dx, d_kernel + lay_out(product(d_logits))
+    axis = 0 if static.transposed else 1
+    size = d_kernel.shape[axis] // blocks
+
+    def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        part = jax.lax.dynamic_slice_in_dim(d_logits, i * size, size, axis=2)
+        old = jax.lax.dynamic_slice_in_dim(total, i * size, size, axis)
+        new = lay_out(old) + lay_out(product(part))
+        return jax.lax.dynamic_update_slice_in_dim(total, new, i * size, axis), None
+
+    return dx, jax.lax.scan(add, d_kernel, jnp.arange(blocks))[0]

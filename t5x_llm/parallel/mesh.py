@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_llm.core.errors import ConfigError, check_number
 from t5x_llm.parallel.pipeline import Pipeline, check_pipelined
@@ -157,6 +157,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     except NotImplementedError:  # e.g. tensor=4 on a 16 x 16 torus: part of a physical axis
         array = arrange(split=True)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """Returns the mesh over ``devices`` devices that need not exist: the sizes of its axes alone.
+
+    Raises:
+      ConfigError: the product of its axes is another number.
+    """
+    sizes = config.shape(devices)
+    kind = (AxisType.Auto,) * len(sizes)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kind)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -282,7 +283,8 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -
     Args:
       x: any array.
       logical_axes: a name of the table, or None, for every dimension of ``x``.
-      table: ``compute``, or ``params`` for the layout in which a parameter is stored.
+      table: ``compute``, or ``params`` for the layout in which a parameter is stored, or ``grads``
+        for that in which its gradient is added up.
 
     Raises:
       ValueError: for an unknown name or a wrong number of names.
@@ -292,6 +294,31 @@ def constrain(x: jax.Array, logical_axes: LogicalAxes, table: str = "compute") -
     if spec is None or scope is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(scope.mesh, spec))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def constrain_parameter(x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
+    """``constrain`` of a parameter for use, whose gradient lies as gradients are added up.
+
+    The gradient of ``constrain`` itself is laid out as the parameter in use, whole on every device
+    under FSDP, and cut only then.
+
+    Args:
+      x: a parameter.
+      logical_axes: a tuple with a name of the table, or None, for every dimension of ``x``.
+    """
+    return constrain(x, logical_axes)
+
+
+def _parameter_fwd(x: jax.Array, logical_axes: LogicalAxes) -> tuple[jax.Array, None]:
+    return constrain(x, logical_axes), None
+
+
+def _parameter_bwd(logical_axes: LogicalAxes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(gradient, logical_axes, "grads"),)
+
+
+constrain_parameter.defvjp(_parameter_fwd, _parameter_bwd)
 
 
 def pieces(logical_axis: str, size: int) -> int:

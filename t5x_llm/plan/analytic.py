@@ -27,6 +27,7 @@ from t5x_llm.parallel.rules import mesh_axes, resolve
 from t5x_llm.plan.chips import CHIPS
 from t5x_llm.plan.collectives import Collective
 from t5x_llm.plan.gpus import Cluster
+from t5x_llm.plan.network import AXIS
 from t5x_llm.plan.time import StepTime
 
 MATMUL, ATTENTION, TRAFFIC, LINKS = 0.75, 0.4, 0.8, 0.8
@@ -55,6 +56,7 @@ class StepWork:
       length: T.
       microbatches: parts of the batch.
       flops_per_token: by the convention of ``train/flops.py``.
+      slices: of TPUs, that the data-centre network joins.
     """
 
     model: Model
@@ -64,6 +66,7 @@ class StepWork:
     length: int
     microbatches: int
     flops_per_token: float
+    slices: int = 1
 
     @property
     def tokens(self) -> int:
@@ -87,7 +90,8 @@ class StepWork:
 
 def rule_collectives(work: StepWork) -> list[Collective]:
     """The collectives of a step that the rule tables ask for, the costliest first."""
-    found = [*_of_parameters(work), *_of_activations(work)]
+    asked = [*_of_parameters(work), *_of_activations(work)]
+    found = [part for one in asked for part in _between_slices(work, one)]
     return sorted((c for c in found if c.group > 1 and c.times), key=lambda c: -c.sent)
 
 
@@ -103,6 +107,19 @@ def _collective(
     axes = tuple(a for a in work.mesh.shape if a in axes and work.mesh.shape[a] > 1)
     group = math.prod(work.mesh.shape[a] for a in axes)
     return Collective(kind, axes, group, int(size), times, hidden, "", why)
+
+
+def _between_slices(work: StepWork, one: Collective) -> Iterator[Collective]:
+    """Yields a collective as it is, or its parts inside the slices and between them."""
+    if work.slices == 1 or AXIS not in one.axes:
+        yield one
+        return
+    inside = one.group // work.slices
+    axes = tuple(a for a in one.axes if a != AXIS or work.mesh.shape[AXIS] > work.slices)
+    piece = one.bytes // inside if one.kind in ("all-reduce", *_CUTTING) else one.bytes
+    for kind in {"all-reduce": _CUTTING}.get(one.kind, (one.kind,)):
+        yield dataclasses.replace(one, kind=kind, axes=axes, group=inside)
+    yield dataclasses.replace(one, axes=(AXIS,), group=work.slices, bytes=piece, network=True)
 
 
 def _of_parameters(work: StepWork) -> Iterator[Collective]:
@@ -170,6 +187,7 @@ def _moves(work: StepWork, layer: Any, times: int) -> Iterator[Collective]:
         yield _collective(work, "all-to-all", ("expert",), size, 2 * times, False, "tokens")
 
 
+_CUTTING = ("reduce-scatter", "all-gather")
 _SAVING = tuple(name for name in _AGAIN if not name.startswith("save_qkv"))
 
 
@@ -228,10 +246,18 @@ def reckoned_time(
     compute = products * tokens / devices / (peak * share) + traffic / (bandwidth * TRAFFIC)
     if (staged := plan_pipeline(work.model.config, work.mesh, work.rules)) is not None:
         compute, kernels = (t / (1 - staged[0].bubble) for t in (compute, kernels))
-    seconds = {True: 0.0, False: 0.0}
-    for one in found:
-        seconds[one.hidden > 0] += one.sent / (_reach(one, work, machine) * LINKS)
-    return StepTime(compute, kernels, seconds[False], seconds[True], ())
+    seconds = [one.sent / (_reach(one, work, machine) * LINKS) for one in found]
+
+    def of(hidden: bool, network: bool) -> float:
+        pairs = zip(seconds, found, strict=True)
+        return sum(s for s, c in pairs if (c.hidden > 0) is hidden and c.network >= network)
+
+    waited, beside = of(False, True), of(True, True)
+    return StepTime(
+        *(compute, kernels, of(False, False), of(True, False), ()),
+        network=waited + beside,
+        network_exposed=waited,
+    )
 
 
 def gathered(work: StepWork) -> int:
@@ -282,7 +308,7 @@ def _reach(one: Collective, work: StepWork, machine: Slice | Cluster) -> float:
     """
     if isinstance(machine, Slice):
         chip = CHIPS[machine.generation]
-        return chip.dcn if "replica" in one.axes else chip.link * len(one.axes)
+        return chip.dcn if one.network else chip.link * len(one.axes)
     gpu, stride, members, spans = machine.facts, 1, 1, False
     for axis, size in reversed(work.mesh.shape.items()):
         if axis in one.axes:

@@ -64,9 +64,14 @@ def described_devices(slice_: Slice, slices: int = 1) -> Sequence[Any]:
     """
     import os
 
-    # Ask nobody what machine this is.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Ask nobody what machine this is; without a type and a host libtpu warns that it knows none.
+    alone = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        **alone,
+    }.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     generation = _LIBTPU.get(slice_.generation, slice_.generation)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from t5x_llm.plan.hlo import Instruction, Module
+from t5x_llm.plan.network import AXIS, gathers, transfers
 
 KINDS = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
@@ -46,6 +47,7 @@ class Collective:
       line: source line it comes from.
       op_name: JAX's name of that.
       links: axes of the torus that the compiler says it uses at once, or None.
+      network: True of what goes between slices, over the data-centre network.
       start: name of the scheduled instruction that starts it.
       end: of the one that awaits it; the same where nothing runs meanwhile.
     """
@@ -59,6 +61,7 @@ class Collective:
     line: str
     op_name: str
     links: int | None = None
+    network: bool = False
     start: str = ""
     end: str = ""
 
@@ -79,32 +82,58 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Collectiv
       module: compiled for as many devices as the mesh has.
       mesh_shape: axis sizes, in the mesh's order.
     """
-    found = []
+    found: list[Collective] = []
+    devices = module.partitions or math.prod(mesh_shape.values())
     for name, times in module.runs.items():
         if name in module.fused or name in module.elsewhere:
             continue
         for one, start, end in _spans(module, module.computations[name]):
-            groups = _groups(one.text, math.prod(mesh_shape.values()))
-            kind = one.opcode.removesuffix("-start")
-            inside = module.home[one.name]
-            if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # as TPUs have it: a kernel that keeps a slice
-            found.append(
-                Collective(
-                    kind=kind,
-                    axes=_axes(groups, mesh_shape),
-                    group=len(groups[0]) if groups else 1,
-                    bytes=_whole(one, module),
-                    times=times,
-                    hidden=float(start != end),
-                    line=module.line(one),
-                    op_name=one.op_name,
-                    links=_links(one.text),
-                    start=start,
-                    end=end,
-                )
+            groups = _groups(one.text, devices)
+            whole = Collective(
+                kind=one.opcode.removesuffix("-start"),
+                axes=_axes(groups, mesh_shape),
+                group=len(groups[0]) if groups else 1,
+                bytes=_whole(one, module),
+                times=times,
+                hidden=float(start != end),
+                line=module.line(one),
+                op_name=one.op_name,
+                links=_links(one.text),
+                start=start,
+                end=end,
             )
+            found += _as_done(whole, one, module)
+        found += [
+            Collective(
+                kind=one.kind,
+                axes=(AXIS,),
+                group=one.slices,
+                bytes=one.bytes,
+                times=times,
+                hidden=float(one.start != one.end),
+                line=module.line(source := module.origin(one.source)),
+                op_name=source.op_name,
+                network=True,
+                start=one.start,
+                end=one.end,
+            )
+            for one in transfers(module, module.computations[name])
+        ]
     return sorted(found, key=lambda c: -c.sent)
+
+
+def _as_done(whole: Collective, one: Instruction, module: Module) -> list[Collective]:
+    """Returns what an all-reduce is that does the work of another; others as they are."""
+    if whole.kind != "all-reduce":
+        return [whole]
+    if module.home[one.name].startswith("all-reduce-scatter"):
+        # As TPUs have it: a kernel that keeps a slice.
+        return [dataclasses.replace(whole, kind="reduce-scatter")]
+    gathered = sum(module.named[n].bytes for n in one.operands if gathers(module, n))
+    if not gathered:
+        return [whole]
+    parts = {"all-gather": gathered, "all-reduce": whole.bytes - gathered}
+    return [dataclasses.replace(whole, kind=k, bytes=n) for k, n in parts.items() if n > 0]
 
 
 def _spans(
@@ -174,7 +203,8 @@ def _groups(text: str, devices: int) -> list[list[int]]:
         return ids.reshape(int(found[1].split(",")[0]), -1).tolist()
     if found := _MESH.search(text):
         sizes = {name: int(n) for name, n in re.findall(r"'([^']*)'=(\d+)", found[1])}
-        flat = np.arange(devices) if found[2] is None else _iota(found[2], found[3])
+        count = math.prod(sizes.values())
+        flat = np.arange(count) if found[2] is None else _iota(found[2], found[3])
         return _along(flat, sizes, _SUB_AXIS.findall(found[4]))
     if found := _PAIRS.search(text) or _LISTED.search(text):
         rows = re.findall(r"\{([\d, ]*)\}", found[1])

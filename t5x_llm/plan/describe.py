@@ -12,7 +12,7 @@ import pathlib
 import textwrap
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm import parallel
 from t5x_llm.config import Resolved
@@ -94,10 +94,8 @@ def planned_mesh(run: Run) -> tuple[Mesh | AbstractMesh, str]:
     wanted = here if -1 in asked else math.prod(asked)
     if wanted == here:
         return parallel.make_mesh(run.mesh), ""
-    sizes = run.mesh.shape(wanted)
-    kind = (AxisType.Auto,) * len(sizes)
     note = f"this machine has {here} device{'s'[: here != 1]}; the plan is for {wanted}"
-    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kind), note
+    return parallel.abstract_mesh(run.mesh, wanted), note
 
 
 def check_can_write(field: str, directory: str) -> None:

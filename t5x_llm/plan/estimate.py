@@ -121,8 +121,13 @@ def _bytes(x: jax.ShapeDtypeStruct) -> int:
 
 
 def _held(tree: Any, shardings: Any) -> int:
+    """Counts the bytes of a tree in one device's own memory; the host's are left out."""
     sizes = jax.tree.map(
-        lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings
+        lambda x, s: (
+            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize * (s.memory_kind != "pinned_host")
+        ),
+        tree,
+        shardings,
     )
     return sum(jax.tree.leaves(sizes))
 

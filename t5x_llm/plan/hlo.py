@@ -31,6 +31,8 @@ _CALLED = re.compile(
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_INDEX = re.compile(r"\bindex=(\d+)")
+_PARTITIONS = re.compile(r"\bnum_partitions=(\d+)")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -105,11 +107,13 @@ class Module:
       computations: instructions of each, in the order they run.
       entry: name of the first.
       frames: source line (``file:line``) by stack frame id.
+      partitions: devices that it is compiled for, of one slice; 0 where it does not say.
     """
 
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
     frames: dict[int, str]
+    partitions: int = 0
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
@@ -214,6 +218,28 @@ class Module:
                     found.setdefault(name, []).append((loop, at))
         return found
 
+    def enters(self, element: Instruction) -> str | None:
+        """Name of the array outside the loop that is first at a place of what a loop carries.
+
+        Args:
+          element: a ``get-tuple-element`` of a loop's parameter, or of a tuple.
+        """
+        place = _INDEX.search(element.text)
+        source = self.named.get(element.operands[0]) if element.operands else None
+        if source is not None and source.opcode == "parameter":
+            source = self._loops.get(self.home[source.name])
+        while source is not None and source.opcode == "while":
+            source = self.named.get(source.operands[0])
+        if place is None or source is None or source.opcode != "tuple":
+            return None
+        return source.operands[int(place[1])]
+
+    @functools.cached_property
+    def _loops(self) -> dict[str, Instruction]:
+        """The loop of each body."""
+        loops = (i for i in self.named.values() if i.opcode == "while")
+        return {body: loop for loop in loops for body in loop.called.get("body", ())}
+
     def line(self, instruction: Instruction) -> str:
         """``file:line`` it comes from, or ''."""
         found = _FRAME.search(instruction.text)
@@ -256,7 +282,8 @@ def parse(text: str) -> Module:
             table.append(line)
     if entry is None:
         raise ValueError("this is no compiled module: it has no ENTRY computation")
-    return Module(computations, entry, _frames(tables))
+    partitions = _PARTITIONS.search(text[: text.find("\n")])
+    return Module(computations, entry, _frames(tables), int(partitions[1]) if partitions else 0)
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:

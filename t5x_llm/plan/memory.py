@@ -14,6 +14,7 @@ _VIEWS = (
     *("bitcast", "get-tuple-element", "tuple", "parameter", "while", "conditional", "constant"),
     *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done"),
     *("dynamic-update-slice", "optimization-barrier", "async-update"),
+    *("send", "send-done", "recv-done"),
 )
 _EMPTY = 'custom_call_target="AllocateBuffer"'
 _INDEX = re.compile(r"\bindex=(\d+)")
@@ -191,6 +192,8 @@ def allocated(module: Module, instruction: Instruction) -> list[Shape]:
         return []
     shapes = list(instruction.shapes)
     if instruction.opcode == "copy-start":  # (destination, source, semaphore)
+        shapes = shapes[:1]
+    elif instruction.opcode == "recv":  # (result, context, token)
         shapes = shapes[:1]
     elif instruction.opcode.endswith("-start"):  # (operands, results, semaphores)
         for operand in instruction.operands:

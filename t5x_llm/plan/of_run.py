@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
 
 from t5x_llm.core.slices import Slice
-from t5x_llm.parallel import make_mesh
+from t5x_llm.parallel import abstract_mesh, make_mesh
 from t5x_llm.plan.analytic import StepWork, gathered, reckoned_time, rule_collectives
 from t5x_llm.plan.chips import CHIPS, described_devices
 from t5x_llm.plan.compile import Plan, held, plan_step, since
@@ -86,17 +85,6 @@ def _work(
     )
 
 
-def abstract_mesh(run: Run, devices: int) -> AbstractMesh:
-    """Returns the run's mesh over ``devices`` devices, with sizes alone.
-
-    Raises:
-      ConfigError: the product of its axes is another number.
-    """
-    sizes = run.mesh.shape(devices)
-    kind = (AxisType.Auto,) * len(sizes)
-    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kind)
-
-
 def reckon_run(
     run: Run,
     machine: Slice | Cluster,
@@ -122,14 +110,14 @@ def reckon_run(
     else:
         chip = CHIPS[machine.generation]
         devices, available = machine.chips * slices * machine.facts.devices, chip.hbm
-    mesh = abstract_mesh(run, devices)
+    mesh = abstract_mesh(run.mesh, devices)
     check_fits(run, mesh)
     assembled, loop = assemble(run, mesh), run.loop
     estimated = estimate(assembled)
     work = _work(assembled, machine, slices, tokens, price)
     model, parts = assembled.model, loop.microbatches
     sizes = loop.batch_size, loop.sequence_length
-    step_work = StepWork(model, mesh, assembled.rules, *sizes, parts, work.flops_per_token)
+    step_work = StepWork(model, mesh, assembled.rules, *sizes, parts, work.flops_per_token, slices)
     found = rule_collectives(step_work)
     memory = Memory(
         parameters=estimated.params,

@@ -12,8 +12,8 @@ from t5x_llm.plan.compile import Plan
 from t5x_llm.plan.gpus import Cluster, parse_machine
 from t5x_llm.plan.host import this_machine
 from t5x_llm.plan.of_run import compile_run, reckon_run
+from t5x_llm.plan.remedies import remedies
 from t5x_llm.plan.report import Work
-from t5x_llm.plan.search import remedies
 from t5x_llm.run.config import Run
 from t5x_llm.train.ahead import keep_compiled
 
@@ -49,8 +49,8 @@ class PlannedRun:
         """Returns the report that ``t5x-llm plan`` prints, with remedies where it does not fit."""
         if self.plan.fits or self.machine is None:
             return report.text(self.plan, self.work)
-        changes = remedies(self.run, self.machine, self.work.slices)
-        return report.text(self.plan, self.work, *changes)
+        found = remedies(self.run, self.machine, self.work.slices)
+        return report.text(self.plan, self.work, found)
 
 
 def parse_machines(name: str, slices: int = 1) -> Slice | Cluster | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from t5x_llm.core.slices import Slice
@@ -113,14 +112,33 @@ class Change:
     fits: bool
 
 
-def text(plan: Plan, work: Work, changes: Sequence[Change] = (), reckoned: float = 0.0) -> str:
+@dataclasses.dataclass(frozen=True)
+class Remedies:
+    """What to try where a plan does not fit, by arithmetic; bytes of a device.
+
+    Attributes:
+      changes: the fastest first.
+      reckoned: bytes of the plan itself.
+      state: of its parameters and optimizer, exact.
+      available: of a device.
+      larger: the smallest slice that it fits, as a flag and gin lines; None where one of the
+        changes fits, or no slice.
+    """
+
+    changes: tuple[Change, ...]
+    reckoned: float
+    state: float
+    available: float
+    larger: Change | None
+
+
+def text(plan: Plan, work: Work, remedies: Remedies | None = None) -> str:
     """The report.
 
     Args:
       plan: what was found.
       work: what it was found for.
-      changes: what to try where it does not fit.
-      reckoned: bytes of this plan by the arithmetic of those.
+      remedies: what to try where it does not fit.
     """
     axes = " x ".join(f"{axis}={n}" for axis, n in work.mesh.items() if n > 1) or "one device"
     many = f"{work.slices} x " if work.slices > 1 else ""
@@ -137,7 +155,7 @@ def text(plan: Plan, work: Work, changes: Sequence[Change] = (), reckoned: float
             "State is exact; the rest may be off by tens of per cent.",
             "",
         ]
-    lines += _verdict(plan, changes, reckoned)
+    lines += _verdict(plan, remedies)
     if plan.memory is not None:
         lines += ["", *_memory(plan), "", *_collectives(plan)]
     if plan.time is not None:
@@ -149,23 +167,33 @@ def text(plan: Plan, work: Work, changes: Sequence[Change] = (), reckoned: float
     return "\n".join(lines)
 
 
-def _verdict(plan: Plan, changes: Sequence[Change], reckoned: float) -> list[str]:
+def _verdict(plan: Plan, remedies: Remedies | None) -> list[str]:
     available = plan.available
     if plan.fits:
         used = size(available + plan.over)
         return [f"FITS: {used} of {size(available)}, {size(-plan.over)} are left."]
     lines = [f"DOES NOT FIT: {size(plan.over)} more than the {size(available)} of a device."]
-    if not changes:
+    if remedies is None:
         return [
             *lines,
             "What to change, the cheapest first: Run.remat = 'full'; Loop.microbatches doubled;",
             "more of the mesh in fsdp or tensor; fewer rows, or shorter ones; a larger slice.",
         ]
-    lines.append("What to change, and the memory of a device then, by arithmetic")
-    lines.append(f"(which gives {size(reckoned)} for this plan):")
-    for each in changes:
+    if remedies.state > remedies.available:
+        lines += [
+            f"Parameters and optimizer alone take {size(remedies.state)} of "
+            f"{size(remedies.available)}: smaller activations cannot help.",
+        ]
+    if remedies.changes or remedies.larger:
+        lines.append("What to change, and the memory of a device then, by arithmetic")
+        lines.append(f"(which gives {size(remedies.reckoned)} for this plan):")
+    for each in (*remedies.changes, *filter(None, [remedies.larger])):
         word = "fits" if each.fits else "does not fit"
         lines.append(f"  {each.binding:<58}{size(each.bytes):>12}  {word}")
+    if not remedies.larger and not any(each.fits for each in remedies.changes):
+        lines.append(
+            "Nothing of it fits, nor a larger machine of this kind with more of its mesh in fsdp."
+        )
     return lines
 
 
@@ -212,6 +240,9 @@ def _time(plan: Plan, work: Work) -> list[str]:
     for name, what in _model(plan, work).items():
         lines.append(f"  {name:<10}{getattr(time, name):>9.4f} s  {what}")
     lines.append(f"  {'step':<10}{time.total:>9.4f} s  these, and what hiding has no room for")
+    if time.network:
+        said = f"of the two above, between slices; {time.network_exposed:.4f} s are waited for"
+        lines.append(f"  {'network':<10}{time.network:>9.4f} s  {said}")
     if time.unknown:
         lines.append(f"  not estimated: {', '.join(time.unknown)}")
     lines += [

@@ -14,10 +14,11 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.slices import Slice
 from t5x_llm.core.units import size
 from t5x_llm.nn.remat import REMAT
+from t5x_llm.parallel import abstract_mesh
 from t5x_llm.plan.compile import Plan
 from t5x_llm.plan.gpus import Cluster
-from t5x_llm.plan.of_run import abstract_mesh, reckon_run
-from t5x_llm.plan.report import Change, Work, figures
+from t5x_llm.plan.of_run import reckon_run
+from t5x_llm.plan.report import Work, figures
 from t5x_llm.run.checks import check_fits
 from t5x_llm.run.config import Run
 
@@ -87,7 +88,7 @@ def candidates(
             if _key(other, devices) in seen:
                 continue
             seen.add(_key(other, devices))
-            check_fits(other, abstract_mesh(other, devices))
+            check_fits(other, abstract_mesh(other.mesh, devices))
         except ConfigError:
             continue
         found.append(Candidate(other, *reckon_run(other, machine, slices, tokens, price)))
@@ -214,42 +215,3 @@ def bindings(candidate: Candidate) -> list[str]:
     lines = [f"MeshConfig.{axis} = {n}" for axis, n in shape.items() if axis != "stage"]
     lines.append(f"MeshConfig.sequence_sharded = {run.mesh.sequence_sharded}")
     return [*lines, f"Loop.microbatches = {run.loop.microbatches}", f"Run.remat = {run.remat!r}"]
-
-
-def remedies(run: Run, machine: Slice | Cluster, slices: int) -> tuple[list[Change], float]:
-    """Returns changes that make a run fit, the fastest first, and the run's own memory in bytes.
-
-    One change at a time, then two; memory by arithmetic.
-    """
-    own = Candidate(run, *reckon_run(run, machine, slices))
-    assert own.reckoned.memory is not None
-    loop, mesh, shape = run.loop, run.mesh, own.work.mesh
-    less: dict[str, dict[str, Any]] = {"Run.remat = 'full'": {"remat": "full"}}
-    for times in (2, 4):
-        parts = loop.microbatches * times
-        if loop.batch_size % parts == 0:
-            fewer = dataclasses.replace(loop, microbatches=parts)
-            less[f"Loop.microbatches = {parts}"] = {"loop": fewer}
-    options = dict(less)
-    if shape["fsdp"] % 2 == 0:
-        split: dict[str, Any] = {"fsdp": shape["fsdp"] // 2, "tensor": 2 * shape["tensor"]}
-        words = "".join(f"MeshConfig.{axis} = {n}; " for axis, n in split.items())
-        words += "MeshConfig.sequence_sharded = True"
-        options[words] = {"mesh": dataclasses.replace(mesh, **split, sequence_sharded=True)}
-    if mesh.strategy != "fsdp":
-        words = "MeshConfig.strategy = 'fsdp'"
-        options[words] = {"mesh": dataclasses.replace(mesh, strategy="fsdp")}
-    for words, change in list(less.items())[1:]:
-        options[f"Run.remat = 'full'; {words}"] = {"remat": "full", **change}
-    found = []
-    for words, change in options.items():
-        try:
-            other = dataclasses.replace(run, **change)
-            plan = reckon_run(other, machine, slices)[0]
-        except ConfigError:
-            continue
-        if other != run and plan.memory is not None and plan.time is not None:
-            proposed = Change(words, plan.memory.total, plan.fits)
-            found.append((not plan.fits, plan.time.total if plan.fits else plan.over, proposed))
-    found.sort(key=lambda each: each[:2])
-    return [each[2] for each in found], own.reckoned.memory.total

@@ -6,8 +6,9 @@ the experts' are counted by their matrix products at ``KERNEL_SHARE`` of the chi
 Collectives take their bytes over the links of as many axes of the torus as the compiler says that
 its algorithm uses (of one a mesh axis where it does not say), one after another. The schedule is
 followed in its order: what is started and awaited apart is hidden as far as there is computation
-between, and the rest is waited for. Left out: launch overheads, the host, stragglers, thermal
-limits, and memory traffic beyond the cost model.
+between, and the rest is waited for; what goes between slices has the data-centre network, with
+nobody else on it. Left out: launch overheads, the host, stragglers, thermal limits, and memory
+traffic beyond the cost model.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class StepTime:
       exposed: collectives that computation waits for.
       hidden: collectives beside computation, if each had its links to itself.
       unknown: kernels of other kinds, by name.
+      network: what goes between slices, hidden or waited for, at the network's full rate; part of
+        the two above.
+      network_exposed: of that, what computation waits for.
     """
 
     compute: float
@@ -44,6 +48,8 @@ class StepTime:
     exposed: float
     hidden: float
     unknown: tuple[str, ...]
+    network: float = 0.0
+    network_exposed: float = 0.0
 
     @property
     def total(self) -> float:
@@ -78,6 +84,10 @@ def step_time(
         exposed=math.fsum(followed.waited),
         hidden=math.fsum(s * share for s, share in zip(spent, shares, strict=True)),
         unknown=tuple(sorted(followed.unknown)),
+        network=math.fsum(s for s, c in zip(spent, found, strict=True) if c.network),
+        network_exposed=math.fsum(
+            s for s, c in zip(followed.waited, found, strict=True) if c.network
+        ),
     )
     timed = [dataclasses.replace(c, hidden=h) for c, h in zip(found, shares, strict=True)]
     return time, timed
@@ -107,7 +117,7 @@ class _Schedule:
     def seconds(self, one: Collective) -> float:
         """Seconds of one call that has the links to itself."""
         axes = one.links or max(len(one.axes), 1)
-        rate = self.chip.dcn if "replica" in one.axes else self.chip.link * axes
+        rate = self.chip.dcn if one.network else self.chip.link * axes
         return one.sent / one.times / rate
 
     def run(self, name: str, times: int) -> float:
@@ -119,8 +129,9 @@ class _Schedule:
             before, now = now, now + self._own(instruction, times)
             for i in self.starts.get(instruction.name, ()):
                 one = self.found[i]
-                far, ready = "replica" in one.axes, now if one.start == one.end else before
-                free[far] = until[i] = max(ready, free[far]) + self.seconds(one)
+                ready = now if one.start == one.end else before
+                until[i] = max(ready, free[one.network]) + self.seconds(one)
+                free[one.network] = until[i]
             for i in self.ends.get(instruction.name, ()):
                 if (wait := until.pop(i, 0.0) - now) > 0:
                     now += wait

@@ -19,6 +19,7 @@ from t5x_llm.parallel import AXES, MeshConfig
 from t5x_llm.plan import search
 from t5x_llm.plan.gpus import parse_machine
 from t5x_llm.plan.of_run import reckon_run
+from t5x_llm.plan.remedies import remedies
 from t5x_llm.plan.report import text
 from t5x_llm.run.config import load_run
 from t5x_llm.train.state import abstract_state, place
@@ -195,11 +196,52 @@ def test_flags_that_do_not_go_together(capsys, words):
 def test_a_failed_fit_says_what_to_change():
     machine = parse_machine("--slice", "h100-8")
     run = fsdp("llama2_7b", 8, 1024, 4096, 4, "save_projections")
-    changes, own = search.remedies(run, machine, 1)
+    found = remedies(run, machine, 1)
     plan, work = reckon_run(run, machine)
-    assert not plan.fits and own == plan.memory.total
-    assert any(c.fits for c in changes) and all(
-        c.fits == (c.bytes <= plan.available) for c in changes
-    )
-    said = text(plan, work, changes, own)
-    assert "DOES NOT FIT" in said and "Run.remat = 'full'" in said
+    assert not plan.fits and found.reckoned == plan.memory.total
+    assert any(c.fits for c in found.changes) and found.larger is None
+    assert all(c.fits == (c.bytes <= plan.available) for c in found.changes)
+    said = text(plan, work, found)
+    assert "DOES NOT FIT" in said and "Run.remat = 'full'" in said and "alone" not in said
+
+
+def test_a_state_that_is_too_large():
+    """Smaller activations are not proposed; a slice is, and room on the host."""
+    run = fsdp("llama2_70b", 4, 1024, 4096, 4, "save_projections")
+    machine = parse_machine("--slice", "v5p-8")
+    found = remedies(run, machine, 1)
+    # 69 G parameters in float32 with two moments, on 4 chips; norms and scalars aside.
+    assert found.state == pytest.approx(68_976_648_192 * 12 / 4, rel=1e-3)
+    hosted = "MeshConfig.optimizer_on_host = True"
+    assert found.changes and all(hosted in c.binding for c in found.changes)
+    assert not any(c.fits for c in found.changes)
+    assert found.larger is not None and found.larger.fits
+    assert found.larger.binding.startswith("--slice=v5p-32; MeshConfig.fsdp = 16")
+    said = text(*reckon_run(run, machine), found)
+    assert "alone take 192.7 GiB of 95.73 GiB" in said and found.larger.binding in said
+
+
+def test_slices_pay_for_the_network():
+    """What is between slices is sent there once for each piece, and a third slice costs more."""
+    found = {}
+    for slices in (1, 2, 3):
+        lines = dict(MeshConfig__replica=slices, Loop__batch_size=1536, Evaluation__batch_size=192)
+        run = run_of("llama2_7b", MeshConfig__fsdp=64, **lines)
+        plan, work = reckon_run(run, parse_machine("--slice", "v5p-128"), slices)
+        found[slices] = plan
+        far = [c for c in plan.collectives if c.network]
+        assert bool(far) == (slices > 1) == (plan.time.network > 0)
+        assert all(c.axes == ("replica",) and c.group == slices for c in far)
+        sent = 2 * (slices - 1) / slices * 4 * 6_738_415_616 * 2 / 64  # bf16, 4 microbatches
+        assert sum(c.sent for c in far) == pytest.approx(sent, rel=0.05)
+        assert ("between slices" in text(plan, work)) == (slices > 1)
+    assert found[3].time.network > 1.3 * found[2].time.network
+
+
+def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
+    big = ["--gin.Llama.d_model=8192", "--gin.Llama.n_layers=40", "--gin.Llama.d_ff=32768"]
+    words = ["--gin_file=configs/recipes/quickstart.gin", "--gin.MeshConfig.fsdp=8"]
+    for more in ([], ["--json"], ["--search"]):
+        with pytest.raises(SystemExit) as left:
+            command.main([*words, *big, "--slice=a100-40gb-8", *more])
+        assert left.value.code == 1 and "its" in capsys.readouterr().out
