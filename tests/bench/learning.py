@@ -2,17 +2,19 @@
 
     .venv-parity/bin/python tests/bench/learning.py --peer               # every setting, 150 s each
     .venv-parity/bin/python tests/bench/learning.py --peer --settings 0 --seconds 5
+    .venv-parity/bin/python tests/bench/learning.py --nanochat           # nanochat's recipe
     .venv/bin/python tests/bench/learning.py --ours                      # the quickstart recipe
     .venv/bin/python tests/bench/learning.py                             # xz and the corpus alone
 
 Our side is the quickstart recipe as it stands but for the number of steps, which is set so that it
 takes the same time: a newcomer's defaults are what is measured.
 
-The peer is transformers' LLaMA in torch, bf16 autocast. Each side gets the shipped text, the same
-tokenizer and the same held-out documents, which are predicted in full, end-of-text included, in
-windows of T tokens: what ``t5x_llm.evaluate.perplexity`` computes. The clock starts before the
-first step, which compiles on our side and takes torch seconds as well; imports, tokenization and
-evaluation are not counted. Results go to --out as JSON lines.
+The peers are transformers' LLaMA and nanochat's recipe in torch, bf16 autocast; where a CPU has no
+bfloat16 arithmetic, --float32 has both sides compute in float32. Each side gets the shipped text,
+the same tokenizer and the same held-out documents, which are predicted in full, end-of-text
+included, in windows of T tokens: what ``t5x_llm.evaluate.perplexity`` computes. The clock starts
+before the first step, which compiles on our side and takes torch seconds as well; imports,
+tokenization and evaluation are not counted. Results go to --out as JSON lines.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import lzma
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +150,16 @@ class Peer:
       setting: the model and its training.
       tokenizer: for sizes and special tokens.
       length: tokens in a row, T.
+      bfloat16: whether products are computed in bfloat16.
     """
 
-    def __init__(self, setting: Setting, tokenizer: Tokenizer, length: int):
+    def __init__(self, setting: Setting, tokenizer: Tokenizer, length: int, bfloat16: bool):
         import torch
         import transformers
 
         torch.manual_seed(0)
         torch.set_num_threads(2)
-        self.setting, self.length = setting, length
+        self.setting, self.length, self.bfloat16 = setting, length, bfloat16
         config = transformers.LlamaConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=setting.d_model,
             num_hidden_layers=setting.layers, num_attention_heads=setting.heads,
@@ -217,7 +220,7 @@ class Peer:
     def _nll(self, inputs: np.ndarray, targets: np.ndarray) -> Any:
         import torch
 
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
             logits = self.model(torch.from_numpy(inputs)).logits
         flat = logits.float().flatten(0, 1)
         goal = torch.from_numpy(targets).flatten()
@@ -290,6 +293,8 @@ class Ours:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer", action="store_true", help="train the peer (needs torch)")
+    parser.add_argument("--nanochat", action="store_true", help="train it (needs torch)")
+    parser.add_argument("--float32", action="store_true", help="compute in it, not in bfloat16")
     parser.add_argument("--ours", action="store_true", help="train the quickstart recipe")
     parser.add_argument("--gin_bindings", action="append", default=[], help="on top of the recipe")
     parser.add_argument("--settings", type=int, nargs="*", help="indices into GRID; all if absent")
@@ -315,18 +320,28 @@ def main() -> None:
     known = {k: xz_bits_per_byte(v, corpus.train[k]) for k, v in corpus.held_out.items()}
     report("xz -9e given the training text", bits_per_byte=known)
     if args.ours:
-        report("t5x_llm", bindings=args.gin_bindings, **Ours(args.gin_bindings).train(args.seconds))
-    if not args.peer:
+        bindings = [*args.gin_bindings, *(["Policy.compute='float32'"] if args.float32 else [])]
+        report("t5x_llm", bindings=bindings, **Ours(bindings).train(args.seconds))
+    if not (args.peer or args.nanochat):
         return
     tokenizer = corpus.tokenizer(args.tokenizer)
     train = [d for v in corpus.train.values() for d in documents(v, tokenizer)]
     held_out = {k: documents(v, tokenizer) for k, v in corpus.held_out.items()}
-    for index in args.settings if args.settings is not None else range(len(GRID)):
-        peer = Peer(GRID[index], tokenizer, args.length)
-        trained = peer.train(train, args.seconds)
-        scores = {k: round(peer.bits(v) / sizes[k], 4) for k, v in held_out.items()}
-        setting = dataclasses.asdict(GRID[index]) | {"parameters": peer.parameters}
-        report("transformers + torch", setting=setting, bits_per_byte=scores, **trained)
+
+    def compare(side: str, grid: tuple[Any, ...], make: Callable[..., Any]) -> None:
+        for index in args.settings if args.settings is not None else range(len(grid)):
+            peer = make(grid[index], tokenizer, args.length, not args.float32)
+            trained = peer.train(train, args.seconds)
+            scores = {k: round(peer.bits(v) / sizes[k], 4) for k, v in held_out.items()}
+            setting = dataclasses.asdict(grid[index]) | {"parameters": peer.parameters}
+            report(side, setting=setting, bits_per_byte=scores, **trained)
+
+    if args.peer:
+        compare("transformers + torch", GRID, Peer)
+    if args.nanochat:
+        from learning_nanochat import NANOCHAT_GRID, Nanochat
+
+        compare("nanochat", NANOCHAT_GRID, Nanochat)
 
 
 if __name__ == "__main__":
