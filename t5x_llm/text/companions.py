@@ -68,15 +68,20 @@ class Companions:
         """Returns the object in a JSON file; {} where there is no such file.
 
         Raises:
-          DataError: it is not JSON, or no object.
+          DataError: it is not JSON, or no object. (Whoever reads the model says so of its files; a
+            tokenizer may lie beside others of their names.)
         """
         if name not in self.files:
             return {}
         try:
             found = json.loads(self.files[name])
         except (ValueError, RecursionError) as e:
+            if name in MODELS_OWN:
+                return {}
             raise DataError(f"{name} beside {self.origin} is not JSON: {e}.") from e
         if not isinstance(found, dict):
+            if name in MODELS_OWN:
+                return {}
             raise DataError(f"{name} beside {self.origin} is no JSON object.")
         return found
 

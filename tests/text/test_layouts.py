@@ -213,3 +213,14 @@ def test_half_a_layout(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(DataError, match=r"has no merges\.txt"):
         load_tokenizer(tmp_path / "vocab.json")
+
+
+def test_files_of_the_models_names_may_be_others(tmp_path):
+    """A tokenizer may lie beside a config.json that is no model's; its own files must be sound."""
+    layouts.gpt2(tmp_path)
+    for content in ("[1, 2]", "{", b"\xff"):
+        layouts.write(tmp_path, config__json=content)
+        assert load_tokenizer(tmp_path).eos_id == 0
+    layouts.write(tmp_path, special_tokens_map__json="[]")
+    with pytest.raises(DataError, match="special_tokens_map.json beside"):
+        load_tokenizer(tmp_path)
