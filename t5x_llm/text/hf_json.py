@@ -40,11 +40,11 @@ class HFTokenizer(Tokenizer):
         self._companions = Companions(dict(companions or {}), origin)
         content = _parsed(data)
         if content is not None and with_added(content, self._companions.added, origin):
-            data = json.dumps(content, ensure_ascii=False).encode()
+            data = _dumped(content)
         self._data = data
         try:
             if content is not None and _named_special(content, self._companions.named.values()):
-                data = json.dumps(content, ensure_ascii=False).encode()
+                data = _dumped(content)
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -143,6 +143,11 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
     return content
+
+
+def _dumped(content: dict[str, Any]) -> bytes:
+    # Half of a surrogate pair, which JSON can write, is left to the library to refuse.
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def with_added(content: dict[str, Any], added: Mapping[int, AddedToken], origin: str) -> bool:

@@ -179,6 +179,9 @@ def test_added_tokens_of_the_files_beside(tmp_path):
         layouts.write(tmp_path, added_tokens__json=ids)
         with pytest.raises(DataError, match=message):
             load_tokenizer(tmp_path)
+    layouts.write(tmp_path, added_tokens__json={"<\ud800>": n})
+    with pytest.raises(DataError, match="not a usable"):
+        load_tokenizer(tmp_path)
     layouts.llama_chat(tmp_path / "model")
     layouts.write(tmp_path / "model", added_tokens__json={"<far>": 9**8})
     with pytest.raises(DataError, match="far from its"):
