@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from t5x_llm.core.errors import DataError
@@ -68,15 +68,20 @@ class Companions:
         """Returns the object in a JSON file; {} where there is no such file.
 
         Raises:
-          DataError: it is not JSON, or no object.
+          DataError: it is not JSON, or no object. (Whoever reads the model says so of its files; a
+            tokenizer may lie beside others of their names.)
         """
         if name not in self.files:
             return {}
         try:
             found = json.loads(self.files[name])
         except (ValueError, RecursionError) as e:
+            if name in MODELS_OWN:
+                return {}
             raise DataError(f"{name} beside {self.origin} is not JSON: {e}.") from e
         if not isinstance(found, dict):
+            if name in MODELS_OWN:
+                return {}
             raise DataError(f"{name} beside {self.origin} is no JSON object.")
         return found
 
@@ -161,7 +166,9 @@ class Companions:
             found += [i for i in many if isinstance(i, int) and not isinstance(i, bool)]
         return found
 
-    def special_names(self, special: Mapping[int, str]) -> dict[str, str]:
+    def special_names(
+        self, special: Mapping[int, str], vocabulary: Container[str]
+    ) -> dict[str, str]:
         """Returns the tokens that begin, end and pad a text or stand for the unknown, by key.
 
         They are those that the files name. Where they name neither begin nor end, the usual names
@@ -170,12 +177,14 @@ class Companions:
 
         Args:
           special: special tokens by id.
+          vocabulary: all tokens; a name that is none of them is no name.
         """
-        names = {k: v for k, v in self.named.items() if k in KEYS and v is not None}
-        if "bos_token" not in self.named and "eos_token" not in self.named:
+        said = {k: v for k, v in self.named.items() if v is None or v in vocabulary}
+        names = {k: v for k, v in said.items() if k in KEYS and v is not None}
+        if "bos_token" not in said and "eos_token" not in said:
             wanted = ["bos_token", "eos_token"]
         else:
-            wanted = [] if "eos_token" in self.named else ["eos_token"]
+            wanted = [] if "eos_token" in said else ["eos_token"]
         if not self.named:
             wanted += ["pad_token", "unk_token"]
         usual_ends = {*USUAL["bos_token"], *USUAL["eos_token"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -40,9 +40,11 @@ class HFTokenizer(Tokenizer):
         self._companions = Companions(dict(companions or {}), origin)
         content = _parsed(data)
         if content is not None and with_added(content, self._companions.added, origin):
-            data = json.dumps(content, ensure_ascii=False).encode()
+            data = _dumped(content)
         self._data = data
         try:
+            if content is not None and _named_special(content, self._companions.named.values()):
+                data = _dumped(content)
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -65,12 +67,12 @@ class HFTokenizer(Tokenizer):
             check_ids(content, vocabulary, origin)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i: t.content for i, t in added.items() if t.special}
-        self._names = self._companions.special_names(self._special)
+        self._names = self._companions.special_names(self._special, vocabulary)
         ids = {k: vocabulary.get(v) for k, v in self._names.items()}
         self.bos_id, self.eos_id = ids.get("bos_token"), ids.get("eos_token")
         self.pad_id, self.unk_id = ids.get("pad_token"), ids.get("unk_token")
         self.add_bos = self._adds_bos()
-        self.fingerprint = fingerprint(data)
+        self.fingerprint = fingerprint(self._data)
 
     def _adds_bos(self) -> bool:
         """Returns ``add_bos_token`` of tokenizer_config.json; without it, what the file itself
@@ -143,6 +145,11 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
     return content
 
 
+def _dumped(content: dict[str, Any]) -> bytes:
+    # Half of a surrogate pair, which JSON can write, is left to the library to refuse.
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
 def with_added(content: dict[str, Any], added: Mapping[int, AddedToken], origin: str) -> bool:
     """Puts tokens that other files add to it into a tokenizer.json; returns True where there were.
 
@@ -163,6 +170,18 @@ def with_added(content: dict[str, Any], added: Mapping[int, AddedToken], origin:
     more = [{"id": i, **dataclasses.asdict(token)} for i, token in new]
     content["added_tokens"] = [*(content.get("added_tokens") or ()), *more]
     return True
+
+
+def _named_special(content: dict[str, Any], names: Iterable[str | None]) -> bool:
+    """Marks added tokens that other files name as special, as transformers does; True if any was
+    not so marked.
+    """
+    plain = [t for t in content.get("added_tokens") or () if not t.get("special")]
+    named = set(names)
+    found = [token for token in plain if token["content"] in named]
+    for token in found:
+        token["special"] = True
+    return bool(found)
 
 
 def _ids(content: Mapping[str, Any]) -> dict[str, int]:

@@ -20,7 +20,7 @@ _PAIR, _WORDS = ("vocab.json", "merges.txt"), "vocab.txt"
 # Vocabularies that nothing here reads.
 UNREADABLE = (
     *("tekken.json", "ice_text.model", "vocab.bpe", "encoder.json", "rwkv_vocab_v20230424.txt"),
-    *("qwen.tiktoken", "bpe.codes", "vocab.json", "dict.txt", "tokenizer_config.json"),
+    *("qwen.tiktoken", "bpe.codes", "vocab.json", "dict.txt"),
 )
 # Both readings of one tokenizer agree on this, or they are not of one.
 _PROBE = "  a\n\t1 23, é 你好  <b>\r\n😀 "

@@ -146,6 +146,7 @@ def test_special_tokens_that_no_file_names(tmp_path):
     assert ids(generation_config__json={"eos_token_id": [2, 0]}) == (0, 0)
     assert ids({"eos_token": "<odd>"}) == (None, 2)
     assert ids({"bos_token": None, "eos_token": None}) == (None, None)
+    assert ids({"bos_token": "<|not there|>", "eos_token": "<|nor this|>"}) == (0, 0)
     odd = layouts.byte_level(special=["<odd>", "<other>"])
     model = {"bos_token_id": 1, "eos_token_id": 0}
     layouts.write(tmp_path, tokenizer__json=odd.to_str(), tokenizer_config__json={},
@@ -178,6 +179,9 @@ def test_added_tokens_of_the_files_beside(tmp_path):
         layouts.write(tmp_path, added_tokens__json=ids)
         with pytest.raises(DataError, match=message):
             load_tokenizer(tmp_path)
+    layouts.write(tmp_path, added_tokens__json={"<\ud800>": n})
+    with pytest.raises(DataError, match="not a usable"):
+        load_tokenizer(tmp_path)
     layouts.llama_chat(tmp_path / "model")
     layouts.write(tmp_path / "model", added_tokens__json={"<far>": 9**8})
     with pytest.raises(DataError, match="far from its"):
@@ -213,3 +217,34 @@ def test_half_a_layout(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(DataError, match=r"has no merges\.txt"):
         load_tokenizer(tmp_path / "vocab.json")
+
+
+def test_files_of_the_models_names_may_be_others(tmp_path):
+    """A tokenizer may lie beside a config.json that is no model's; its own files must be sound."""
+    layouts.gpt2(tmp_path)
+    for content in ("[1, 2]", "{", b"\xff"):
+        layouts.write(tmp_path, config__json=content)
+        assert load_tokenizer(tmp_path).eos_id == 0
+    layouts.write(tmp_path, special_tokens_map__json="[]")
+    with pytest.raises(DataError, match="special_tokens_map.json beside"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_named_token_is_special_though_tokenizer_json_does_not_say_so(tmp_path):
+    """Its name in a text is text, and it stands for none: as in transformers."""
+    transformers = pytest.importorskip("transformers")
+    made = layouts.byte_level()
+    n = made.get_vocab_size()
+    made.add_tokens(["<end>", "<tool>"])
+    config = {"eos_token": "<end>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    layouts.write(tmp_path, tokenizer__json=made.to_str(), tokenizer_config__json=config)
+    found = load_tokenizer(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert found.eos_id == n and found.special == {n: "<end>"}
+    assert n not in found.encode("a<end>") and found.encode("a<tool>")[-1] == n + 1
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    assert theirs.encode("a<end><tool>", **options) == found.encode("a<end><tool>")
+    ids = [*found.encode("a"), n]
+    assert found.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "a"
+    found.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").read_text("utf-8") == made.to_str()
