@@ -108,7 +108,7 @@ def check(name, field, value):
         assert found != "works", (name, field, value)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(FIELDS), st.sampled_from(VALUES))
 @example(("Loop", "steps"), 2**63)
 @example(("Loop", "seed"), 10**22 + 1)

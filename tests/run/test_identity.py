@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1] / room) for room in ("hf", "data")]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "hf"))
 
 import models
 from stores import make_store
