@@ -212,8 +212,8 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
         insists on it; ``anew`` begins anew where all checkpoints are damaged.
 
     Returns:
-      Directory, last step, metrics by step (loss in nats a token), results on held-out documents,
-      and the state with its parameters; ``load()`` gives the model to use.
+      Directory, last step, metrics by step (loss in nats a token), held-out results, and the state
+      with its parameters; ``load()`` gives the model to use.
 
     Raises:
       ConfigError: the run does not fit its mesh, or its directory is not what ``resume`` asks for.
@@ -284,12 +284,11 @@ def evaluate(
       By source, by language, and of ``all``: loss (nats a token), perplexity, bits_per_byte, ...
 
     Raises:
-      ConfigError: nothing says which data, or the window is too long for the model.
+      ConfigError: nothing says which data, it has another tokenizer, or the window is too long.
       DataError: the data was not prepared, or no document is held out.
 
     Example:
-      results = evaluate("runs/quickstart")
-      results["all"]["bits_per_byte"]
+      evaluate("runs/quickstart")["all"]["bits_per_byte"]
     """
     from t5x_llm.run.use import evaluate_model
 
@@ -391,7 +390,7 @@ def export_model(
     Args:
       path: a run directory; or a model as ``import_model`` takes, which is rewritten.
       out: directory to write; ``hf`` of the run if None.
-      step: checkpoint of a run; the newest sound one if None.
+      step: as ``evaluate``.
       dtype: of the weights; float32 for a run, as stored for a directory, if None.
       max_shard_bytes: limit on the data of one safetensors file.
       unproved: write the model even if nothing here can compute it; the report says so.

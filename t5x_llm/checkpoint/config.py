@@ -16,8 +16,9 @@ class CheckpointConfig:
       keep: the newest so many are kept; damaged ones do not count.
       keep_period: besides, every checkpoint whose step is a multiple of it stays for good.
       asynchronous: writing goes on while training does; the loop waits for the copy to host alone.
-      allow_changes: config fields that may differ from the checkpoint's on resume, for example
-        ``('Schedule.peak', 'Optimizer')``.
+      allow_changes: fields that may differ from the checkpoint's on resume, as gin binds them, or
+        classes: ``('Schedule.peak', 'en/Source.files')``; ``Source.files`` allows other
+        documents, ``Data.tokenizer`` alone another tokenizer.
       retry_steps: a save that failed is tried again after so many steps.
       give_up_minutes: the run stops when no save has succeeded for so long.
     """

@@ -134,10 +134,8 @@ def check_number(
     so small that they would become 0.
     """
     kind = "an integer" if integer else "a finite number"
-    if integer and high is None:
-        high = INT32_MAX
     bounds = [
-        f"{word} {bound:g}"
+        f"{word} {bound if isinstance(bound, int) else f'{bound:g}'}"
         for word, bound in (("at least", low), ("above", above), ("at most", high))
         if bound is not None
     ]
@@ -151,6 +149,8 @@ def check_number(
         )
     if not ok:
         raise ConfigError(field, value, expected, remedy)
+    if integer and high is None and value > INT32_MAX:
+        raise ConfigError(field, value, f"an integer of at most {INT32_MAX}", remedy)
     check_representable(field, value, remedy)
 
 

@@ -186,12 +186,16 @@ def apply(
 def _check_tokens(base: ModelSource, files: pathlib.Path) -> None:
     """Raises ConfigError if token ids of the base mean other text in a delta's tokenizer."""
     theirs, ours = tokenizer_of(files), base.tokenizer()
-    if theirs is None or ours is None or not (found := differing_id(theirs, ours)):
+    if (
+        theirs is None
+        or ours is None
+        or not (found := differing_id(theirs, ours, ("the delta", base.path.name)))
+    ):
         return
     raise ConfigError(
         "delta",
         str(files),
-        f"a delta from {base.path.name}, whose tokenizer it has: {found} (the delta's is one)",
+        f"a delta from {base.path.name}, whose tokenizer it has, but {found}",
         "Rows of the two would be added that are not the same token's: give the base that the "
         "delta was made from.",
     )

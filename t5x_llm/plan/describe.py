@@ -28,9 +28,15 @@ from t5x_llm.optim import decay_summary
 from t5x_llm.optim.freezing import select_trained
 from t5x_llm.plan.estimate import Estimate, estimate
 from t5x_llm.run.assembled import Assembled, assemble
-from t5x_llm.run.checks import check_fits, check_start_from, check_tokenizer_size
+from t5x_llm.run.checks import (
+    check_fits,
+    check_start_from,
+    check_start_tokenizer,
+    check_tokenizer_size,
+)
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, open_run_stream
+from t5x_llm.run.identity import check_opened, newest_checkpoint
 from t5x_llm.run.precision import describe_precision
 from t5x_llm.run.reading import read_schedule
 from t5x_llm.run.start import resumed_step
@@ -58,6 +64,9 @@ def describe(run: Run, resolved: Resolved) -> str:
     opened, why = _prepared(run)
     if opened is not None:
         check_tokenizer_size(run, opened.tokenizer)
+        check_opened(run, opened)
+        if newest_checkpoint(run) is None:
+            check_start_tokenizer(run, opened.tokenizer)
     elif isinstance(run.data.tokenizer, str):
         check_tokenizer_size(run, load_tokenizer(run.data.tokenizer))
     data = None if opened is None else OpenData(opened, open_run_stream(run, opened))

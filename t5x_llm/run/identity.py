@@ -35,7 +35,7 @@ _CONTENT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class DataChange:
     """One difference between what a checkpoint was made from and what is there now.
 
     Attributes:
@@ -140,7 +140,7 @@ def check_opened(run: Run, opened: Opened) -> list[str]:
     return [*lines, *(change.text for change in changes)]
 
 
-def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[Change]:
+def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[DataChange]:
     """Yields the changes between two results of ``made_from``."""
     retokenized = saved["tokenizer"] != present["tokenizer"]
     if retokenized:
@@ -221,18 +221,18 @@ def changed_since(directory: str, opened: Opened, step: int | None = None) -> li
     return [] if saved is None else [c.text for c in differences(saved, made_from(opened))]
 
 
-def _changed(name: str, text: str) -> Change:
+def _changed(name: str, text: str) -> DataChange:
     scoped = (f"{name}/{field}" for field in _CONTENT if field.startswith("Source."))
-    return Change(
+    return DataChange(
         (*_CONTENT, *scoped),
         f"Source.files of {name!r}: its documents changed ({text})",
         "Put the files back as they were to continue that run.",
     )
 
 
-def _other_tokenizer(saved: Mapping[str, Any], now: str) -> Change:
+def _other_tokenizer(saved: Mapping[str, Any], now: str) -> DataChange:
     path = saved["tokenizer_path"]
-    return Change(
+    return DataChange(
         _TOKENIZER,
         f"Data.tokenizer: {saved['tokenizer'][:12]}, {path} -> {now}",
         f"Token ids would mean other text to the trained model: Data.tokenizer = {path!r} keeps "
@@ -240,7 +240,7 @@ def _other_tokenizer(saved: Mapping[str, Any], now: str) -> Change:
     )
 
 
-def _refuse(run: Run, where: str, changes: list[Change]) -> None:
+def _refuse(run: Run, where: str, changes: list[DataChange]) -> None:
     allow = run.checkpoint.allow_changes
     refused = [c for c in changes if not _allows(allow, c)]
     if not refused:
@@ -256,7 +256,7 @@ def _refuse(run: Run, where: str, changes: list[Change]) -> None:
     )
 
 
-def _allows(allow: tuple[str, ...], change: Change) -> bool:
+def _allows(allow: tuple[str, ...], change: DataChange) -> bool:
     # The tokenizer must be named itself; its class may be allowed for other fields.
     if change.names == _TOKENIZER:
         return any(name.rpartition("/")[2].endswith("Data.tokenizer") for name in allow)

@@ -78,7 +78,8 @@ def _needs(run: Run, mesh: Mesh) -> list[tuple[str, Any, int, str]]:
     lengths = ways(mesh, rules, "length")
     width = getattr(model.config, "d_model", getattr(run.model, "d_model", 1))
     bytes_a_number = np.dtype(run.precision.compute).itemsize
-    layers = _layers(model.config) // mesh.shape.get("stage", 1)
+    groups = getattr(model.config, "groups", ())
+    layers = (sum(g.repeat * len(g.blocks) for g in groups) or 1) // mesh.shape.get("stage", 1)
     a_row = -(-loop.sequence_length // lengths) * width * bytes_a_number
     rows = -(-max(loop.sizes) // (pieces * loop.microbatches))
     evaluated = -(-run.evaluation.batch_size // pieces)
@@ -97,8 +98,3 @@ def _needs(run: Run, mesh: Mesh) -> list[tuple[str, Any, int, str]]:
         ),
         ("Loop.prefetch", loop.prefetch, loop.prefetch * a_batch, "batches prepared ahead"),
     ]  # fmt: skip
-
-
-def _layers(config: Any) -> int:
-    """Returns the number of blocks of a model, those of its parts included."""
-    return sum(group.repeat * len(group.blocks) for group in getattr(config, "groups", ())) or 1

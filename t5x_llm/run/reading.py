@@ -38,7 +38,7 @@ def reading(loop: Loop, stream: str) -> dict[str, Any]:
     }
 
 
-class Stretch(NamedTuple):
+class ReadStretch(NamedTuple):
     """Steps that were trained in a row by one schedule.
 
     Attributes:
@@ -84,9 +84,9 @@ class ReadSchedule:
       stretches: ascending by step; at least one.
     """
 
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[ReadStretch, ...]
 
-    def at(self, step: int) -> Stretch:
+    def at(self, step: int) -> ReadStretch:
         """Returns the stretch that trained a step, or will, counted from 1."""
         return next((s for s in reversed(self.stretches) if s.step < step), self.stretches[0])
 
@@ -102,7 +102,7 @@ class ReadSchedule:
 
 def fresh(loop: Loop) -> ReadSchedule:
     """Returns the schedule of a run that begins."""
-    return ReadSchedule((Stretch(0, 0, loop, ""),))
+    return ReadSchedule((ReadStretch(0, 0, loop, ""),))
 
 
 def read_schedule(run: Run) -> ReadSchedule:
@@ -111,28 +111,28 @@ def read_schedule(run: Run) -> ReadSchedule:
     found = stretches(read_journal(directory / JOURNAL), run.loop)
     if (newest := newest_checkpoint(run)) is not None:
         meta = newest[1]
-        now = Stretch(meta["step"], DataState.from_json(meta["data"]).position, run.loop, "")
+        now = ReadStretch(meta["step"], DataState.from_json(meta["data"]).position, run.loop, "")
         if now.loop != found[-1].loop:
             found = [each for each in found if each.step < now.step] + [now]
     return ReadSchedule(tuple(found))
 
 
-def stretches(lines: Sequence[Line], loop: Loop) -> list[Stretch]:
+def stretches(lines: Sequence[Line], loop: Loop) -> list[ReadStretch]:
     """Returns the stretches of a run, ascending, without what was given up or trained again.
 
     Args:
       lines: the journal.
       loop: the present schedule, which stands for those that the journal does not record.
     """
-    found: list[Stretch] = []
-    present: dict[int, Stretch] = {}
+    found: list[ReadStretch] = []
+    present: dict[int, ReadStretch] = {}
     for line in lines:
         life = line["life"]
         if line["event"] == "start":
             recorded = line.get("reading")
             recorded = recorded if isinstance(recorded, dict) else {}
             then, stream = _loop(recorded, loop), str(recorded.get("stream", ""))
-            present[life] = Stretch(line["step"], _position(line, then), then, stream)
+            present[life] = ReadStretch(line["step"], _position(line, then), then, stream)
         elif line["event"] != "restore" or life not in present:
             continue  # a restore before the start is what the start stands at
         else:
@@ -140,7 +140,7 @@ def stretches(lines: Sequence[Line], loop: Loop) -> list[Stretch]:
             present[life] = present[life]._replace(step=line["step"], position=position)
         found = [each for each in found if each.step < line["step"]]
         found.append(present[life])
-    return found or [Stretch(0, 0, loop, "")]
+    return found or [ReadStretch(0, 0, loop, "")]
 
 
 def _position(line: Line, loop: Loop) -> int:

@@ -15,7 +15,15 @@ PROBES = (
 )
 
 
-def difference(first: Tokenizer, second: Tokenizer, texts: Iterable[str] = PROBES) -> str:
+NAMES = "one", "the other"
+
+
+def difference(
+    first: Tokenizer,
+    second: Tokenizer,
+    texts: Iterable[str] = PROBES,
+    names: tuple[str, str] = NAMES,
+) -> str:
     """Finds in what two tokenizers differ, for a model that both are used with.
 
     Equal fingerprints settle it. Files that are written differently (a SentencePiece model and the
@@ -23,9 +31,10 @@ def difference(first: Tokenizer, second: Tokenizer, texts: Iterable[str] = PROBE
     mean, by the ids of begin and end where both have them, and by the ids that ``texts`` get.
 
     Args:
-      first: a tokenizer, called "one" in the answer.
+      first: a tokenizer.
       second: the other.
       texts: texts that both encode.
+      names: what the two are called in the answer.
 
     Returns:
       The first difference in words, without a full stop; "" if there is none.
@@ -35,13 +44,13 @@ def difference(first: Tokenizer, second: Tokenizer, texts: Iterable[str] = PROBE
     longer = max(first, second, key=lambda each: each.vocab_size)
     beyond = range(min(first.vocab_size, second.vocab_size), longer.vocab_size)
     if any(longer.decode([i]) for i in beyond):  # tokens without text, such as one that pads, may
-        return f"one has {first.vocab_size:,} tokens, the other {second.vocab_size:,}"
-    if found := differing_id(first, second):
+        return f"{names[0]} has {first.vocab_size:,} tokens, {names[1]} {second.vocab_size:,}"
+    if found := differing_id(first, second, names):
         return found
     for name in _SPECIAL:
         ids = getattr(first, name), getattr(second, name)
         if None not in ids and ids[0] != ids[1]:
-            return f"{name} is {ids[0]} in one, {ids[1]} in the other"
+            return f"{name} is {ids[0]} in {names[0]}, {ids[1]} in {names[1]}"
     for text in texts:
         if first.encode(text) != second.encode(text):
             shown = text if len(text) <= 40 else f"{text[:37]}..."
@@ -49,7 +58,7 @@ def difference(first: Tokenizer, second: Tokenizer, texts: Iterable[str] = PROBE
     return ""
 
 
-def differing_id(first: Tokenizer, second: Tokenizer) -> str:
+def differing_id(first: Tokenizer, second: Tokenizer, names: tuple[str, str] = NAMES) -> str:
     """Finds an id that means one thing in ``first`` and another in ``second``.
 
     Ids that only one of them has are passed over.
@@ -63,7 +72,8 @@ def differing_id(first: Tokenizer, second: Tokenizer) -> str:
         # Two kinds of file may spell one piece differently, and text at its start too.
         texts = first.decode([i]), second.decode([i])
         if texts[0].strip(" ") != texts[1].strip(" ") or not texts[0].strip(" "):
-            return f"id {i} is {first.piece(i)!r} in one, {second.piece(i)!r} in the other"
+            spelled = first.piece(i), second.piece(i)
+            return f"id {i} is {spelled[0]!r} in {names[0]}, {spelled[1]!r} in {names[1]}"
     return ""
 
 
@@ -79,7 +89,7 @@ def check_same_tokenizer(
       names: where each comes from.
       remedy: what to change.
     """
-    if found := difference(first, second):
+    if found := difference(first, second, names=names):
         received = f"{names[0]} (tokenizer {first.fingerprint[:12]})"
         wanted = f"the tokenizer of {names[1]} ({second.fingerprint[:12]}), but {found}"
         raise ConfigError(field, received, wanted, remedy)

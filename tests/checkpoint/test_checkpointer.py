@@ -287,6 +287,27 @@ def test_check_compatible():
     check_compatible(saved, {"model": Toy(course=Course("x"))}, "here", allow=("Course",))
 
 
+def test_differences_are_named_as_a_user_binds_them():
+    names = {"seed": "Loop.seed"}
+    saved = {"seed": 0, "parts": [to_dict(Course("a")), to_dict(Course("b"))]}
+    changed = {"seed": 1, "parts": [Course("a"), Course("b")]}
+    with pytest.raises(CheckpointError, match=r"Loop\.seed: 0 -> 1\n.*\('Loop\.seed',\)"):
+        check_compatible(saved, changed, "here", names=names)
+    # An operative config of an older version says 'seed'; a scope is asked for, a module is not.
+    for entry in ("Loop.seed", "Loop", "seed", "train.config.Loop.seed"):
+        assert check_compatible(saved, changed, "here", (entry,), names) == ["Loop.seed: 0 -> 1"]
+    assert check_compatible(saved, changed, "here", (), names, free=("Loop.seed",)) == []
+    for entry in ("Sampling.seed", "Loop.steps", "en/Loop.seed"):
+        with pytest.raises(CheckpointError, match=r"Loop\.seed"):
+            check_compatible(saved, changed, "here", (entry,), names)
+    second = {"seed": 0, "parts": [Course("a"), Course("b", peak=9.0)]}
+    for entry in ("Course.peak", "b/Course.peak", "b/Course"):
+        (line,) = check_compatible(saved, second, "here", (entry,))
+        assert line.endswith("(in parts[1].peak)")
+    with pytest.raises(CheckpointError, match=r"parts\[1\]"):
+        check_compatible(saved, second, "here", ("a/Course.peak",))
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from t5x_llm.config import gin_door, load, parse_flags, register
+from t5x_llm.config.parse import parse
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
 
 
@@ -336,3 +337,42 @@ def test_the_door_opens_without_jax_or_tensorflow():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfTuner.name = 'caf\xc3\xa9'\r\nfit.steps = 3\r\n",
+        "\ufeffTuner.name = 'café'\nfit.steps = 3\n".encode("utf-16-le"),
+        "\ufeffTuner.name = 'café'\nfit.steps = 3\n".encode("utf-16-be"),
+        "Tuner.name = 'café'\rfit.steps = 3\r".encode(),
+        b"include 'marked.gin'\nfit.steps = 3\n",
+    ],
+    ids=["utf-8 and crlf", "utf-16-le", "utf-16-be", "cr", "included"],
+)
+def test_files_of_other_editors_are_read(tmp_path, data):
+    (tmp_path / "marked.gin").write_bytes(b"\xef\xbb\xbfTuner.name = 'caf\xc3\xa9'\r\n")
+    (tmp_path / "file.gin").write_bytes(data)
+    found = parse([str(tmp_path / "file.gin")], [], [], [])
+    bound = {binding.key: binding.value for binding in found.bindings.values()}
+    assert bound == {"Tuner.name": "café", "fit.steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("fit.steps = 3\nTuner.name = 'café'\n".encode("latin-1"), ["line 2", "0xe9", "-f latin1"]),
+        ("Tuner.name = '春眠不觉晓'\n".encode("gb18030"), ["line 1", "-f gb18030"]),
+    ],
+)
+def test_files_in_other_encodings_are_refused_with_the_command_that_helps(tmp_path, data, words):
+    (tmp_path / "file.gin").write_bytes(data)
+    said = mistake([str(tmp_path / "file.gin")])
+    assert "UTF-8" in said
+    for word in words:
+        assert word in said, said
+
+
+def test_places_that_cannot_be_read_are_refused_by_name():
+    for place in ("s3://bucket/run.gin", "https://host/run.gin"):
+        assert "a local path or gs://" in mistake([place])

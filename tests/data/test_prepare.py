@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from clocks import until
 from stores import write_jsonl
 
 from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.data import inputs, reading
 from t5x_llm.data import prepare as prepare_module
-from t5x_llm.data import reading
 from t5x_llm.data.catalog import open_stores, open_stream
 from t5x_llm.data.prepare import prepare
 from t5x_llm.data.sources import Data, Mixture, Source
@@ -362,3 +363,105 @@ def test_a_document_of_50_mb(base, tmp_path):
     assert split.document_bytes(longest) > 45e6
     stream = open_stream(data, opened, 512)
     assert stream.batch(0, 8).shape == (8, 512)
+
+
+def spoiled(store):
+    """Flips a byte in the middle of the largest file of a store."""
+    path = max((p for p in store.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+
+
+def a_flipped_byte(root):
+    spoiled(next(root.glob("a-*")))
+
+
+def a_lost_array(root):
+    shutil.rmtree(next(root.glob("b-*")) / "train" / "bytes")
+
+
+def a_manifest_cut_short(root):
+    path = next(root.glob("a-*")) / "manifest.json"
+    path.write_text(path.read_text()[:100])
+
+
+def a_catalogue_cut_short(root):
+    (root / "mixture.json").write_text('{"format"')
+
+
+def a_spoiled_tokenizer(root):
+    path = next(root.glob("tokenizer-*"))
+    for file in (path / "tokenizer.model", path / "tokenizer.json"):
+        file.write_bytes(file.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(a_flipped_byte, a_lost_array, a_manifest_cut_short, a_catalogue_cut_short),
+        a_spoiled_tokenizer,
+    ],
+)
+def test_a_damaged_store_is_built_again(base, tmp_path, damage):
+    root = tmp_path / "stores"
+    shutil.copytree(base[0].store_dir, root)
+    data = dataclasses.replace(base[0], store_dir=str(root))
+    whole = {name: store.content for name, store in open_stores(data).stores.items()}
+    tokenizer = open_stores(data).tokenizer.fingerprint
+    damage(root)
+    said = []
+    opened = prepare(data, verify=True, say=said.append)
+    assert not any("nothing to do" in line for line in said)
+    assert {name: store.content for name, store in opened.stores.items()} == whole
+    assert opened.tokenizer.fingerprint == tokenizer
+    for store in opened.stores.values():
+        store.verify()
+    said.clear()
+    prepare(data, verify=True, say=said.append)
+    assert len(said) == 1 and "nothing to do" in said[0]
+
+
+def test_a_store_that_cannot_be_written_is_used_as_it_is(base, tmp_path, monkeypatch):
+    root = tmp_path / "stores"
+    shutil.copytree(base[0].store_dir, root)
+    data = dataclasses.replace(base[0], store_dir=str(root))
+    (root / ".inputs.json").unlink()  # as if the files' times had changed
+
+    def refuse(*_, **__):
+        raise ConfigError("Data.store_dir", str(root), "a directory that can be written")
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(prepare_module, "check_writable", refuse)
+    monkeypatch.setattr(prepare_module, "write_json", read_only)
+    monkeypatch.setattr(inputs, "write_json", read_only)
+    before = sorted(p.name for p in root.rglob("*"))
+    said = []
+    opened = prepare(data, say=said.append)
+    assert len(opened.stores) == 2 and "nothing to do" in said[0]
+    assert sorted(p.name for p in root.rglob("*")) == before
+    with pytest.raises(ConfigError, match="can be written"):
+        prepare(dataclasses.replace(data, validation_fraction=0.5))
+
+
+def test_the_content_of_a_store_is_that_of_its_text(base, tmp_path):
+    first = {name: store.content for name, store in open_stores(base[0]).stores.items()}
+    assert first["a"] != first["b"]
+    moved = []
+    for source in base[0].mixture.sources:
+        path = shutil.copy(source.files[0], tmp_path / f"moved-{source.name}.jsonl")
+        moved.append(dataclasses.replace(source, files=str(path)))
+    tokenizer = str(next(Path(base[0].store_dir).glob("tokenizer-*")))
+    data = dataclasses.replace(
+        base[0], store_dir=str(tmp_path / "s"), tokenizer=tokenizer,
+        mixture=dataclasses.replace(base[0].mixture, sources=tuple(moved)),
+    )  # fmt: skip
+    elsewhere = prepare(data)
+    assert {name: store.content for name, store in elsewhere.stores.items()} == first
+    assert elsewhere.texts == open_stores(base[0]).texts and all(elsewhere.texts.values())
+    with (tmp_path / "moved-a.jsonl").open("a") as file:
+        file.write('{"text": "one line more"}\n')
+    again = prepare(data)
+    assert again.stores["a"].content != first["a"] and again.stores["b"].content == first["b"]
