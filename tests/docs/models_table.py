@@ -21,7 +21,7 @@ the papers' hyperparameters are in `configs/recipes/`. Vicuna and other fine-tun
 preset of the model they come from. `python tests/docs/models_table.py` writes this page.
 """,
         "head": "| preset | parameters | held to |",
-        "files": "`{files}`, {lines} lines",
+        "files": "`{files}`",
         "rest": "\nFamilies without a preset of a published size: {rest}.\n",
     },
     "docs/models.zh.md": {
@@ -34,7 +34,7 @@ preset of the model they come from. `python tests/docs/models_table.py` writes t
 Vicuna 等微调模型使用其基座模型的预设。本页由 `python tests/docs/models_table.py` 生成。
 """,
         "head": "| 预设 | 参数量 | 依据 |",
-        "files": "`{files}`，{lines} 行",
+        "files": "`{files}`",
         "rest": "\n尚无公开规模预设的模型族：{rest}。\n",
     },
 }
@@ -52,10 +52,7 @@ def table(texts):
         if names is None:
             continue
         path = family.__module__.replace(".", "/") + ".py"
-        lines = len((ROOT / path).read_text().splitlines())
-        parts.append(
-            f"\n## {family.__name__}\n\n{texts['files'].format(files=path, lines=lines)}\n"
-        )
+        parts.append(f"\n## {family.__name__}\n\n{texts['files'].format(files=path)}\n")
         parts.append(f"\n{texts['head']}\n|---|---|---|\n")
         for name in sorted(names, key=lambda n: (size(PARAMETERS[n].count), n)):
             count, source = PARAMETERS[name][:2]
