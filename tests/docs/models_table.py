@@ -26,10 +26,10 @@ generation is passed over. A field that nobody here knows is noted in `parity.js
 transformers computes the reference, since equal logits prove the reading; elsewhere `t5x-llm
 import --ignore_field NAME` says that it has no effect.
 
-LongRoPE (Phi-3, Phi-4-mini) and dynamic NTK (InternLM 2) turn queries and keys by the length of
+LongRoPE (Phi-3, Phi-4-mini) and dynamic NTK (InternLM 2) rotate queries and keys by the length of
 the sequence: in training and scoring by that of each packed document; in generation by that of
-the row so far, whatever else is in the batch. Under dynamic NTK cached keys keep the turn that
-they were stored with, as in transformers. Under LongRoPE a row that outgrows the pretrained
+the row so far, whatever else is in the batch. Under dynamic NTK cached keys keep the rotation
+that they were stored with, as in transformers. Under LongRoPE a row that outgrows the pretrained
 context is read again from its first token, as transformers does with Phi-3, so every token
 follows from one pass over its row.
 """,
@@ -48,12 +48,12 @@ Vicuna 等微调模型使用其基座模型的预设。本页由 `python tests/d
 
 别人的 `config.json` 按 transformers 的方式读取：缺省字段取其配置类的默认值，null 和关闭的开关不
 起作用，只与训练或生成有关的字段略过。本软件不认识的字段，若参考由 transformers 计算，则记入
-`parity.json`，因为logits 相等就证明读法正确；否则用 `t5x-llm import --ignore_field 字段名` 声明
+`parity.json`，因为 logits 相等就证明读法正确；否则用 `t5x-llm import --ignore_field 字段名` 声明
 它不起作用。
 
 LongRoPE（Phi-3、Phi-4-mini）和动态 NTK（InternLM 2）的旋转取决于序列长度：训练和打分时取打包行
 中各文档的长度；生成时取该行到目前为止的长度，与同批其他行无关。动态 NTK 下，缓存中的键保留写入
-时的旋转，与transformers 相同。LongRoPE 下，一行超出预训练长度时从头重读，与 transformers 对
+时的旋转，与 transformers 相同。LongRoPE 下，一行超出预训练长度时从头重读，与 transformers 对
 Phi-3 的做法相同，因此每个词元都来自对整行的一次计算。
 """,
         "head": "| 预设 | 参数量 | 依据 |",
