@@ -23,8 +23,8 @@ preset of the model they come from. `python tests/docs/models_table.py` writes t
 Other people's `config.json` is read as transformers reads it: absent fields have its classes'
 defaults, null and switches that are off change nothing, and what only concerns training or
 generation is passed over. A field that nobody here knows is noted in `parity.json` where
-transformers computes the reference, since equal logits prove the reading; elsewhere `t5x-llm
-import --ignore_field NAME` says that it has no effect.
+transformers computes the reference, since equal logits prove the reading; elsewhere the flag
+`--ignore_field NAME` of `t5x-llm import` says that it has no effect.
 
 LongRoPE (Phi-3, Phi-4-mini) and dynamic NTK (InternLM 2) rotate queries and keys by the length of
 the sequence: in training and scoring by that of each packed document; in generation by that of
