@@ -338,7 +338,7 @@ def import_model(
     kind: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     unproved: bool = False,
-    ignore_fields: Sequence[str] = (),
+    ignore: Sequence[str] = (),
 ) -> Converted:
     """Writes a Hugging Face or GGUF model as a verified Hugging Face directory.
 
@@ -351,29 +351,20 @@ def import_model(
       kind: ``hf`` or ``gguf`` where it must be one of them.
       max_shard_bytes: limit on the data of one safetensors file.
       unproved: write the model even if nothing here can compute it; the report says so.
-      ignore_fields: fields of config.json to read as if they were absent.
+      ignore: fields of config.json to read as if they were absent.
 
     Raises:
-      ConfigError: the architecture or a field of config.json is unknown, or ``out`` cannot be
-        written.
+      ConfigError: the architecture or a field is unknown, or ``out`` cannot be written.
       CheckpointError: missing, damaged or malicious files.
       ParityError: the logits differ; nothing is written.
 
     Example:
-      done = import_model("downloads/llama", "models/base", dtype="bfloat16")
-      done.report.summary()
+      import_model("downloads/llama", "models/base", dtype="bfloat16").report.summary()
     """
     from t5x_llm.hf.convert import convert
 
-    return convert(
-        path,
-        out,
-        kind=kind,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-        unproved=unproved,
-        ignore=ignore_fields,
-    )
+    limits = dict(max_shard_bytes=max_shard_bytes)
+    return convert(path, out, kind=kind, dtype=dtype, unproved=unproved, ignore=ignore, **limits)
 
 
 def export_model(

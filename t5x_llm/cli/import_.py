@@ -54,7 +54,7 @@ def _main(argv: Sequence[str]) -> None:
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_bytes,
         unproved=args.unproved,
-        ignore_fields=args.ignore_field,
+        ignore=args.ignore_field,
     )
     print(f"Wrote {args.out} from {args.source}: {found.report.summary()}.")
     for note in found.report.notes:

@@ -224,7 +224,7 @@ class Decoding:
         self._tokens = [list(map(int, ids)) for ids in prompts for _ in range(sampling.n)]
         self._given = [len(row) for row in self._tokens]
         self.rows = len(self._tokens)
-        self._turn = _turning_length(model)
+        self._switch = _switch_length(model)
         seeds = self._tokens + [[]] * (self.scope.rows(self.rows) - self.rows)
         self._seeds = row_seeds(sampling.seed, seeds)
         self._state = self._begin(np.zeros(self.rows, bool))
@@ -244,8 +244,8 @@ class Decoding:
         limit = np.full(size, most, np.int32)
         if model.max_length is not None:
             limit = np.minimum(limit, model.max_length - begun)
-        if self._turn is not None:  # pause with the first token whose turning is another
-            pause = np.where(lengths <= self._turn, self._turn + 1 - given, limit)
+        if self._switch is not None:  # pause with the first token whose rotation is another
+            pause = np.where(lengths <= self._switch, self._switch + 1 - given, limit)
             limit = np.minimum(limit, pause).astype(np.int32)
         count = np.zeros(size, np.int32) if answers else lengths - given
         whole = np.arange(size) >= self.rows
@@ -274,9 +274,9 @@ class Decoding:
             self.sampling.values,
         )
         chunk = Chunk(*(np.asarray(x)[: self.rows] for x in out))
-        return chunk if self._turn is None else self._turned(chunk, stopped[: self.rows])
+        return chunk if self._switch is None else self._read_again(chunk, stopped[: self.rows])
 
-    def _turned(self, chunk: Chunk, stopped: np.ndarray) -> Chunk:
+    def _read_again(self, chunk: Chunk, stopped: np.ndarray) -> Chunk:
         """Reads the rows again whose rotation has become another with their last token.
 
         Every layer's keys of all their tokens change then, so none can be kept: what follows is
@@ -291,14 +291,14 @@ class Decoding:
                 if self.model.max_length is not None:
                     most = min(most, self.model.max_length - self._given[i])
                 short = len(row) - self._given[i] < most
-                paused[i] = chunk.done[i] and short and len(row) == (self._turn or 0) + 1
+                paused[i] = chunk.done[i] and short and len(row) == (self._switch or 0) + 1
         done = chunk.done & ~paused
         if paused.any():
             self._state = self._begin(done | stopped)
         return chunk._replace(done=done)
 
 
-def _turning_length(model: Model) -> int | None:
+def _switch_length(model: Model) -> int | None:
     """Tokens up to which a model's rotation is one, and beyond which it is another; or None."""
     scalings = (rotary.scaling for rotary in getattr(model.config, "rotaries", ()))
     found = {s.original_length for s in scalings if isinstance(s, LongRotaryScaling)}

@@ -153,7 +153,7 @@ class Family:
 
 
 def _of_null(kinds: str, default: Any) -> Any:
-    """What null means in a field of ours: None, or off, where it can be that; else nothing."""
+    """Returns what null means in a field of ours: None, or off, where it can be that."""
     names = set(kinds.replace(" ", "").split("|"))
     return None if "None" in names else False if names == {"bool"} else default
 

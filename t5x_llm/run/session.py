@@ -111,12 +111,14 @@ def _train_held(
         Watchdog(run.life.watchdog_minutes, directory, stuck) as watchdog,
     ):
         watchdog.heartbeat("preparation of the data")
-        if primary:
+        # What begins anew is compared with nothing that it leaves behind.
+        compared = found is not None or resume != "anew"
+        if primary and compared:
             check_texts(run)
         prepare_in_subprocess(run, operative_config, jax.process_index())
         data = open_data(run)
         check_tokenizer_size(run, data.opened.tokenizer)
-        changes = check_opened(run, data.opened)
+        changes = check_opened(run, data.opened) if compared else []
         if found is None:
             check_start_tokenizer(run, data.opened.tokenizer)
         journals.append(Journal(directory / JOURNAL, primary=primary))

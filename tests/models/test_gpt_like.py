@@ -69,7 +69,7 @@ def test_published_configs_give_published_counts(config, total):
         (NEO | {"attention_types": [[["local"], 4]], "attention_layers": ["global"] * 4}, "layers"),
         (NEO, "layer_types"),  # absent means 24 layers
         (NEOX | {"hidden_act": "mish"}, "hidden_act"),
-        (NEOX | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type"),
+        (NEOX | {"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "rope_type"),
         (BLOOM | {"n_head": 16, "n_inner": 8}, "n_inner"),
         (FALCON | {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads"),
         (FALCON | {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),

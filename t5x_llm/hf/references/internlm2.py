@@ -10,7 +10,7 @@ def internlm2(config: nl.Config, read: nl.Read, tokens: np.ndarray) -> np.ndarra
     project = nl.biased if config.get("bias") else nl.linear
     n, eps = config["num_attention_heads"], config["rms_norm_eps"]
     k_heads = config["num_key_value_heads"]
-    base: float = config.get("rope_theta", 10000.0)
+    base = float(config.get("rope_theta") or 10000.0)
     base = (config.get("rope_parameters") or {}).get("rope_theta", base)
     at, length = np.arange(len(tokens)), len(tokens)
     x = read("model.tok_embeddings.weight")[tokens]
