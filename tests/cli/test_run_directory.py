@@ -32,7 +32,9 @@ def damage(run, how):
         elif how == "meta":
             (path / "meta" / "metadata").write_text("{")
         else:
-            biggest = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+            biggest = max(
+                (p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+            )
             data = bytearray(biggest.read_bytes())
             data[len(data) // 2] ^= 1
             biggest.write_bytes(data)
