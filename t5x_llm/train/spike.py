@@ -270,9 +270,9 @@ class SpikeMonitor:
             if reason := self._too_high(loss):
                 return "loss", reason
             if norm > self.limit():
-                usual = f"{norm / math.exp(self._norm.level):.1f} x its level"
-                if not self._norm.settled:
-                    usual = "far above any so far"
+                usual = "far above any so far"
+                if self._norm.settled:
+                    usual = f"{norm / math.exp(self._norm.level):.1f} x its level"
                 return "gradient", f"gradient norm {norm:.3g}, {usual}"
         return ("gradient", f"gradient norm {norm:.3g}: update skipped") if skipped else ("", "")
 
@@ -366,6 +366,7 @@ class SpikeMonitor:
             "risen": self._risen,
             "phase": None if self._phase is None else dataclasses.astuple(self._phase),
             "since": self._since,
+            "largest": list(self._largest),
             "same_level": self._same_level,
             "last": [list(entry) for entry in self._last],
         }
@@ -384,6 +385,7 @@ class SpikeMonitor:
         self._lowest = math.inf if state["lowest"] is None else state["lowest"]
         # Earlier versions had none of these.
         phase, self._since = state.get("phase"), state.get("since")
+        self._phase = None if phase is None else Phase(*phase)
         self._same_level = state.get("same_level", False)
         self._last.extend((a, b, c, d) for a, b, c, d in state.get("last", ()))
         known = max(self._loss.recent, default=0.0), max(self._norm.recent, default=-80.0)
