@@ -45,6 +45,16 @@ def test_a_recorded_stage_is_a_spike_only_if_nobody_planned_it():
     assert watch(steps, lambda step: Phase(str(step >= change))) == (None, [])
 
 
+def test_a_run_through_all_that_is_planned_gives_no_alarm():
+    """Stages of three languages, a ramp; resumed with other rates, peak, parts, and more steps."""
+    stages, lives = (200, 400, 600, 700), (300, 700, 800, 900, 1000, 1200)
+
+    def phase(step):
+        return Phase(*(str(sum(step > at for at in each)) for each in (stages, lives)))
+
+    assert watch(recorded("plan"), phase) == (None, [])
+
+
 def test_an_ordinary_recorded_run_gives_no_alarm():
     assert watch(recorded("no harm")) == (None, [])
 
