@@ -34,6 +34,7 @@ LEVEL = 32
 RECENT = 5  # steps among which ``patience`` bad ones make a spike
 SETTLE = 8  # ordinary steps after which there is a level
 UNIFORM = 12.5  # nats per token of a uniform guess among 2^18 tokens
+SUSTAINED, AMONG = 10, 12  # so many of the last losses a third of ``deviations`` up: a spike
 WIDER = 2.0  # factor on ``deviations`` and ``norm_factor`` in a window
 RISE = 5.0  # factor on ``min_rise`` in a window
 
@@ -152,11 +153,13 @@ class _Series:
     def __init__(self, window: int):
         self.recent: collections.deque[float] = collections.deque(maxlen=LEVEL)
         self.residuals: collections.deque[float] = collections.deque(maxlen=window)
+        self._found: tuple[float, float] | None = None
 
     def add(self, value: float) -> None:
         if self.recent:
             self.residuals.append(value - statistics.median(self.recent))
         self.recent.append(value)
+        self._found = None
 
     @property
     def settled(self) -> bool:
@@ -164,18 +167,21 @@ class _Series:
         return len(self.recent) >= SETTLE
 
     @property
-    def trend(self) -> float:
-        """Median distance of values from the median of those before them."""
-        return statistics.median(self.residuals) if self.residuals else 0.0
-
-    @property
     def level(self) -> float:
-        return statistics.median(self.recent) + self.trend
+        return self._statistics()[0]
 
     @property
     def scale(self) -> float:
-        trend = self.trend
-        return 1.4826 * statistics.median(abs(r - trend) for r in self.residuals)
+        return self._statistics()[1]
+
+    def _statistics(self) -> tuple[float, float]:
+        """Returns level and scale; the trend is the median distance from those before."""
+        if self._found is None:
+            trend = statistics.median(self.residuals) if self.residuals else 0.0
+            spread = [abs(r - trend) for r in self.residuals]
+            scale = 1.4826 * statistics.median(spread) if spread else 0.0
+            self._found = statistics.median(self.recent) + trend, scale
+        return self._found
 
 
 class SpikeMonitor:
@@ -199,6 +205,10 @@ class SpikeMonitor:
         self._risen: int | None = None
         self._phase: Phase | None = None
         self._since: int | None = None  # ordinary steps since the last planned change
+        self._same_level = False  # that change was none of the data
+        # The last steps with their losses, and with level and scale before them.
+        self._last: collections.deque[tuple[int, float, float, float]]
+        self._last = collections.deque(maxlen=AMONG)
         self._largest = (0.0, 0.0)  # ordinary loss and norm so far
 
     def change(self, data: bool) -> None:
@@ -212,7 +222,9 @@ class SpikeMonitor:
         self._norm = _Series(self.config.window)
         if data:
             self._loss = _Series(self.config.window)
+            self._last.clear()
         self._lowest, self._risen, self._since = math.inf, None, 0
+        self._same_level = not data
 
     def observe(
         self,
@@ -236,6 +248,7 @@ class SpikeMonitor:
                 self.change(phase.data != self._phase.data)
             self._phase = phase
         bad, reason = self._judge(loss, grad_norm, skipped)
+        sustained = self._sustained(step, loss)
         if not bad:
             self._loss.add(loss)
             self._norm.add(math.log(max(grad_norm, 1e-30)))
@@ -243,7 +256,7 @@ class SpikeMonitor:
             self._since = None if self._since is None else self._since + 1
             self._largest = max(self._largest[0], loss), max(self._largest[1], grad_norm)
         self._bad.append((step, bad, reason))
-        return Finding(bad, reason, self._spike(step) or self._drift(step))
+        return Finding(bad, reason, self._spike(step) or sustained or self._drift(step))
 
     @property
     def _planned(self) -> bool:
@@ -257,9 +270,9 @@ class SpikeMonitor:
             if reason := self._too_high(loss):
                 return "loss", reason
             if norm > self.limit():
-                usual = f"{norm / math.exp(self._norm.level):.1f} x its level"
-                if not self._norm.settled:
-                    usual = "far above any so far"
+                usual = "far above any so far"
+                if self._norm.settled:
+                    usual = f"{norm / math.exp(self._norm.level):.1f} x its level"
                 return "gradient", f"gradient norm {norm:.3g}, {usual}"
         return ("gradient", f"gradient norm {norm:.3g}: update skipped") if skipped else ("", "")
 
@@ -304,6 +317,26 @@ class SpikeMonitor:
         count = f"{len(bad)} bad steps within {RECENT}"
         return Spike(onset, step, kind, f"{count}, the first: {reason}")
 
+    def _sustained(self, step: int, loss: float) -> Spike | None:
+        """Returns the verdict of losses that are raised too little one by one, but all of them."""
+        config = self.config
+        if self._seen < config.warmup or not self._loss.settled or not math.isfinite(loss):
+            return None
+        self._last.append((step, loss, self._loss.level, self._loss.scale))
+        least, deviations = config.min_rise, config.deviations / 3
+        if self._planned and self._same_level:
+            least, deviations = RISE * least, WIDER * deviations
+        # The level before all of them, as raised losses raise it.
+        _, _, level, scale = self._last[0]
+        bound = level + max(least, deviations * scale)
+        raised = [at for at, value, *_ in self._last if value > bound]
+        if len(raised) < SUSTAINED or raised[-1] != step:
+            return None
+        reason = (
+            f"{len(raised)} of {AMONG} losses above {bound:.3f}, where {level:.3f} is the level"
+        )
+        return Spike(raised[0], step, "loss", reason)
+
     def _drift(self, step: int) -> Spike | None:
         enough = self._seen >= max(self.config.warmup, LEVEL) and self._loss.settled
         if not enough or self._planned or self._bad[-1][1]:
@@ -334,6 +367,8 @@ class SpikeMonitor:
             "phase": None if self._phase is None else dataclasses.astuple(self._phase),
             "since": self._since,
             "largest": list(self._largest),
+            "same_level": self._same_level,
+            "last": [list(entry) for entry in self._last],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -351,6 +386,8 @@ class SpikeMonitor:
         # Earlier versions had none of these.
         phase, self._since = state.get("phase"), state.get("since")
         self._phase = None if phase is None else Phase(*phase)
+        self._same_level = state.get("same_level", False)
+        self._last.extend((a, b, c, d) for a, b, c, d in state.get("last", ()))
         known = max(self._loss.recent, default=0.0), max(self._norm.recent, default=-80.0)
         loss, norm = state.get("largest", (known[0], math.exp(known[1])))
         self._largest = loss, norm
