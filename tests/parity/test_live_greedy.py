@@ -26,8 +26,12 @@ from t5x_llm.run.load import load  # noqa: E402
 from t5x_llm.run.use import complete, sampling_for  # noqa: E402
 from t5x_llm.text import TokenizerTraining, train_tokenizer  # noqa: E402
 
-TEXTS = ["The cat sat on the mat, and it rained. ", "春眠不觉晓，处处闻啼鸟。夜来风雨声。", "😀 ok 👍🏽 "]
-PROMPTS = ["The cat", "春眠", " two  spaces", "emoji 😀👍🏽", "mixed 春 cat\nnew line", "é ñ 한국어"]
+TEXTS = [
+    "The cat sat on the mat, and it rained. ",
+    "春眠不觉晓，处处闻啼鸟。夜来风雨声。",
+    "😀 ok ",
+]
+PROMPTS = ["The cat", "春眠", " two  spaces", "emoji 😀👍🏽", "mixed 春 cat\nnew", "é ñ 한국어"]
 LENGTH = 24
 CASES = {
     "greedy": {},
