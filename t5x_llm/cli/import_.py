@@ -18,7 +18,8 @@ The word hf or gguf may be left out. OUT is a Hugging Face directory: train on f
 --gin.Run.start_from="'models/mine'", let it continue texts with t5x-llm generate, load it with
 transformers. A directory that is one already needs no import; this command then proves and rewrites
 it, one tensor in memory at a time. pytorch_model.bin is read where torch is installed, by its
-weights-only loader."""
+weights-only loader; of a GGUF file in parts, give any one. What lies beside the weights is kept:
+the list of end tokens, generation_config.json, the tokenizer's files, the licence in README.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
