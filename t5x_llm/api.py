@@ -113,8 +113,7 @@ def describe(run: ResolvedRun) -> str:
       T5xLLMError: whatever the run itself would raise before its first step.
 
     Example:
-      run = load_run("configs/recipes/quickstart.gin")
-      print(describe(run))
+      print(describe(load_run("configs/recipes/quickstart.gin")))
     """
     from t5x_llm.plan.describe import describe as describe_run
 

@@ -12,9 +12,10 @@ from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import Flags, load, parse_flags, register
 from t5x_llm.core.errors import ConfigError
-from t5x_llm.data.clean.clean_config import Clean, Input, Limits
+from t5x_llm.data.clean.clean_config import Clean
 from t5x_llm.data.clean.decontaminate import Decontaminate, EvalSet
 from t5x_llm.data.clean.dedup.dedup_config import Dedup, MinHash, Repeats, Suffix
+from t5x_llm.data.clean.input_config import Input, Limits
 from t5x_llm.data.clean.steps import STEPS
 
 DESCRIPTION = """{what}

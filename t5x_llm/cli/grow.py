@@ -117,16 +117,17 @@ def _body(path: str) -> Any:
 def _texts(files: Sequence[str], field: str, measured: int) -> tuple[list[str], list[str]]:
     """Returns documents to learn from, and ``measured`` bytes of others; chosen by hash."""
     from t5x_llm.core.errors import DataError
-    from t5x_llm.data.reading import find_files, plan_jobs, read, scan
+    from t5x_llm.data.formats import format_of
+    from t5x_llm.data.reading import find_files, is_cut, plan_jobs, read, scan
     from t5x_llm.data.record import Record
     from t5x_llm.data.sources import Source
 
     train: list[str] = []
     held_out: list[tuple[bytes, str]] = []
     for number, file in enumerate(files):
-        kind = "jsonl" if ".json" in file else "text"
+        kind = "jsonl" if format_of(file).is_records else "text"
         source = Source(f"text_{number}", file, kind, field, "line" if kind == "text" else "file")
-        scans = [scan(path, lines=True) for path in find_files(source)]
+        scans = [scan(path, is_cut(source, path)) for path in find_files(source)]
         for job in plan_jobs(scans):
             for document in read(source, job):
                 digest = Record(document.text, 0, 0).digest()

@@ -80,12 +80,13 @@ def open_input(path: str) -> BinaryIO:
     Raises:
       OSError: it cannot be opened.
     """
-    if not _is_foreign(path):
-        opened: Any = as_path(plain(path)).open("rb")
-        return opened
+    opened: Any
     with _explained(path):
-        found: BinaryIO = _filesystem(path).open(path, "rb")
-    return found
+        if _is_foreign(path):
+            opened = _filesystem(path).open(path, "rb")
+        else:
+            opened = as_path(plain(path)).open("rb")
+    return opened
 
 
 def read_text(path: str) -> str:
@@ -105,7 +106,8 @@ def stat(path: str) -> Stat:
         if not scheme_of(path):
             local = os.stat(path)
             return Stat(local.st_size, local.st_mtime_ns)
-        remote = as_path(path).stat()
+        with _explained(path):
+            remote = as_path(path).stat()
         return Stat(remote.length, int(remote.mtime))
     with _explained(path):
         files = _filesystem(path)
@@ -121,7 +123,8 @@ def exists(path: str) -> bool:
         with _explained(path):
             return bool(_filesystem(path).exists(path))
     path = plain(path)
-    return as_path(path).exists() or (not scheme_of(path) and os.path.islink(path))
+    with _explained(path):
+        return as_path(path).exists() or (not scheme_of(path) and os.path.islink(path))
 
 
 def is_dir(path: str) -> bool:
@@ -131,7 +134,8 @@ def is_dir(path: str) -> bool:
             return False
         with _explained(path):
             return bool(_filesystem(path).isdir(path))
-    return as_path(plain(path)).is_dir()
+    with _explained(path):
+        return as_path(plain(path)).is_dir()
 
 
 def is_pattern(path: str) -> bool:
@@ -156,7 +160,8 @@ def matches(pattern: str) -> list[str]:
         return sorted({str(as_path(p)) for p in found})
     if "**" not in pattern:
         fixed, rest = split_pattern(pattern)
-        return sorted(str(p) for p in as_path(fixed).glob(rest) if not p.is_dir())
+        with _explained(pattern):
+            return sorted(str(p) for p in as_path(fixed).glob(rest) if not p.is_dir())
     fits = _translated(pattern)
     return sorted(path for path in below(split_pattern(pattern)[0]) if fits.fullmatch(path))
 
@@ -168,8 +173,9 @@ def below(directory: str) -> Iterator[str]:
             files = _filesystem(directory)
             yield from (files.unstrip_protocol(path) for path in files.find(directory))
         return
-    for place, _, names in as_path(directory).walk():
-        yield from (str(place / name) for name in names)
+    with _explained(directory):
+        for place, _, names in as_path(directory).walk():
+            yield from (str(place / name) for name in names)
 
 
 def find(owner: str, field: str, pattern: str) -> list[str]:
@@ -248,7 +254,10 @@ def _translated(pattern: str) -> re.Pattern[str]:
 
 
 class _explained:
-    """Context that turns whatever a remote filesystem raises into an error that names the path."""
+    """Context that makes an OSError that names the path of whatever a remote filesystem raises.
+
+    TensorFlow's, which reads gs://, and those of fsspec each have errors of their own.
+    """
 
     def __init__(self, path: str):
         self._path = path
@@ -259,5 +268,5 @@ class _explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         known = (OSError, ConfigError, DataError)
         if isinstance(error, Exception) and not isinstance(error, known):
-            said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise OSError(f"{self._path} cannot be read ({said})") from error

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.data.formats import SUFFIXES, decompressed, format_of, json_values
-from t5x_llm.data.reading import Stretch, find_files, read
+from t5x_llm.data.reading import find_files, read
 from t5x_llm.data.sources import Source
+from t5x_llm.data.stretch import Stretch
 
 _SAMPLE = 1 << 20  # characters looked at
 _CHINESE = re.compile(r"[\u3400-\u9fff]")

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from t5x_llm.core.errors import DataError
-from t5x_llm.data.reading import Stretch, read
+from t5x_llm.data.reading import read
 from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Source
 from t5x_llm.data.store import SPLITS
+from t5x_llm.data.stretch import Stretch
 from t5x_llm.text import Tokenizer, load_tokenizer
 
 _ENCODE_CHARS = 1 << 20

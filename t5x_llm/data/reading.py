@@ -20,6 +20,7 @@ from t5x_llm.core.errors import DataError, nearest
 from t5x_llm.core.paths import here_or_shipped
 from t5x_llm.data import formats
 from t5x_llm.data.sources import Source
+from t5x_llm.data.stretch import Stretch
 
 JOB_BYTES = 8 << 20
 _BLOCK = 1 << 20
@@ -44,17 +45,6 @@ class Scan:
     size: int
     sha256: str
     cuts: tuple[tuple[int, int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stretch:
-    """Whole lines of a file, bytes [start, stop); ``line`` is the number of the first line."""
-
-    file: int
-    path: str
-    start: int
-    stop: int
-    line: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +181,7 @@ def _documents(
 
     They are read as cleaning reads them; what cannot be read ends the run with its place.
     """
-    from t5x_llm.data.clean.clean_config import Input, Limits
+    from t5x_llm.data.clean.input_config import Input, Limits
     from t5x_llm.data.clean.read.bounded import QuarantineError
     from t5x_llm.data.clean.read.formats import check_head
     from t5x_llm.data.clean.read.records import Bad

@@ -29,17 +29,10 @@ import seqio
 import tensorflow as tf
 
 from t5x_llm.core.errors import ConfigError, DataError
-from t5x_llm.data.reading import (
-    SourceDocument,
-    Stretch,
-    find_files,
-    is_cut,
-    plan_jobs,
-    read,
-    scan,
-)
+from t5x_llm.data.reading import SourceDocument, find_files, is_cut, plan_jobs, read, scan
 from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Mixture, Source
+from t5x_llm.data.stretch import Stretch
 
 Rate = float | Callable[[seqio.Task], float]
 # Rank 0 and no vocabulary: the text itself, tokenized by us.

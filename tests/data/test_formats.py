@@ -291,3 +291,24 @@ def test_files_that_are_not_what_their_names_say_are_named(tmp_path):
         find = Source("s", str(tmp_path / "a.parquet"), kind="text")
         is_cut(find, str(tmp_path / "a.parquet"))
         list(read(find, plan_jobs([scan(str(tmp_path / "a.parquet"), False)])[0]))
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/a.jsonl", "gs://bucket/**/a.jsonl", "gs://bucket/d"])
+def test_whatever_a_remote_filesystem_raises_names_the_path(monkeypatch, tmp_path, path):
+    class Strange(Exception):
+        pass
+
+    def broken(*_, **__):
+        raise Strange("no route to the\nmetadata server")
+
+    remote = type(
+        "Remote", (), dict.fromkeys(("exists", "is_dir", "glob", "walk", "stat", "open"), broken)
+    )
+    monkeypatch.setattr(filesystems, "as_path", lambda path: remote())
+    said = r"gs://bucket.*(Strange: no route to the metadata server|no file)"
+    with pytest.raises(DataError, match=said):
+        find_files(Source("s", path))
+    with pytest.raises(DataError, match=said):
+        run(Clean((Input("s", path),), str(tmp_path / "out")), say=str)
+    with pytest.raises(DataError, match=said):
+        Decontaminate(EvalSet("e", path)).open()

@@ -183,11 +183,11 @@ def _items(each: EvalSet) -> Iterator[tuple[str, str]]:
 def _items_of(each: EvalSet, path: str) -> Iterator[tuple[str, str]]:
     """Yields the items of one file: records, or lines of texts."""
     # What reads an input reads an evaluation set; here, since those modules know this one.
-    from t5x_llm.data.clean.clean_config import Input, Limits
+    from t5x_llm.data.clean.input_config import Input, Limits
     from t5x_llm.data.clean.read.formats import check_head, format_of
     from t5x_llm.data.clean.read.records import Bad, read
     from t5x_llm.data.clean.read.rows import rows
-    from t5x_llm.data.reading import Stretch
+    from t5x_llm.data.stretch import Stretch
 
     named = formats.format_of(path)
     source = Input(

@@ -30,7 +30,8 @@ from t5x_llm.core import filesystems
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.paths import as_path, check_writable, write_json
 from t5x_llm.core.units import size
-from t5x_llm.data.clean.clean_config import Clean, Input
+from t5x_llm.data.clean.clean_config import Clean
+from t5x_llm.data.clean.input_config import Input
 from t5x_llm.data.clean.jobs import (
     QUARANTINE,
     REMOVED,
@@ -333,8 +334,8 @@ def _summary(manifest: dict[str, Any], out: str, seconds: float) -> str:
         kinds = ", ".join(f"{each['files']:,} {each['kind']}" for each in left_out[:_KINDS_SHOWN])
         more = f" and {len(left_out) - _KINDS_SHOWN} more kinds" * (len(left_out) > _KINDS_SHOWN)
         lines.append(
-            f"clean: {files:,} files of {size(held)} were left out ({kinds}{more}). To read some "
-            "as text, name them in an Input of their own with Input.format = 'text'"
+            f"clean: {files:,} files of {size(held)} were left out ({kinds}{more}). Those that "
+            "hold text are read if an Input of their own has Input.format = 'text'"
         )
     bad = manifest["quarantined"]
     if bad:

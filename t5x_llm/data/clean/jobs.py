@@ -23,7 +23,8 @@ from t5x_llm.data.clean.read.formats import (
 from t5x_llm.data.clean.read.records import Bad, read
 from t5x_llm.data.clean.tally import FAILED, Chain, Tally
 from t5x_llm.data.formats import Format, read_head
-from t5x_llm.data.reading import Stretch, scan
+from t5x_llm.data.reading import scan
+from t5x_llm.data.stretch import Stretch
 
 QUARANTINE, REMOVED = ".quarantine.jsonl", ".removed.jsonl"
 # A part holds this many shards' worth of text at most: an archive may expand to many parts.

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from t5x_llm.core.filesystems import open_input
-from t5x_llm.data.clean.clean_config import Limits
+from t5x_llm.data.clean.input_config import Limits
 from t5x_llm.data.clean.read.bounded import QuarantineError, lines, open_bounded
 from t5x_llm.data.formats import UTF8_BOM, Format
-from t5x_llm.data.reading import Stretch
+from t5x_llm.data.stretch import Stretch
 
 SAMPLE = 120  # characters of a record that are shown
 # What a format's reader yields: record number, text or reason, meta or detail.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, here_or_shipped
-from t5x_llm.data.clean.clean_config import Input
+from t5x_llm.data.clean.input_config import Input
 from t5x_llm.data.clean.read.records import Bad
 
 

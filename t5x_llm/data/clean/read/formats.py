@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from t5x_llm.data import formats
-from t5x_llm.data.clean.clean_config import Input
+from t5x_llm.data.clean.input_config import Input
 from t5x_llm.data.clean.read.bounded import QuarantineError
 from t5x_llm.data.formats import Format
 

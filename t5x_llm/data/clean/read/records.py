@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from t5x_llm.data.clean.clean_config import Input, Limits
 from t5x_llm.data.clean.document import Document
+from t5x_llm.data.clean.input_config import Input, Limits
 from t5x_llm.data.clean.read import rows, web
 from t5x_llm.data.clean.read.bounded import QuarantineError
 from t5x_llm.data.clean.read.content import Record, decode, file_lines, opened, too_long
 from t5x_llm.data.formats import UTF8_BOM, Format
-from t5x_llm.data.reading import Stretch
+from t5x_llm.data.stretch import Stretch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

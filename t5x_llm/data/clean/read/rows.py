@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from t5x_llm.core.filesystems import open_input
-from t5x_llm.data.clean.clean_config import Input, Limits
+from t5x_llm.data.clean.input_config import Input, Limits
 from t5x_llm.data.clean.read.bounded import QuarantineError
 from t5x_llm.data.clean.read.content import (
     SAMPLE,
@@ -21,7 +21,7 @@ from t5x_llm.data.clean.read.content import (
 from t5x_llm.data.clean.read.extract import extract
 from t5x_llm.data.clean.read.formats import open_parquet, row_groups
 from t5x_llm.data.formats import Format, json_values
-from t5x_llm.data.reading import Stretch
+from t5x_llm.data.stretch import Stretch
 
 # Number of the record from 1, and what it holds: any value of JSON, or why it cannot be read.
 Row = tuple[int, Any]

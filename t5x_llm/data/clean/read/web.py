@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from t5x_llm.data.clean.clean_config import Input, Limits
+from t5x_llm.data.clean.input_config import Input, Limits
 from t5x_llm.data.clean.read.bounded import QuarantineError
 from t5x_llm.data.clean.read.charset import decode_page, header_charset
 from t5x_llm.data.clean.read.content import SAMPLE, Record, opened, plain
 from t5x_llm.data.clean.read.extract import extract
 from t5x_llm.data.formats import Format
-from t5x_llm.data.reading import Stretch
+from t5x_llm.data.stretch import Stretch
 
 
 def page(source: Input, limits: Limits, stretch: Stretch, kind: Format) -> Iterator[Record]:
