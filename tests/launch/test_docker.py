@@ -59,7 +59,8 @@ def test_steps_make_a_package_that_runs(path, tmp_path):
     home, venv = tmp_path / "home", tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     env = os.environ | {"PATH": f"{venv}/bin:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu"}
-    env.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "XLA_FLAGS"):
+        env.pop(name, None)
     place = home
     for verb, rest in instructions(path):
         rest = rest.replace(HOME, str(home)).replace("--system", f"--python {venv}/bin/python")

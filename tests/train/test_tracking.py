@@ -229,7 +229,7 @@ def test_mlflow_goes_on_in_the_run_of_the_directory(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "trackers.json").read_text())["mlflow"]["run_id"] == "run 1"
 
 
-def test_what_cannot_be_tracked_is_refused_before_training(tmp_path, monkeypatch):
+def test_what_cannot_be_tracked_is_refused_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("wandb", "mlflow"):
         with pytest.raises(ConfigError, match=rf"pip install 't5x-llm\[{name}\]'"):
@@ -241,6 +241,14 @@ def test_what_cannot_be_tracked_is_refused_before_training(tmp_path, monkeypatch
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
         check_tracking(Tracking("wandb"), str(tmp_path), primary=True)
     check_tracking(Tracking("wandb"), str(tmp_path), primary=False)
+
+    def unreachable(prompt):
+        raise OSError("no answer from https://me:hunter2@host")
+
+    fake(monkeypatch, "wandb", login=unreachable)
+    check_tracking(Tracking("wandb"), str(tmp_path), primary=True)
+    said = capsys.readouterr().err
+    assert "no answer" in said and "the run goes on" in said and "hunter2" not in said
     with pytest.raises(ConfigError, match="local disk"):
         check_tracking(Tracking("wandb", WandB(mode="offline")), "gs://a/b", primary=True)
     with pytest.raises(ConfigError, match="MLflow.uri"):

@@ -130,7 +130,12 @@ def check_tracking(tracking: Tracking, directory: str, primary: bool) -> None:
     if primary and "wandb" in tracking.trackers and tracking.wandb.mode == "online":
         import wandb
 
-        if not wandb.login(prompt=False):
+        try:
+            known = wandb.login(prompt=False)
+        except Exception as e:  # also where the service cannot be reached, which ends no run
+            known = True
+            print(f"warning: wandb: {_first_line(e)} (the run goes on)", file=sys.stderr)
+        if not known:
             raise ConfigError(
                 "WandB.mode",
                 "online",
@@ -151,6 +156,11 @@ def redacted(text: str) -> str:
         if len(value) > 5 and _SECRET_NAME.search(name) and value in text:
             text = text.replace(value, "***")
     return _WITH_LOGIN.sub(r"\1***@", text)
+
+
+def _first_line(error: Exception) -> str:
+    """Returns what an error says, in a line without secrets."""
+    return redacted(str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def redacted_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,6 +293,6 @@ class Tracked:
 
     def _refused(self, error: Exception) -> None:
         if not self._warned:
-            said = redacted(str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            print(f"warning: {self.tracker.name}: {said} (the run goes on)", file=sys.stderr)
+            said = f"{self.tracker.name}: {_first_line(error)}"
+            print(f"warning: {said} (the run goes on)", file=sys.stderr)
         self._warned = True
