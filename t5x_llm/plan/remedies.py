@@ -96,7 +96,8 @@ def _changes(
 def _least(run: Run, shape: dict[str, int]) -> tuple[str, dict[str, Any]]:
     """Returns the settings of the smallest activations: one row of a device at a time."""
     devices = shape["replica"] * shape["data"] * shape["fsdp"] * shape["expert"]
-    loop = dataclasses.replace(run.loop, microbatches=run.loop.batch_size // devices or 1)
+    parts, odd = divmod(run.loop.batch_size, devices)
+    loop = run.loop if odd else dataclasses.replace(run.loop, microbatches=parts)
     return f"{_FULL}; Loop.microbatches = {loop.microbatches}", {"remat": "full", "loop": loop}
 
 
