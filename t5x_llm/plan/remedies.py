@@ -39,8 +39,9 @@ def remedies(run: Run, machine: Slice | Cluster, slices: int) -> Remedies:
         found.append((not planned.fits, rank, proposed))
     found.sort(key=lambda each: each[:2])
     enough = any(each[2].fits for each in found)
-    search = isinstance(machine, Slice) and not enough
-    larger = _larger(run, machine, slices) if search else None
+    larger = None
+    if isinstance(machine, Slice) and not enough:
+        larger = _larger(run, machine, slices)
     return Remedies(
         changes=tuple(each[2] for each in found),
         reckoned=own.memory.total,
