@@ -1,4 +1,4 @@
-"""What to change where a run does not fit: settings, then a larger slice; all by arithmetic."""
+"""Proposes what to change where a run does not fit: settings, then a larger slice."""
 
 from __future__ import annotations
 
