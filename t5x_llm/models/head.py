@@ -15,7 +15,7 @@ from t5x_llm.parallel import compute_spec, constrain, pieces
 # Bytes of the kernel's float32 gradient that a device may hold whole, and of a block of it where it
 # is more. In pieces the gradient of every chunk of the loss is summed over the devices, whole only
 # that of the batch: the smaller is faster, and a gibibyte is little beside the activations.
-_WHOLE, _BLOCK = 2**30, 2**28
+WHOLE, BLOCK = 2**30, 2**28
 _LANES = 128
 
 
@@ -95,8 +95,8 @@ def head_gradient(head: Head) -> Pieces | None:
     rows = shape[0 if head.transposed else 1]
     cut = pieces("vocab", rows)
     size = math.prod(shape) // cut * 4
-    if spec is None or spec == used or size <= _WHOLE:
+    if spec is None or spec == used or size <= WHOLE:
         return None
     fitting = (n for n in range(1, rows + 1) if rows % n == 0 and rows // n % _LANES == 0)
-    blocks = next((n for n in fitting if size // n <= _BLOCK), 1) if cut == 1 else 1
+    blocks = next((n for n in fitting if size // n <= BLOCK), 1) if cut == 1 else 1
     return Pieces(functools.partial(constrain, logical_axes=names, table="grads"), blocks)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Pieces(NamedTuple):
-    """How the kernel's gradient is added up where no device is to hold all of it.
+    """Layout in which the kernel's gradient is added up, so that no device holds all of it.
 
     Attributes:
       lay_out: lays out an array of the kernel's shape, or of a block of its rows or columns of V.

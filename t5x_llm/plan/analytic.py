@@ -87,6 +87,16 @@ class StepWork:
         for (path, x), names in zip(flat, axes, strict=True):
             yield dotted(path), x, names
 
+    def tables(self) -> Iterator[tuple[int, bool]]:
+        """(elements on a device as it is used, whether it is stored so) of what is in no layer."""
+        for _, x, names in self.leaves():
+            if "layers" not in names:
+                stored = _ways(self, resolve(self.rules.params, names, self.mesh, x.shape))
+                used = math.prod(_kept_ways(self, names, x.shape))
+                if "vocab" in names:  # rows that the mesh does not divide are padded for use
+                    used = max(used, ways(self.mesh, self.rules, "vocab"))
+                yield -(-math.prod(x.shape) // used), math.prod(stored) == used
+
 
 def rule_collectives(work: StepWork) -> list[Collective]:
     """The collectives of a step that the rule tables ask for, the costliest first."""

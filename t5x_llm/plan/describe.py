@@ -221,8 +221,8 @@ def _memory(e: Estimate) -> str:
         ("optimizer state", e.optimizer, "exact"),
         ("activations", e.activations, "estimate: all that the backward pass keeps, unfused"),
         ("cast parameters", e.casts, "estimate: copies in the compute dtype that it keeps"),
-        ("logits", e.logits, "estimate: float32 logits of one chunk and their gradient"),
-        ("total", e.total, "working memory of kernels and collectives comes on top"),
+        ("working memory", e.working, "estimate: logits and head, or layers that are gathered"),
+        ("total", e.total, "the compiler's padding and copies come on top"),
     ]
     lines = [f"{name:<16} {size(n):>12}  {word}" for name, n, word in rows]
     if e.scores:

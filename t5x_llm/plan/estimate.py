@@ -12,11 +12,13 @@ from jax.sharding import AbstractMesh, Mesh
 
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
+from t5x_llm.models.head import BLOCK, WHOLE
 from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
 from t5x_llm.parallel import Rules, ways
 from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout
+from t5x_llm.plan.analytic import StepWork, gathered
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.train.task import TrainTask
 
@@ -39,6 +41,10 @@ class Estimate:
         choice, before the compiler fuses anything; attention scores left out.
       casts: parameters in the compute dtype that it keeps, lying as the parameters lie.
       logits: float32 logits of one chunk and their gradient.
+      working: what the fullest of three moments has besides: the loss (the head as it is used, its
+        gradient), a layer of the backward pass (three layers' kernels in the compute dtype: this
+        one's, the next, and gradients), the embedding's gradient (that of a whole table, twice);
+        ``logits`` is part of the first.
       scores: [T, T] attention scores that it would keep where attention is not a fused kernel.
     """
 
@@ -49,18 +55,19 @@ class Estimate:
     activations: int
     casts: int
     logits: int
+    working: int
     scores: int
 
     @property
     def total(self) -> int:
-        """Sums all but the scores."""
+        """Sums all but the scores; of logits and working memory what the fullest moment has."""
         return (
             self.params
             + self.gradients
             + self.optimizer
             + self.activations
             + self.casts
-            + self.logits
+            + self.working
         )
 
 
@@ -95,7 +102,10 @@ def estimate(assembled: Assembled) -> Estimate:
         busy = staged[0].repeats * staged[0].microbatches
         per_row = per_row * staged[0].ticks // busy
     buffers = 1 + (run.loop.microbatches > 1)
-    chunk = rows * min(length, _LOGIT_ROWS) * local.vocab_size
+    logits = 2 * 4 * rows * min(length, _LOGIT_ROWS) * local.vocab_size
+    loop = run.loop
+    sizes = loop.batch_size, loop.sequence_length, loop.microbatches
+    work = StepWork(model, mesh, rules, *sizes, assembled.flops_per_token)
     return Estimate(
         params=params,
         gradients=trained * buffers,
@@ -103,9 +113,22 @@ def estimate(assembled: Assembled) -> Estimate:
         optimizer=_held(state.opt_state, shardings.opt_state),
         activations=per_row * rows * length // traced,
         casts=round(casts * params / whole),
-        logits=2 * 4 * chunk,
+        logits=logits,
+        working=_working(work, logits),
         scores=scores * rows * length**2 // traced**2,
     )
+
+
+def _working(work: StepWork, logits: int) -> int:
+    """Counts what the fullest moment has besides state, gradients, activations and casts.
+
+    Parameters that lie as they are used add nothing: their gradients are counted whole already.
+    """
+    tables = [used for used, whole in work.tables() if not whole]
+    head = max(tables, default=0)
+    gradient = 4 * head if 4 * head <= WHOLE else BLOCK
+    loss = logits + work.itemsize * head + gradient * bool(head)
+    return max(loss, 3 * gathered(work) // 2, 2 * work.itemsize * head)
 
 
 def _stream_pieces(

@@ -16,6 +16,8 @@ _VIEWS = (
     *("dynamic-update-slice", "optimization-barrier", "async-update"),
     *("send", "send-done", "recv-done"),
 )
+# Results that lie where the first operand lay, of which they replace a part.
+_REPLACING = ("dynamic-update-slice", "scatter")
 _EMPTY = 'custom_call_target="AllocateBuffer"'
 _INDEX = re.compile(r"\bindex=(\d+)")
 _ALIASED = re.compile(
@@ -220,9 +222,9 @@ def allocated(module: Module, instruction: Instruction) -> list[Shape]:
 
 def _in_place(result: Instruction | None, inside: Mapping[str, Instruction]) -> bool:
     """Returns True where a fusion's result is one of its arguments, of which it replaces a part."""
-    while result is not None and result.opcode in ("bitcast", "dynamic-update-slice"):
+    while result is not None and result.opcode in ("bitcast", *_REPLACING):
         first = inside.get(result.operands[0]) if result.operands else None
-        if result.opcode == "dynamic-update-slice":
+        if result.opcode in _REPLACING:
             while first is not None and first.opcode == "bitcast":
                 first = inside.get(first.operands[0])
             return first is not None and first.opcode == "parameter"
@@ -283,14 +285,41 @@ def _updates(module: Module, fusion: Instruction) -> bool:
 
 
 def _last_uses(instructions: tuple[Instruction, ...], updating: set[str]) -> Mapping[str, int]:
-    """Index of the last instruction that reads each, by itself or through a view of it."""
+    """Index of the last instruction that reads each, by itself or through a view of it.
+
+    What goes through a loop in a tuple is read as long as its own element of the result.
+    """
     last: dict[str, int] = {}
+    elements: dict[tuple[str, int], int] = {}  # of tuples and loops, by place
+
+    def read(key: Any, end: int, known: dict[Any, int]) -> None:
+        known[key] = max(known.get(key, 0), end)
+
     for at in range(len(instructions) - 1, -1, -1):
         instruction = instructions[at]
-        view = instruction.opcode in _VIEWS or instruction.name in updating
-        end = max(last.get(instruction.name, at), at) if view else at
+        name, operands = instruction.name, instruction.operands
+        view = instruction.opcode in _VIEWS or name in updating
+        end = max(last.get(name, at), at) if view else at
         if instruction.root:
             end = len(instructions)
-        for operand in instruction.operands:
-            last[operand] = max(last.get(operand, 0), end)
+        if instruction.opcode == "get-tuple-element" and (place := _INDEX.search(instruction.text)):
+            read((operands[0], int(place[1])), end, elements)
+        elif instruction.opcode == "tuple":
+            for k, operand in enumerate(operands):
+                read(operand, max(end, elements.get((name, k), at)), last)
+        elif instruction.opcode == "while":
+            for k in range(len(instruction.shapes)):
+                read((operands[0], k), max(end, elements.get((name, k), at)), elements)
+        else:
+            # An element of another result keeps all of it.
+            whole = [n for (owner, _), n in elements.items() if owner == name] if view else []
+            for operand in operands:
+                read(operand, max([end, *whole]), last)
+    return _with_elements(last, elements)
+
+
+def _with_elements(last: dict[str, int], elements: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    """Adds that a result with several arrays is there as long as any of them is read."""
+    for (name, _), end in elements.items():
+        last[name] = max(last.get(name, 0), end)
     return last

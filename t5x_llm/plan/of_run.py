@@ -8,7 +8,7 @@ import jax
 
 from t5x_llm.core.slices import Slice
 from t5x_llm.parallel import abstract_mesh, make_mesh
-from t5x_llm.plan.analytic import StepWork, gathered, reckoned_time, rule_collectives
+from t5x_llm.plan.analytic import StepWork, reckoned_time, rule_collectives
 from t5x_llm.plan.chips import CHIPS, described_devices
 from t5x_llm.plan.compile import Plan, held, plan_step, since
 from t5x_llm.plan.estimate import estimate
@@ -123,8 +123,8 @@ def reckon_run(
         parameters=estimated.params,
         optimizer=estimated.optimizer,
         batch=2 * held(assembled.batch),  # and that of the next step
-        activations=estimated.activations + estimated.logits,
-        temporaries=estimated.gradients + estimated.casts + gathered(step_work),
+        activations=estimated.activations,
+        temporaries=estimated.gradients + estimated.casts + estimated.working,
         code=0,
         available=available,
     )

@@ -1,4 +1,4 @@
-"""What to change where a run does not fit: settings, then a larger slice; all by arithmetic."""
+"""Proposes what to change where a run does not fit: settings, then a larger slice."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def remedies(run: Run, machine: Slice | Cluster, slices: int) -> Remedies:
         found.append((not planned.fits, rank, proposed))
     found.sort(key=lambda each: each[:2])
     enough = any(each[2].fits for each in found)
-    search = isinstance(machine, Slice) and not enough
-    larger = _larger(run, machine, slices) if search else None
+    larger = None
+    if isinstance(machine, Slice) and not enough:
+        larger = _larger(run, machine, slices)
     return Remedies(
         changes=tuple(each[2] for each in found),
         reckoned=own.memory.total,
@@ -96,7 +97,8 @@ def _changes(
 def _least(run: Run, shape: dict[str, int]) -> tuple[str, dict[str, Any]]:
     """Returns the settings of the smallest activations: one row of a device at a time."""
     devices = shape["replica"] * shape["data"] * shape["fsdp"] * shape["expert"]
-    loop = dataclasses.replace(run.loop, microbatches=run.loop.batch_size // devices or 1)
+    parts, odd = divmod(run.loop.batch_size, devices)
+    loop = run.loop if odd else dataclasses.replace(run.loop, microbatches=parts)
     return f"{_FULL}; Loop.microbatches = {loop.microbatches}", {"remat": "full", "loop": loop}
 
 

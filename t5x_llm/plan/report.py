@@ -114,7 +114,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Remedies:
-    """What to try where a plan does not fit, by arithmetic; bytes of a device.
+    """Changes to try where a plan does not fit, by arithmetic; bytes of a device.
 
     Attributes:
       changes: the fastest first.

@@ -119,7 +119,7 @@ def measure(point: Point, generation: str | None) -> dict[str, Any]:
         "predicted_working": told.gradients
         + told.activations
         + told.casts
-        + told.logits
+        + told.working
         + told.scores,
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_llm.objectives.lm import cross_entropy
+from t5x_llm.objectives.lm import Pieces, cross_entropy
 
 B, T, D, V = 2, 10, 16, 40
 
@@ -107,3 +107,36 @@ def test_sharded_over_batch_and_vocabulary_gives_the_same():
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
     text = step.lower(*placed).compile().as_text()
     assert "f32[4,5,40]" not in text  # neither the batch nor the vocabulary is gathered
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_gradient_in_pieces_is_the_same_to_the_bit(transposed, blocks):
+    """No device holds the whole sum; of the bits nothing changes where XLA sums every chunk."""
+    auto, spec = jax.sharding.AxisType.Auto, jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(auto,))
+    hidden, kernel, targets, mask = _inputs(jnp.bfloat16, transposed)
+    rows = [jnp.concatenate([a] * 4) for a in (hidden, targets, mask)]
+
+    def place(x, *axes):
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec(*axes)))
+
+    def lay_out(x):
+        cut = spec(None, "fsdp") if transposed else spec("fsdp", None)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, cut))
+
+    hidden, targets, mask = (place(a, "fsdp") for a in rows)
+    arguments = (hidden, place(kernel), targets, mask)
+
+    def compiled(pieces):
+        def loss(*a):
+            options = dict(z_loss=1e-2, chunk=5, transposed=transposed, pieces=pieces)
+            return cross_entropy(*a, **options)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile()
+
+    whole, cut = compiled(None), compiled(Pieces(lay_out, blocks))
+    for x, y in zip(*map(jax.tree.leaves, (whole(*arguments), cut(*arguments))), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    carried = f"f32[{V},{D // 8}]" if transposed else f"f32[{D // 8},{V}]"
+    assert carried in cut.as_text() and carried not in whole.as_text()

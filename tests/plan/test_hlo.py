@@ -195,9 +195,10 @@ ENTRY %main (x: f32[512]) -> f32[512] {
 """  # noqa: E501
 
 
-def test_what_is_updated_in_place_is_there_once():
+@pytest.mark.parametrize("writes", ["dynamic-update-slice", "scatter"])
+def test_what_is_updated_in_place_is_there_once(writes):
     """A stack that a loop fills is alive once, and belongs to what fills it; views are nothing."""
-    found = parse(IN_PLACE)
+    found = parse(IN_PLACE.replace("dynamic-update-slice", writes))
     assert found.line(found.named["k"]) == "" and "jvp()/kernel" in found.named["k"].op_name
     assert [i.name for i in found.computations["body"]] == ["t", "old", "k", "w", "o"]
     stack, kernel = largest_live(found)
@@ -266,3 +267,31 @@ def test_refusals():
 def test_what_is_no_module():
     with pytest.raises(ValueError, match="ENTRY"):
         parse("hello")
+
+
+THROUGH = """HloModule m, is_scheduled=true
+
+%turn (t: (f32[1024], f32[8])) -> (f32[1024], f32[8]) {
+  %t = (f32[1024]{0}, f32[8]{0}) parameter(0)
+  %t.0 = f32[1024]{0} get-tuple-element(%t), index=0
+  %t.1 = f32[8]{0} get-tuple-element(%t), index=1
+  ROOT %t.2 = (f32[1024]{0}, f32[8]{0}) tuple(%t.0, %t.1)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %read = f32[1024]{0} custom-call(%x), custom_call_target="large"
+  %sums = f32[8]{0} custom-call(%x), custom_call_target="small"
+  %start = (f32[1024]{0}, f32[8]{0}) tuple(%read, %sums)
+  %loop = (f32[1024]{0}, f32[8]{0}) while(%start), condition=%c, body=%turn, backend_config={"known_trip_count":{"n":"2"}}
+  %found = f32[8]{0} get-tuple-element(%loop), index=1
+  %later = f32[1024]{0} custom-call(%found), custom_call_target="large"
+  ROOT %y = f32[8]{0} custom-call(%later, %found), custom_call_target="small"
+}
+"""  # noqa: E501
+
+
+def test_what_a_loop_only_reads_is_gone_after_it():
+    """Another element of the loop's result is read later, and does not keep it."""
+    [large, small] = largest_live(parse(THROUGH))
+    assert (large.bytes, large.count, small.bytes) == (4096, 1, 32)
