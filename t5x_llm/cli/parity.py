@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.arguments import plain_parser
+from t5x_llm.cli.arguments import add_ignore_field, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Compare our logits of a Hugging Face directory or GGUF file with the reference's.
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's own flags."""
     parser = plain_parser("t5x-llm parity", DESCRIPTION)
     parser.add_argument("path", help="a Hugging Face directory or a .gguf file")
+    add_ignore_field(parser)
     return parser
 
 

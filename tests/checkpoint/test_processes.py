@@ -62,14 +62,14 @@ except CheckpointError as e:
 
 assert keeper.steps() == [1, 2], keeper.steps()
 # Old ones are gone for every process, however slowly the first removes them.
-retire = keeper._folder.retire
+retire = keeper.folder.retire
 waiting, gone = (os.path.join(os.path.dirname(directory), n) for n in ("waiting", "gone"))
 def slowly(*a):
     while not os.path.exists(waiting):
         time.sleep(0.01)
     retire(*a)
     open(gone, "w").close()
-keeper._folder.retire = slowly
+keeper.folder.retire = slowly
 assert keeper.save(3, state, {"n": 3})
 if me == 1:
     open(waiting, "w").close()

@@ -19,7 +19,7 @@ CASES = [
     ("train --gin.Loo", {"--gin.Loop."}, True),
     ("train --gin.Loop.ste", {"--gin.Loop.steps="}, True),
     ("train --gin.en/Source.fie", {"--gin.en/Source.field="}, True),
-    ("train --resume ", {"auto", "never", "always"}, True),
+    ("train --resume ", {"auto", "never", "always", "anew"}, True),
     ("delta make --kind ", {"bits", "sum"}, True),
     ("delta make --gr", set(), True),
     ("delta apply --gr", {"--grown"}, True),
@@ -76,7 +76,7 @@ def test_words(scripts, shell, typed, offered, all_of_it):
 def test_bash_files_and_values_after_an_equals_sign(scripts):
     assert bash(scripts, "train --gin_file=recipes/mi") == {"recipes/mine.gin"}
     assert bash(scripts, "train --gin_file recipes/mi") == {"recipes/mine.gin"}
-    assert bash(scripts, "train --resume=a") == {"auto", "always"}
+    assert bash(scripts, "train --resume=a") == {"auto", "always", "anew"}
     assert bash(scripts, "export re") == {"recipes"}
     assert bash(scripts, "plan --tokens ") == set()
 

@@ -4,6 +4,7 @@ import dataclasses
 import filecmp
 import json
 import os
+import pathlib
 import pickle
 import random
 import shutil
@@ -373,24 +374,24 @@ def spoiled(store):
     path.write_bytes(content)
 
 
-def a_flipped_byte(root):
-    spoiled(next(root.glob("a-*")))
+def a_flipped_byte(root, stores):
+    spoiled(stores["a"])
 
 
-def a_lost_array(root):
-    shutil.rmtree(next(root.glob("b-*")) / "train" / "bytes")
+def a_lost_array(root, stores):
+    shutil.rmtree(stores["b"] / "train" / "bytes")
 
 
-def a_manifest_cut_short(root):
-    path = next(root.glob("a-*")) / "manifest.json"
+def a_manifest_cut_short(root, stores):
+    path = stores["a"] / "manifest.json"
     path.write_text(path.read_text()[:100])
 
 
-def a_catalogue_cut_short(root):
+def a_catalogue_cut_short(root, stores):
     (root / "mixture.json").write_text('{"format"')
 
 
-def a_spoiled_tokenizer(root):
+def a_spoiled_tokenizer(root, stores):
     path = next(root.glob("tokenizer-*"))
     for file in (path / "tokenizer.model", path / "tokenizer.json"):
         file.write_bytes(file.read_bytes()[:-200])
@@ -407,9 +408,10 @@ def test_a_damaged_store_is_built_again(base, tmp_path, damage):
     root = tmp_path / "stores"
     shutil.copytree(base[0].store_dir, root)
     data = dataclasses.replace(base[0], store_dir=str(root))
-    whole = {name: store.content for name, store in open_stores(data).stores.items()}
-    tokenizer = open_stores(data).tokenizer.fingerprint
-    damage(root)
+    before = open_stores(data)
+    whole = {name: store.content for name, store in before.stores.items()}
+    tokenizer = before.tokenizer.fingerprint
+    damage(root, {name: pathlib.Path(store.path) for name, store in before.stores.items()})
     said = []
     opened = prepare(data, verify=True, say=said.append)
     assert not any("nothing to do" in line for line in said)

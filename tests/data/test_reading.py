@@ -126,7 +126,7 @@ def _two(**changes):
     (_two(rates=(1.0, -1.0)), r"Mixture\.rates = -1\.0.*at least 0"),
     (_two(rates=(0.0, 0.0)), r"Mixture\.rates.*above 0"),
     (_two(rates=(1.0, float("nan"))), r"Mixture\.rates"),
-    (_two(rates="temperature", temperature=0.0), r"Mixture\.temperature.*above 0"),
+    (_two(rates="temperature", temperature=0.0), r"Mixture\.temperature.*at least 0\.05"),
     (lambda: Data("s", "tok"), r"Data\.mixture"),
     (lambda: Data("s", TokenizerTraining(), _two()(), packing="hole"), r"Did you mean 'whole'"),
     (lambda: Data("", "tok", _two()()), r"Data\.store_dir"),

@@ -147,7 +147,7 @@ def test_errors_survive_a_process_boundary():
         ({"num_key_value_heads": 3, "num_attention_heads": 4}, "json num_key_value_heads = 3"),
         ({"rms_norm_eps": 0}, "config.json rms_norm_eps = 0"),
         ({"rope_theta": -1}, "config.json rope_theta = -1"),
-        ({"hidden_size": 6}, "config.json num_attention_heads = 2.*makes dim an even number"),
+        ({"hidden_size": 6}, "config.json hidden_size = 6: .* even number"),
         ({"model_type": "mistral", "sliding_window": 0}, "config.json sliding_window = 0"),
         ({"hidden_size": None}, "hidden_size = None: expected a value; the field is missing"),
     ],

@@ -22,7 +22,7 @@ def schedules(draw):
         name=name,
         peak=draw(st.floats(1e-6, 1.0)),
         warmup_steps=draw(st.integers(0, total - 1)),
-        final_fraction=draw(st.floats(0.0, 1.0)),
+        final_fraction=draw(st.just(0.0) | st.floats(1e-30, 1.0)),
         decay_fraction=draw(st.floats(0.01, 1.0)),
         hold_steps=draw(st.integers(0, 100)) if name == "rsqrt" else 0,
     )

@@ -33,7 +33,7 @@ def without_torch(monkeypatch):
 
 
 def load(case):
-    family, params, _, _ = import_model(GOLDEN / case, check=False)
+    family, params, *_ = import_model(GOLDEN / case, check=False)
     return family, params, Model(family.decoder(), Policy(compute="float32"))
 
 
@@ -113,7 +113,7 @@ def test_export_gives_back_every_bit(case, tmp_path, max_shard_bytes):
         a, b = original.read(name), ours.read(name)
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes(), name
     assert (tmp_path / "out" / INDEX).exists() == (max_shard_bytes == 8000)
-    family_again, params_again, tokenizer, _ = import_model(tmp_path / "out", check=False)
+    family_again, params_again, tokenizer, *_ = import_model(tmp_path / "out", check=False)
     assert family_again == family and tokenizer is None
     for path, value in flatten(params).items():
         np.testing.assert_array_equal(value, flatten(params_again)[path])

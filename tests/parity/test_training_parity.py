@@ -17,7 +17,7 @@ from t5x_llm.models.model import Model
 
 def our_losses(tx: optax.GradientTransformation) -> list[float]:
     """Mean next-token loss before each step."""
-    family, params, _, _ = import_model(GOLDEN / "llama_untied", check=False)
+    family, params, *_ = import_model(GOLDEN / "llama_untied", check=False)
     model = Model(family.decoder(), Policy(compute="float32"))
 
     @jax.jit

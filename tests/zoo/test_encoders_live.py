@@ -33,7 +33,7 @@ def name(request):
 
 def test_theirs_comes_in_and_goes_out_unchanged(name, tmp_path):
     make_model(name, tmp_path / "theirs")
-    family, params, _, report = import_model(tmp_path / "theirs")
+    family, params, _, report, _ = import_model(tmp_path / "theirs")
     assert report.passed and report.reference.startswith("transformers")
     assert report.prompts["long"].tokens == 512
     assert report.prompts["long"].max_abs < 1e-4
@@ -47,7 +47,7 @@ def test_theirs_comes_in_and_goes_out_unchanged(name, tmp_path):
     # What transformers writes of it comes in again.
     again = auto(name).from_pretrained(tmp_path / "ours")
     again.save_pretrained(tmp_path / "again")
-    second, _, _, report = import_model(tmp_path / "again")
+    second, _, _, report, _ = import_model(tmp_path / "again")
     assert report.passed and second.decoder() == family.decoder()
 
 
@@ -85,7 +85,7 @@ def test_old_files_come_in(tmp_path):
     old |= {f"{k}.weight": torch.zeros(2, 2) for k in ("bert.pooler.dense", "cls.seq_relationship")}
     old["cls.predictions.decoder.weight"] = table.clone()
     save_file(old, file, metadata={"format": "pt"})
-    family, params, _, report = import_model(tmp_path)
+    family, params, _, report, _ = import_model(tmp_path)
     assert report.passed and family.decoder() == encoders.model("bert")[0].decoder()
     np.testing.assert_array_equal(params["embed"]["table"], table)
     old["cls.predictions.decoder.weight"] += 1
@@ -104,7 +104,7 @@ def test_t5_is_tied_where_there_is_no_head(tmp_path):
     tensors = load_file(file)
     del tensors["lm_head.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    family, params, _, report = import_model(tmp_path)
+    family, params, _, report, _ = import_model(tmp_path)
     assert report.passed and family.tied and not family.scaled
     export_hf(params, family, None, tmp_path / "out")
     assert import_model(tmp_path / "out").family == dataclasses.replace(family)

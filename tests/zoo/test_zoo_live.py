@@ -28,7 +28,7 @@ def name(request):
 def test_theirs_comes_in_and_goes_out_unchanged(name, tmp_path):
     theirs = make_model(zoo.CASES[name])
     theirs.save_pretrained(tmp_path / "theirs")
-    family, params, _, report = import_model(tmp_path / "theirs")
+    family, params, _, report, _ = import_model(tmp_path / "theirs")
     assert report.passed and report.reference.startswith("transformers")
     assert report.prompts["long"].tokens == 512
     assert report.prompts["long"].max_abs < zoo.tolerance(name)
