@@ -24,7 +24,6 @@ from t5x_llm.data.stretch import Stretch
 
 JOB_BYTES = 8 << 20
 _BLOCK = 1 << 20
-_LARGEST = 1 << 30  # bytes of one document
 # Of an archive of pages, what is no page or has no text.
 _PASSED_OVER = ("not a page", "no text in HTML", "empty text")
 
@@ -191,7 +190,7 @@ def _documents(
     kind = formats.Format(name, formats.format_of(path).compression)
     keep = (source.score.split(".")[0],) if source.score else ()
     given = Input(source.name, path, format=name, field=source.field, keep=keep)
-    limits = Limits(document_bytes=_LARGEST, ratio=float("inf"))
+    limits = Limits.of_own_files()
     try:
         with filesystems.open_input(path) as file:
             check_head(file.read(formats.HEAD), kind)

@@ -29,7 +29,7 @@ class Pieces(NamedTuple):
         whole gradient of one is on every device for a moment.
     """
 
-    lay_out: Callable[[Float[Array, ...]], Float[Array, ...]]
+    lay_out: Callable[[Float[Array, "D V"]], Float[Array, "D V"]]
     blocks: int = 1
 
 

@@ -18,9 +18,6 @@ from t5x_llm.data.clean.document import Answer, Document, Drop
 from t5x_llm.data.clean.hashing import ngrams, words
 from t5x_llm.data.clean.read.bounded import QuarantineError
 
-_LARGEST = 1 << 30  # bytes of one item
-_ANY_RATIO = 1e9
-
 
 @dataclasses.dataclass(frozen=True)
 class EvalSet:
@@ -200,7 +197,7 @@ def _items_of(each: EvalSet, path: str) -> Iterator[tuple[str, str]]:
     kind = format_of(source, path, content)
     check_head(head, kind)
     stretch = Stretch(0, path, 0, filesystems.stat(path).size, 1)
-    limits = Limits(document_bytes=_LARGEST, ratio=_ANY_RATIO)
+    limits = Limits.of_own_files()
     if kind.is_records:
         for number, record in rows(source, limits, stretch, kind):
             if isinstance(record, QuarantineError):

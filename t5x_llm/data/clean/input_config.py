@@ -94,6 +94,11 @@ class Limits:
     expanded_bytes: int = 1 << 40
     ratio: float = 200.0
 
+    @classmethod
+    def of_own_files(cls) -> Limits:
+        """Returns the limits of files that a user names for training: a text of up to 1 GiB."""
+        return cls(document_bytes=1 << 30, ratio=1e9)
+
     def __post_init__(self) -> None:
         check_count("Limits.document_bytes", self.document_bytes, low=1024)
         check_count("Limits.expanded_bytes", self.expanded_bytes, low=1024)
