@@ -14,6 +14,13 @@ from t5x_llm.core.holding import RECORD, Holder
 from t5x_llm.train.journal import read_journal
 
 
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of ``trained``'s directory, of the test's own."""
+    shutil.copytree(trained[0], tmp_path / "finished")
+    return tmp_path / "finished"
+
+
 def contents(directory):
     """Every file below, by path, with its bytes."""
     return {
@@ -41,8 +48,8 @@ def damage(run, how):
 
 
 @pytest.mark.parametrize("how", ["arrays", "checksums"])
-def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(trained, how):
-    directory, _ = trained
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(finished, how):
+    directory = finished
     damage(directory / "run", how)
     before = contents(directory / "run" / "checkpoints")
     for resume in ("auto", "always") if how == "arrays" else ("auto",):
@@ -54,8 +61,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(trained, ho
 
 @pytest.mark.extended
 @pytest.mark.parametrize("how", ["meta", "record"])
-def test_told_to_begin_anew_it_moves_the_damaged_ones_aside(trained, how):
-    directory, _ = trained
+def test_told_to_begin_anew_it_moves_the_damaged_ones_aside(finished, how):
+    directory = finished
     run = directory / "run"
     damage(run, how)
     before = contents(run / "checkpoints")
@@ -72,9 +79,9 @@ def test_told_to_begin_anew_it_moves_the_damaged_ones_aside(trained, how):
 
 
 @pytest.mark.extended
-def test_a_first_save_that_was_cut_off_is_no_checkpoint(trained, tmp_path):
+def test_a_first_save_that_was_cut_off_is_no_checkpoint(finished, tmp_path):
     """Nothing was ever complete: the run begins, as after any kill."""
-    directory, _ = trained
+    directory = finished
     first = directory / "run" / "checkpoints" / "2"
     for name in ("_CHECKPOINT_METADATA", "checksums.0of1.json"):
         (first / name).unlink()
@@ -85,8 +92,8 @@ def test_a_first_save_that_was_cut_off_is_no_checkpoint(trained, tmp_path):
     assert tiny.losses(tmp_path / "run") == tiny.losses(directory / "run")
 
 
-def test_a_second_training_is_refused_and_takes_over_after_a_kill(trained):
-    directory, _ = trained
+def test_a_second_training_is_refused_and_takes_over_after_a_kill(finished):
+    directory = finished
     shutil.rmtree(directory / "run")
     record = directory / "run" / RECORD
     command = [sys.executable, str(tiny.ROOT / "train.py"), "--gin_file=tiny.gin"]
@@ -112,11 +119,11 @@ def test_a_second_training_is_refused_and_takes_over_after_a_kill(trained):
 
 
 @pytest.mark.extended
-def test_parameters_are_thawed_in_a_continued_run(trained):
+def test_parameters_are_thawed_in_a_continued_run(finished):
     """The frozen part stays to the bit, then learns; what was trained keeps its moments."""
     import numpy as np
 
-    directory, _ = trained
+    directory = finished
     shutil.rmtree(directory / "run")
     tiny.train(directory, "--gin.Optimizer.trained=('embed',)", "--gin.Loop.steps=4")
     refused = tiny.train(directory, "--gin.Loop.steps=8", check=False)
