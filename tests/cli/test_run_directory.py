@@ -140,3 +140,23 @@ def test_parameters_are_thawed_in_a_continued_run(finished):
     assert losses[8] < losses[4]
     meta = json.loads((directory / "run/checkpoints/8/meta/metadata").read_text())
     assert meta["step"] == 8
+
+
+@pytest.mark.extended
+def test_muon_goes_on_to_the_bit(finished):
+    """Eight steps equal four and, from their checkpoint, four more."""
+    import numpy as np
+
+    muon, run = "--gin.Optimizer.name='muon'", finished / "run"
+    shutil.rmtree(run)
+    tiny.train(finished, muon)
+    wanted, losses = tiny.arrays(run, 8), tiny.losses(run)
+    assert any("muon" in name for name in wanted)
+    for step in (6, 8):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    said = tiny.train(finished, muon).stderr
+    assert "from step 4" in said
+    got = tiny.arrays(run, 8)
+    assert wanted.keys() == got.keys() and tiny.losses(run) == losses
+    for name in wanted:
+        np.testing.assert_array_equal(wanted[name], got[name], err_msg=name)
