@@ -37,6 +37,9 @@ from t5x_llm.train.journal import read_journal
 ROOT = pathlib.Path(__file__).parents[2]
 GIN = """
 include 'configs/recipes/quickstart.gin'
+Optimizer.name = 'adamw'
+Optimizer.update_rms = None
+Schedule.peak = 6e-3
 TokenizerTraining.vocab_size = 4096
 TokenizerTraining.character_coverage = 0.98
 Llama.vocab_size = 4096

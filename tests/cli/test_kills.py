@@ -87,6 +87,9 @@ def test_three_kills_change_nothing(trained, tmp_path):
 
 QUICKSTART = """
 include 'configs/recipes/quickstart.gin'
+Optimizer.name = 'adamw'
+Optimizer.update_rms = None
+Schedule.peak = 6e-3
 Run.directory = 'run'
 Data.store_dir = 'store'
 Loop.steps = 200

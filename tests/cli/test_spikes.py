@@ -14,6 +14,9 @@ pytestmark = pytest.mark.slow
 
 GIN = """
 include 'configs/recipes/quickstart.gin'
+Optimizer.name = 'adamw'
+Optimizer.update_rms = None
+Schedule.peak = 6e-3
 Data.store_dir = 'store'
 Llama.d_model = 64
 Llama.n_layers = 2
