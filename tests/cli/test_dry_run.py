@@ -65,6 +65,7 @@ def test_a_slice_that_is_not_here(capfd, monkeypatch, tmp_path):
         f"--gin_file={tiny.ROOT}/configs/models/llama/llama2_7b.gin",
         *("--gin.Loop.batch_size=256", "--gin.Evaluation.batch_size=256"),
         *("--gin.Loop.sequence_length=2048", "--gin.Run.remat='full'"),
+        *("--gin.Optimizer.name='adamw'", "--gin.Optimizer.update_rms=None"),
     )
     assert "this machine has 8 devices; the plan is for 256" in text
     assert "total               6,738,415,616" in text

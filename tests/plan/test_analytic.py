@@ -16,6 +16,7 @@ from t5x_llm.config import parse_flags
 from t5x_llm.core import units
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.gpus import GPUS
+from t5x_llm.optim import Optimizer
 from t5x_llm.parallel import AXES, MeshConfig
 from t5x_llm.plan import search
 from t5x_llm.plan.gpus import parse_machine
@@ -99,7 +100,7 @@ def test_names_that_are_none(name):
 
 MODEL = run_of("quickstart").build_model()
 TASK = LmTask(MODEL, 16, ("a",))
-TX = run_of("quickstart").optimizer.build(2000, MODEL.logical_axes())
+TX = Optimizer("adamw").build(2000, MODEL.logical_axes())
 WAYS = st.sampled_from([1, 2, 4, 8])
 
 
