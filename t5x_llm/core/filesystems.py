@@ -7,6 +7,7 @@ needs is installed; nothing is written there. A scheme that cannot be read is re
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import glob
@@ -253,20 +254,16 @@ def _translated(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts).removesuffix("/"))
 
 
-class _explained:
-    """Context that makes an OSError that names the path of whatever a remote filesystem raises.
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Makes an OSError that names the path of whatever a remote filesystem raises.
 
     TensorFlow's, which reads gs://, and those of fsspec each have errors of their own.
     """
-
-    def __init__(self, path: str):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        known = (OSError, ConfigError, DataError)
-        if isinstance(error, Exception) and not isinstance(error, known):
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise OSError(f"{self._path} cannot be read ({said})") from error
+    try:
+        yield
+    except (OSError, ConfigError, DataError):
+        raise
+    except Exception as e:
+        said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        raise OSError(f"{path} cannot be read ({said})") from e
