@@ -25,7 +25,8 @@ def tokenizer_json(
     Args:
       proto: sentencepiece ModelProto, U+2581 already replaced by spaces.
       dummy_prefix: whether a space goes before every text.
-      bos, eos: ids put before and after every text; None for none.
+      bos: id put before every text; None for none.
+      eos: id put after every text; None for none.
     """
     spec, trainer, pieces = proto.normalizer_spec, proto.trainer_spec, proto.pieces
     unk = next((i for i, p in enumerate(pieces) if p.type == p.UNKNOWN), None)
