@@ -67,8 +67,7 @@ class Schedule:
         """
         total = self.total_steps or total_steps
         peak, warmup = float(self.peak), self.warmup_steps
-        decays = self.name in ("linear", "cosine", "wsd")
-        if decays and warmup >= total:
+        if self.end(total_steps) is not None and warmup >= total:
             raise ConfigError(
                 "Schedule.warmup_steps",
                 warmup,
@@ -91,6 +90,15 @@ class Schedule:
         rise = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
         joined = optax.join_schedules([rise, after], [warmup]) if warmup else after
         return lambda step: jnp.asarray(joined(step), jnp.float32)
+
+    def end(self, total_steps: int) -> int | None:
+        """Returns the step at which a run's learning rate has come down; None if it never does.
+
+        Args:
+          total_steps: steps of the run; ``Schedule.total_steps`` comes before it.
+        """
+        decays = self.name in ("linear", "cosine", "wsd")
+        return (self.total_steps or total_steps) if decays else None
 
 
 def _rsqrt(peak: float, warmup: int, start: int) -> optax.Schedule:

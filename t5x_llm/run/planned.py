@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 
@@ -38,14 +39,20 @@ def make_phases(run: Run, data: OpenData) -> RunPhases:
             "neftune": run.neftune,
             "precision": to_dict(run.precision),
         },
-        course={
-            "optimizer": to_dict(run.optimizer),
-            "steps": loop.steps,  # where a schedule ends
-            "batch": loop.sizes,
-            "z_loss": run.z_loss,
-            "embed_gradient": to_dict(run.embed_gradient),
-        },
+        course=course(run),
     )
+
+
+def course(run: Run) -> dict[str, Any]:
+    """Returns what decides the updates of a run, by name; runs of equal ones are alike in it."""
+    return {
+        "optimizer": to_dict(run.optimizer),
+        # More steps of the same learning rates are no change.
+        "steps": run.optimizer.schedule.end(run.loop.steps),
+        "batch": run.loop.sizes,
+        "z_loss": run.z_loss,
+        "embed_gradient": to_dict(run.embed_gradient),
+    }
 
 
 def _section(stream: Stream, least: int, state: Position, position: int) -> str:

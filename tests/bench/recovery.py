@@ -182,11 +182,16 @@ def go(root: pathlib.Path, name: str, **bindings: Any) -> dict[str, Any]:
         "alarms": [[x["event"], x["step"], x.get("kind", ""), x.get("to_step")] for x in alarms],
         "failed": failed,
         "series": [
-            [x["step"], round(x["loss"], 4), float(f"{x['grad_norm']:.4g}")]
+            [x["step"], _number(x["loss"]), _number(x["grad_norm"])]
             for x in lines
             if x["kind"] == "train"
         ],
     }
+
+
+def _number(value: float | None) -> float:
+    """Returns a figure of the metrics, where null is what is not finite."""
+    return float("nan") if value is None else float(f"{value:.6g}")
 
 
 STAGES = ((200, {ZH: 1}), (400, {MAN: 1}), (600, {EN: 1, ZH: 1, MAN: 1}))
