@@ -75,7 +75,8 @@ house: setup
 	@$(RUN) tests/house/figures.py $(HOUSE)
 
 parity: $(PARITY)/.installed
-	$(PARITY)/bin/python -m pytest tests/parity -m 'slow or not slow' $(PYTEST_ARGS)
+	$(PARITY)/bin/python -m pytest tests/parity $(wildcard tests/zoo/test_*_live.py) -m 'slow or not slow' \
+	  $(PYTEST_ARGS)
 
 bench: setup $(PARITY)/.installed
 	$(RUN) tests/bench/w1.py --peer_python=$(PARITY)/bin/python
