@@ -71,7 +71,9 @@ def make_plans(
     ], record
 
 
-def _file_plan(source: Source, scans: list[Scan], held_out: float, chat: Chat | None) -> StorePlan:
+def _file_plan(
+    source: Source, scans: list[Scan], held_out: float, chat: Chat | None = None
+) -> StorePlan:
     talks = source.kind == "chat"
     jobs = tuple(
         StoreJob(source.name, i, held_out, source, stretches, chat=chat if talks else None)
