@@ -93,6 +93,25 @@ def test_what_is_trained_is_what_the_assistant_says(data):
         assert ids.tolist().count(opened.tokenizer.bos_id) == 1
 
 
+def test_the_targets_of_an_answer_are_its_tokens_and_the_stop_token(data):
+    """An answer of three tokens has three targets, its end among them (OpenRLHF 973)."""
+    config = data([talk(f"q{i}", "k" * (i + 1)) for i in range(12)])
+    opened = prepare(config, say=quiet)
+    split, eos = opened.stores["talk"].train, opened.tokenizer.eos_id
+    batch = open_stream(config, opened, LENGTH).batch(0, 12)
+    answers = set()
+    for row in range(12):
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            here = (batch.segment_ids[row] == segment) & (batch.loss_mask[row] == 1)
+            answers.add(tuple(batch.targets[row][here].tolist()))
+    wanted = set()
+    for i in range(len(split)):
+        ids, codes = split.document(i), split.read_mask(*split.offsets[i : i + 2, None])
+        wanted.add(tuple(ids[codes == 3].tolist()))
+        assert set(opened.tokenizer.decode(ids[codes == 3].tolist()).strip()) == {"k"}
+    assert answers == wanted and all(a[-1] == eos and a.count(eos) == 1 for a in answers)
+
+
 @pytest.mark.parametrize(
     ("options", "weights"),
     [
@@ -197,6 +216,52 @@ def test_a_row_without_trained_tokens_is_named_and_a_source_of_them_is_refused(d
     every = Chat(template="vicuna", max_tokens=LENGTH, max_dropped=1.0)
     with pytest.raises(DataError, match="4 of 4 conversations .*no trained tokens"):
         prepare(data([silent] * 4, every), say=quiet)
+
+
+def test_roles_that_the_template_refuses_are_a_reason(data):
+    twice = {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "s"},
+                          {"role": "assistant", "content": "b"}]}  # fmt: skip
+    chat = Chat(template="llama2", max_tokens=LENGTH)
+    with pytest.raises(DataError, match=r"1 of 11 conversations .*1 x .*talk.jsonl:11\)"):
+        prepare(data([*questions(10), twice], chat), say=quiet)
+
+
+def test_a_template_that_changes_is_another_store(data, tmp_path):
+    path = tmp_path / "mine.jinja"
+    text = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{{ eos_token }}{% endgeneration %}{% else %}Q: {{ m.content }} A:{% endif %}{% endfor %}"
+    )
+    path.write_text(text)
+    config = data(questions(10), Chat(template=str(path), max_tokens=LENGTH))
+    first = prepare(config, say=quiet).stores["talk"]
+    path.write_text(text.replace("Q:", "?:"))
+    said = []
+    second = prepare(config, say=said.append).stores["talk"]
+    assert first.path != second.path and not any("up to date" in line for line in said)
+
+
+def test_text_and_conversations_in_one_mixture(data, tmp_path):
+    (tmp_path / "text.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"number {i} " * 9}) for i in range(40))
+    )
+    config = data(questions(40))
+    text = Source("text", str(tmp_path / "text.jsonl"))
+    config = dataclasses.replace(
+        config, mixture=Mixture((*config.mixture.sources, text), rates=(1.0, 1.0))
+    )
+    opened = prepare(config, say=quiet)
+    batch = open_stream(config, opened, LENGTH).batch(0, 8)
+    read = batch.targets != 0
+    share = [
+        (batch.loss_mask * read)[batch.source == i].sum() / read[batch.source == i].sum()
+        for i in (0, 1)
+    ]
+    assert 0 < share[0] < 0.5 and share[1] == 1.0
+    assert [
+        s.trained is None
+        for s in data_plan(open_stream(config, opened, LENGTH), 8).sources.values()
+    ] == [False, True]
 
 
 def test_answers_labelled_wrong_are_left_out_and_no_error(data):

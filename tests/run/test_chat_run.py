@@ -17,7 +17,9 @@ import tiny
 
 from t5x_llm import api
 from t5x_llm.cli import main as command
-from t5x_llm.text import load_tokenizer
+from t5x_llm.run.chat import check_chat, save_template
+from t5x_llm.run.load import saved_generation
+from t5x_llm.text import TokenizerTraining, load_tokenizer, train_tokenizer
 from t5x_llm.train.journal import read_journal
 
 GIN = """
@@ -93,6 +95,31 @@ def test_the_template_is_saved_and_exported_with_its_end_token(chat):
     assert settings["eos_token_id"] == tokenizer.eos_id
     assert tokenizer.companions["chat_template.jinja"].decode() == source
     assert api.load_model(str(run)).tokenizer.companions["chat_template.jinja"].decode() == source
+
+
+def test_a_stop_token_that_is_not_the_end_of_a_text_is_named_beside_it(tmp_path):
+    texts = [f"double {i}" for i in range(200)]
+    training = TokenizerTraining(vocab_size=280, extra_ids=1)
+    train_tokenizer(training, texts, tmp_path / "t", progress=False)
+    tokenizer = load_tokenizer(tmp_path / "t")
+    template = tmp_path / "mine.jinja"
+    template.write_text(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}<extra_id_0>{% endgeneration %}{% else %}Q: {{ m.content }} A:"
+        "{% endif %}{% endfor %}"
+    )
+    (tmp_path / "chat.gin").write_text(GIN)
+    bindings = {
+        "Run.directory": str(tmp_path / "run"), "Chat.template": str(template),
+        "Data.tokenizer": str(tmp_path / "t"), "Llama.vocab_size": 280,
+    }  # fmt: skip
+    run = api.load_run(str(tmp_path / "chat.gin"), bindings=bindings).config
+    stop = tokenizer.id_of("<extra_id_0>")
+    check_chat(run)
+    save_template(run, tokenizer)
+    save_template(run, tokenizer)
+    assert saved_generation(run.directory)["eos_token_id"] == [stop, tokenizer.eos_id]
+    assert "<extra_id_0>" in (tmp_path / "run" / "chat_template.jinja").read_text()
 
 
 def test_an_evaluation_counts_the_answers_alone(chat):
