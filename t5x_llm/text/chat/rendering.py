@@ -21,6 +21,7 @@ from t5x_llm.text.chat.sandbox import marks_for, run
 from t5x_llm.text.chat.template import ChatTemplate, is_builtin
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_PIECES = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\s+|[^\s<\[]+|.")
 _PROBE = "Zq7xKw"
 
 
@@ -130,11 +131,15 @@ def render(
         spans = _owned(renderer, text, blocks, assistants)
     else:
         spans = _derived(renderer, text, assistants, stop)
-    spans = [_ended(text, span, stop) for span in spans]
+    spans = _ended(text, spans, stop)
     unstable: list[int] = []
     if not is_builtin(template):
-        unstable = [i for i in assistants if not _stable(renderer, text, spans, i)]
-        spans = [span for span in spans if span[2] not in unstable]
+        stable = {i: _stable(renderer, text, spans, i) for i in assistants}
+        unstable = [i for i, start in stable.items() if start is None]
+        # Marks may take in a header that the prompt already has.
+        spans = [(max(a, stable[i] or 0), b, i) for a, b, i in spans if i not in unstable]
+        spans = [span for span in spans if span[0] < span[1]]
+    _check_calls(conversation, text, spans, template.name)
     contents = _contents(renderer, conversation, text, add_generation_prompt)
     return Rendered(text, tuple(spans), contents, tuple(unstable))
 
@@ -150,12 +155,22 @@ def stop_text(template: ChatTemplate, specials: Mapping[str, str]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _stop_text(template: ChatTemplate, specials: tuple[tuple[str, str], ...]) -> str:
-    probe = Conversation((Message("user", "Hello"), Message("assistant", _PROBE)))
-    text = _Renderer(template, probe, dict(specials)).run(
-        [m.as_dict() for m in probe.messages], False
-    )
-    _, found, rest = text.rpartition(_PROBE)
-    return rest.strip() if found else ""
+    """Compares what follows a last answer with what follows an earlier one: a template may end the
+    whole text with more (Phi-3's ``<|end|>`` and then EOS).
+    """
+    asked = Message("user", "Hello")
+    probe = Conversation((asked, Message("assistant", _PROBE), asked))
+    renderer = _Renderer(template, probe, dict(specials))
+    rests = []
+    for count in (2, 3):
+        _, found, rest = renderer.prefix(count).partition(_PROBE)
+        if not found:
+            return ""
+        rests.append(_PIECES.findall(rest))
+    last, earlier = rests
+    shared = len(os.path.commonprefix([last, earlier]))
+    pieces = [piece for piece in last[:shared] if piece.strip()] or ["".join(last)]
+    return pieces[-1].strip()
 
 
 def _unmarked(text: str, marks: tuple[str, str], name: str) -> tuple[str, list[tuple[int, int]]]:
@@ -211,15 +226,33 @@ def _derived(
     return out
 
 
-def _stable(renderer: _Renderer, text: str, spans: list[tuple[int, int, int]], index: int) -> bool:
-    """Returns True where a message's prompt and answer, as served, are what the text holds."""
-    own = [(a, b) for a, b, i in spans if i == index]
-    if not own:
-        return False
+def _stable(
+    renderer: _Renderer, text: str, spans: list[tuple[int, int, int]], index: int
+) -> int | None:
+    """Returns the length of a message's prompt where prompt and answer, as served, are what the
+    text holds; else None.
+    """
+    end = max((b for _, b, i in spans if i == index), default=0)
     prompt = _or_empty(renderer, index, True)
     answered = _or_empty(renderer, index + 1)
-    start, end = own[0][0], own[-1][1]
-    return len(prompt) == start and text.startswith(prompt) and answered.startswith(text[:end])
+    served = prompt and text.startswith(prompt) and answered.startswith(text[:end])
+    return len(prompt) if served and len(prompt) < end else None
+
+
+def _check_calls(
+    conversation: Conversation, text: str, spans: list[tuple[int, int, int]], name: str
+) -> None:
+    """Raises TemplateError where a template leaves out a call that the assistant makes."""
+    for a, b, index in spans:
+        own = "".join(text[x:y] for x, y, i in spans if i == index)
+        for call in conversation.messages[index].tool_calls:
+            called = call.get("function", call)["name"]
+            if called not in own:
+                raise TemplateError(
+                    f"Chat template {name} leaves out the call of {called!r} at message "
+                    f"{index + 1}: {text[a:b][:60]!r}. Use a template that has tool calls.",
+                    turn=index,
+                )
 
 
 def _or_empty(renderer: _Renderer, count: int, prompt: bool = False) -> str:
@@ -230,13 +263,21 @@ def _or_empty(renderer: _Renderer, count: int, prompt: bool = False) -> str:
         return ""
 
 
-def _ended(text: str, span: tuple[int, int, int], stop: str) -> tuple[int, int, int]:
-    """Ends a span with its stop token, where only spaces follow that."""
-    start, end, index = span
-    at = text.rfind(stop, start, end) if stop else -1
-    if at >= 0 and not text[at + len(stop) : end].strip():
-        end = at + len(stop)
-    return start, end, index
+def _ended(text: str, spans: list[tuple[int, int, int]], stop: str) -> list[tuple[int, int, int]]:
+    """Ends each message's spans with its stop token: spaces after that, and further marked blocks,
+    are never generated.
+    """
+    out: list[tuple[int, int, int]] = []
+    stopped: set[int] = set()
+    for start, end, index in spans:
+        at = text.rfind(stop, start, end) if stop else -1
+        if index in stopped and at < 0:
+            continue
+        if at >= 0 and not text[at + len(stop) : end].strip():
+            end = at + len(stop)
+            stopped.add(index)
+        out.append((start, end, index))
+    return out
 
 
 def _contents(
