@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,7 +61,11 @@ def _main(argv: Sequence[str]) -> None:
     opened = open_stores(data)
     if args.source is not None and args.source not in opened.stores:
         raise ConfigError("--source", args.source, choices=list(opened.stores))
-    colours = sys.stdout.isatty() if args.color == "auto" else args.color == "always"
+    colours = (
+        sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        if args.color == "auto"
+        else args.color == "always"
+    )
     wanted = None if args.source is None else [args.source]
     for document in documents(opened, args.examples, wanted):
         print(as_json(document) if args.json else told(document, colours))

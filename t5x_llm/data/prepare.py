@@ -36,7 +36,7 @@ from t5x_llm.core.paths import as_path, check_writable, write_json
 from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
 from t5x_llm.data.inputs import content_hash, make_plans
-from t5x_llm.data.instruct.encoding import chat_identity, check_dropped, check_template
+from t5x_llm.data.instruct.encoding import chat_identity, check_dropped, prove_template
 from t5x_llm.data.jobs import training_texts
 from t5x_llm.data.sources import Data
 from t5x_llm.data.store import FORMAT, TokenStore
@@ -122,6 +122,7 @@ def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]
     with contextlib.closing(_Rates(data)) as resolve:
         tokenizer, tokenizer_name, trained = _tokenizer(data, root, plans)
         path = f"{root}/{tokenizer_name}" if trained else tokenizer_name
+        template = _template(data, tokenizer)
         targets = {p.name: f"{p.name}-{_fingerprint(p, tokenizer)[:12]}" for p in plans}
         stores = {p.name: _store(data, root, p, targets, tokenizer, path, say) for p in plans}
         rates = resolve({name: store.train.tokens for name, store in stores.items()})
@@ -133,7 +134,7 @@ def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]
         "tokenizer": tokenizer_name,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trained": trained,
-        **_template(data, tokenizer),
+        **template,
         "sources": [
             {
                 "name": name,
@@ -168,10 +169,10 @@ def _is_complete(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
 
 
 def _template(data: Data, tokenizer: Tokenizer) -> dict[str, str]:
-    """Returns the entry of a catalogue that names the template of conversations; {} without any."""
+    """Returns a catalogue's entry of the template of conversations, proved; {} without any."""
     if data.chat is None:
         return {}
-    return {"template": check_template(data.chat, tokenizer).fingerprint}
+    return {"template": prove_template(data.chat, tokenizer)[0].fingerprint}
 
 
 def _manifest_reads(path: str) -> bool:

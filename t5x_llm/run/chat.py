@@ -1,9 +1,10 @@
-"""Chat template of a run: shown with examples before the first step, saved and exported."""
+"""Chat template of a run: proved and shown before the first step, saved and exported."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,19 +12,13 @@ import numpy as np
 
 from t5x_llm.core.paths import as_path, write_atomic, write_json
 from t5x_llm.data.catalog import Opened
-from t5x_llm.data.instruct.encoding import check_template
+from t5x_llm.data.instruct.encoding import prove_template
 from t5x_llm.hf.generation import FILE as GENERATION
 from t5x_llm.hf.generation import end_ids
 from t5x_llm.run.config import Run
 from t5x_llm.run.load import saved_generation
 from t5x_llm.run.template import TEMPLATE
 from t5x_llm.text import Tokenizer, load_tokenizer
-from t5x_llm.text.chat import (
-    ChatTemplate,
-    Conversation,
-    Message,
-    encode_conversation,
-)
 
 _TRAINED, _PARTLY, _END = "\033[32m", "\033[33m", "\033[0m"
 
@@ -47,9 +42,13 @@ class ShownDocument:
     trained: int
 
     def coloured(self, colours: bool) -> str:
-        """Returns the text; trained tokens green, those of less weight yellow, or in « »."""
+        """Returns the text; trained tokens green, those of less weight yellow, or in « ».
+
+        Control characters, which could move a terminal's cursor, are spelt out.
+        """
         out = []
-        for text, weight in self.parts:
+        for raw, weight in self.parts:
+            text = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in raw)
             if not weight:
                 out.append(text)
             elif colours:
@@ -60,32 +59,36 @@ class ShownDocument:
 
 
 def check_chat(run: Run) -> None:
-    """Finds the template of a run whose tokenizer is there already, before data is prepared.
+    """Proves the template of a run whose tokenizer is there already, before data is prepared.
 
     Raises:
+      TemplateError: naming the proof that failed.
       ConfigError: there is no such template.
     """
     if run.data.chat is not None and isinstance(run.data.tokenizer, str):
-        tokenizer = load_tokenizer(run.data.tokenizer)
-        check_template(run.data.chat, tokenizer)
+        prove_template(run.data.chat, load_tokenizer(run.data.tokenizer))
 
 
 def begin_chat(run: Run, opened: Opened, examples: int = 3) -> None:
-    """Prints the template of a run and examples on stderr; nothing without conversations.
+    """Proves the template of a run and prints examples on stderr; nothing without conversations.
 
     Args:
       run: the configuration.
       opened: its data.
-      examples: documents printed.
+      examples: documents printed; 0 only proves.
+
+    Raises:
+      TemplateError: naming the proof that failed.
     """
     if run.data.chat is None:
         return
-    template = check_template(run.data.chat, opened.tokenizer)
+    template, proofs = prove_template(run.data.chat, opened.tokenizer)
     if not examples:
         return
-    colours = sys.stderr.isatty()
+    colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     how = "in green" if colours else "between « and »"
-    print(f"chat: template {template.name}; trained tokens {how}:", file=sys.stderr)
+    end = f"{proofs.stop!r} (id {proofs.stop_id}) ends an answer"
+    print(f"chat: template {template.name}, {end}; trained tokens {how}:", file=sys.stderr)
     talks = [name for name, store in opened.stores.items() if store.coded]
     for document in documents(opened, examples, talks):
         print(told(document, colours), file=sys.stderr)
@@ -142,13 +145,6 @@ def _parts(
         yield words, float(weights[start])
 
 
-def stop_id(template: ChatTemplate, tokenizer: Tokenizer) -> int:
-    """Returns the token that ends an answer: the last that is trained of one."""
-    turns = (Message("user", "a"), Message("assistant", "b"))
-    encoded = encode_conversation(template, tokenizer, Conversation(turns))
-    return int(encoded.ids[np.flatnonzero(encoded.codes >= 2)[-1]])
-
-
 def save_template(run: Run, tokenizer: Tokenizer) -> None:
     """Writes the template into the run's directory, and its end token into its settings.
 
@@ -157,10 +153,10 @@ def save_template(run: Run, tokenizer: Tokenizer) -> None:
     """
     if run.data.chat is None:
         return
-    template = check_template(run.data.chat, tokenizer)
+    template, proofs = prove_template(run.data.chat, tokenizer)
     write_atomic(as_path(run.directory) / TEMPLATE, template.source)
     generation = saved_generation(run.directory)
-    ends = [*end_ids(generation, run.model.vocab_size), stop_id(template, tokenizer)]
+    ends = [*end_ids(generation, run.model.vocab_size), proofs.stop_id]
     if tokenizer.eos_id is not None:
         ends.append(tokenizer.eos_id)
     ends = list(dict.fromkeys(ends))

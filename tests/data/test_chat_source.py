@@ -23,6 +23,7 @@ from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import MeshConfig, make_mesh
 from t5x_llm.text import TokenizerTraining, train_tokenizer
+from t5x_llm.text.chat import TemplateError
 from t5x_llm.train.task import LmTask
 
 LENGTH = 256
@@ -234,6 +235,11 @@ def test_a_template_that_changes_is_another_store(data, tmp_path):
     )
     path.write_text(text)
     config = data(questions(10), Chat(template=str(path), max_tokens=LENGTH))
+    with pytest.raises(TemplateError, match="does not begin with '<s>'") as refused:
+        prepare(config, say=quiet)
+    assert refused.value.proof == "bos" and not list(tmp_path.glob("store/talk-*"))
+    text = "{{ bos_token }}" + text
+    path.write_text(text)
     first = prepare(config, say=quiet).stores["talk"]
     path.write_text(text.replace("Q:", "?:"))
     said = []

@@ -78,7 +78,10 @@ def chat(tmp_path_factory):
 
 def test_three_examples_are_shown_before_the_first_step(chat):
     said = chat[1].stderr
-    assert "chat: template vicuna; trained tokens between « and »:" in said
+    assert (
+        "chat: template vicuna, '</s>' (id 2) ends an answer; trained tokens between « and »:"
+        in said
+    )
     shown = re.findall(r"── talk, .*talk.jsonl:\d+: \d+ of \d+ tokens trained\n(.*)", said)
     assert len(shown) == 3
     for text in shown:

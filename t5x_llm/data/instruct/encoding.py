@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.core.errors import DataError
 from t5x_llm.data.instruct.chat_config import Chat
 from t5x_llm.data.instruct.reading import records
 from t5x_llm.data.instruct.records import TypedRecord, Unreadable
@@ -24,7 +24,9 @@ from t5x_llm.text.chat import (
     ChatTemplate,
     Conversation,
     Message,
+    Proofs,
     encode_conversation,
+    prove,
     template_for,
 )
 
@@ -204,13 +206,13 @@ def _key(group: str, conversation: Conversation) -> bytes:
     return hashlib.sha256((group or json.dumps(turns)).encode()).digest()
 
 
-def check_template(chat: Chat, tokenizer: Tokenizer) -> ChatTemplate:
-    """Returns the template of a run, found for a tokenizer.
+@functools.lru_cache(maxsize=8)
+def prove_template(chat: Chat, tokenizer: Tokenizer) -> tuple[ChatTemplate, Proofs]:
+    """Returns the template that conversations are rendered by, and what is proved of it.
 
     Raises:
-      ConfigError: there is none.
+      TemplateError: naming the proof that failed.
+      ConfigError: there is no such template.
     """
-    try:
-        return _template(chat.template, tokenizer)
-    except DataError as e:
-        raise ConfigError("Chat.template", chat.template, str(e)) from e
+    template = template_for(chat.template, tokenizer)
+    return template, prove(template, tokenizer, last_only=chat.loss == "last_turn")
