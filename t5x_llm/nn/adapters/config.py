@@ -1,0 +1,45 @@
+"""Base class of the configurations of adapters."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import jax
+    from flax import nnx
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter(abc.ABC):
+    """Trained parts that a module of a model is given beside its own, frozen parameters.
+
+    Their parameters have ``adapter`` in their path, by which ``roots.split`` knows them.
+
+    Attributes:
+      method: name of the method, for messages and model cards.
+    """
+
+    method: ClassVar[str]
+
+    @abc.abstractmethod
+    def attach(self, module: nnx.Module, key: jax.Array) -> None:
+        """Gives a module its trained parts.
+
+        Args:
+          module: the model, with the values of its own parameters.
+          key: random key; each initial value depends on it and on the part's path alone.
+
+        Raises:
+          ConfigError: no part of the model is a target, or one cannot take the adapter.
+        """
+
+    @property
+    def random(self) -> bool:
+        """Returns True if training draws random numbers, see ``randomise``."""
+        return False
+
+    def randomise(self, module: nnx.Module, key: jax.Array) -> None:
+        """Gives the parts random keys of a training step; without them nothing is dropped."""
+        return None
