@@ -11,6 +11,7 @@ from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number, nearest
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
+from t5x_llm.data.instruct.chat_config import Chat
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
@@ -174,6 +175,7 @@ class Run:
     export: Export = dataclasses.field(default_factory=Export)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", with_length(self.data, self.loop.sequence_length))
         families: tuple[Any, ...] = tuple(FAMILIES.values())
         if not isinstance(self.model, families):
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
@@ -279,6 +281,13 @@ class Run:
         }
 
 
+def with_length(data: Data, length: int) -> Data:
+    """Returns data whose conversations are split at ``length`` tokens, unless it says at what."""
+    if data.chat is None or data.chat.max_tokens is not None:
+        return data
+    return dataclasses.replace(data, chat=dataclasses.replace(data.chat, max_tokens=length))
+
+
 def check_allowed(names: tuple[str, ...]) -> None:
     """Raises ConfigError unless each of ``CheckpointConfig.allow_changes`` is a name of gin's."""
     known = registered()
@@ -315,6 +324,7 @@ register(
     Denoising,
     Mixture,
     Source,
+    Chat,
     TokenizerTraining,
     Loop,
     BatchRamp,
