@@ -125,8 +125,7 @@ def adapter(place: pathlib.Path) -> str:
             base = f"its base model {said[:200]!r}"
     return (
         f"It holds an adapter (LoRA or another of peft's), which is no model without {base}. Merge "
-        "them first, with peft: AutoPeftModelForCausalLM.from_pretrained(directory)"
-        ".merge_and_unload().save_pretrained(merged)."
+        f"them first: t5x-llm adapter merge BASE {place} OUT; or in peft, merge_and_unload()."
     )
 
 
