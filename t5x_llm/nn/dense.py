@@ -16,14 +16,18 @@ from t5x_llm.parallel import constrain, constrain_parameter, padded_size
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
 
+    from t5x_llm.nn.adapters.low_rank import LowRank
+
 
 class Dense(nnx.Module):
     """Contracts the trailing axes of its input with a kernel of shape ``inputs + outputs``.
 
     The kernel is cast to the input's dtype first, so that the gather over the fsdp axis moves
     compute-dtype bytes. ``exact`` keeps the product in that dtype whatever ``Policy.quantized``
-    says.
+    says. ``adapter`` changes what comes out, or the kernel where that is asked for.
     """
+
+    adapter: LowRank | None = None
 
     def __init__(
         self,
@@ -52,16 +56,23 @@ class Dense(nnx.Module):
             kernel = self.kernel[...].astype(x.dtype)
             y = quantized_product(x, kernel, self.axes, self.n_inputs, kind)
         else:
-            y = linear(x, self.weights(x.dtype), self.n_inputs)
+            kernel = constrain(self.kernel[...].astype(x.dtype), self.axes)
+            y = linear(x, kernel, self.n_inputs)
+        if self.adapter is not None:
+            y = self.adapter(x, y, self.kernel[...])
         return y + self.bias[...].astype(y.dtype) if self.use_bias else y
 
     def weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
-        """The kernel in ``dtype``, placed for compute."""
-        return constrain(self.kernel[...].astype(dtype), self.axes)
+        """The kernel with its adapter in ``dtype``, placed for compute."""
+        return constrain(self._merged().astype(dtype), self.axes)
 
     def head_weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
         """``weights`` whose gradient comes in pieces, see ``parallel.constrain_parameter``."""
-        return constrain_parameter(self.kernel[...].astype(dtype), self.axes)
+        return constrain_parameter(self._merged().astype(dtype), self.axes)
+
+    def _merged(self) -> jax.Array:
+        kernel = self.kernel[...]
+        return kernel if self.adapter is None else self.adapter.merged(kernel)
 
 
 class Embedding(nnx.Module):

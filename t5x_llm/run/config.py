@@ -18,6 +18,7 @@ from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
+from t5x_llm.nn.adapters.config import Adapter, LoRA
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
@@ -36,6 +37,8 @@ SHARED_NAMES = {
     "optimizer": "Run.optimizer",
     "data": "Run.data",
     "stability": "Run.stability",
+    "adapter": "Run.adapter",
+    "base_dtype": "Run.base_dtype",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
 }
@@ -129,6 +132,9 @@ class Run:
         by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the preset's.
       neftune: alpha of NEFTune's noise on embeddings (arXiv 2310.05914; 5 to 15), or None.
       start_from: a Hugging Face directory whose weights a fresh run starts from.
+      adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
+        and checkpoints are without it. None trains the model.
+      base_dtype: dtype in which the frozen model is held, bfloat16 or float32.
       checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
       life: how long to wait for a step, and for the process to end.
@@ -152,6 +158,8 @@ class Run:
     embed_gradient: Piecewise | None = None
     neftune: float | None = None
     start_from: str | None = None
+    adapter: Adapter | None = None
+    base_dtype: str = "bfloat16"
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
@@ -183,10 +191,33 @@ class Run:
             check_number("Run.embed_gradient", share, low=0, high=1)
         if self.neftune is not None:
             check_number("Run.neftune", self.neftune, above=0)
+        self._check_adapter()
         if self.export.enabled:
             self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
         check_objective(self.model, self.data.denoising, self.samples.prompts)
         self._check_length()
+
+    def _check_adapter(self) -> None:
+        check_choice("Run.base_dtype", self.base_dtype, ("bfloat16", "float32"))
+        if self.adapter is None:
+            return
+        if not isinstance(self.adapter, Adapter):
+            raise ConfigError("Run.adapter", self.adapter, "an adapter, such as @LoRA(), or None")
+        if self.start_from is None:
+            raise ConfigError(
+                "Run.start_from",
+                None,
+                f"the directory of a model, as Run.adapter = @{self.adapter.method}() trains a "
+                "small part beside one",
+                "t5x-llm import writes such a directory of a Hugging Face or GGUF model.",
+            )
+        if self.optimizer.trained:
+            raise ConfigError(
+                "Optimizer.trained",
+                self.optimizer.trained,
+                "(), as Run.adapter freezes all of the model",
+                "LoRA.targets says which layers have an adapter.",
+            )
 
     def _check_length(self) -> None:
         decoder = self.decoder()
@@ -214,7 +245,7 @@ class Run:
 
     def build_model(self) -> Model:
         """Makes the model, without parameters."""
-        return cached_model(self.decoder(), self.precision, self.remat)
+        return cached_model(self.decoder(), self.precision, self.remat, self.adapter)
 
     def check_exportable(self, remedy: str) -> None:
         """Raises ConfigError if the preset's config.json cannot say what this run trains."""
@@ -228,8 +259,10 @@ class Run:
 
     def shared(self) -> dict[str, Any]:
         """Returns the parts that a resumed run must share with the one it continues, by name."""
-        stability = {} if self.stability is None else {"stability": self.stability}
-        return stability | {
+        some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
+        if self.adapter is not None:
+            some |= {"adapter": self.adapter, "base_dtype": self.base_dtype}
+        return some | {
             "model": self.model,
             "optimizer": self.optimizer,
             "data": self.data,
@@ -296,6 +329,7 @@ register(
     LongRotaryScaling,
     DynamicRotaryScaling,
     Stability,
+    LoRA,
     Piecewise,
     *FAMILIES.values(),
 )

@@ -46,7 +46,7 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
     lines.append(f"  report        {write_report(directory)}")
     if run.export.enabled and jax.process_count() > 1:
         lines.append(f"  to export     t5x-llm export {run.directory}")
-    elif run.export.enabled:
+    elif run.export.enabled and run.adapter is None:
         out = directory / "hf"
         params = jax.device_get(state.params)
         parity = export_hf(

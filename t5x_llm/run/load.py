@@ -117,13 +117,18 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
-    model = Model(run.decoder(), policy)
+    model = Model(run.decoder(), policy, adapter=run.adapter)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
         step = checkpointer.newest_sound() if step is None else step
         tokenizer = trained_tokenizer(run.data, checkpointer, [step])
-        if lazy:
+        if run.adapter is not None:
+            from t5x_llm.run.base import load_roots
+
+            assert step is not None
+            params = load_roots(run, checkpointer, step)
+        elif lazy:
             params = checkpointer.open_params(step)
         else:
             params = checkpointer.restore_params(abstract_on(model.abstract_params(), one), step)

@@ -17,6 +17,7 @@ from t5x_llm.core.paths import as_path, check_writable, write_atomic
 from t5x_llm.hf.drafts import remove_abandoned
 from t5x_llm.run import finish
 from t5x_llm.run.assembled import Assembled, assemble
+from t5x_llm.run.base import check_base
 from t5x_llm.run.checks import (
     check_fits,
     check_start_from,
@@ -115,6 +116,7 @@ def _train_held(
         compared = found is not None or resume != "anew"
         if primary and compared:
             check_texts(run)
+            check_base(run)
         prepare_in_subprocess(run, operative_config, jax.process_index())
         data = open_data(run)
         check_tokenizer_size(run, data.opened.tokenizer)
@@ -213,7 +215,9 @@ def _train(
             if message := start_message(run, start.resumed):
                 print(message, file=sys.stderr)
         record = loop.RunRecord(directory, finish.facts(assembled, data), journal, heartbeat)
-        trainer = loop.Trainer(run.loop, start, assembled.task.measures, hooks, record)
+        trainer = loop.Trainer(
+            run.loop, start, assembled.task.measures, hooks, record, assembled.task
+        )
         feed = StreamFeed(
             data.stream,
             run.loop.size_at,
