@@ -80,6 +80,8 @@ def peft_config(family: str, method: str) -> peft.PeftConfig:
             fan_in_fan_out=family == "gpt2",
         )  # fmt: skip
     sides = {"num_transformer_submodules": 1}
+    if family == "mamba":  # peft asks for heads, which virtual tokens do not need
+        sides["num_attention_heads"] = 1
     if method == "prefix":
         return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3, **sides)
     if method == "prompt":

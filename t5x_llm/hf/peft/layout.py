@@ -174,12 +174,14 @@ class LinearLayers:
       names: of every module that has a weight, and of what they lie in.
       shapes: of our parameters, by dotted path.
       tied: Hugging Face names of modules whose weight is another's too.
+      model_type: of config.json.
     """
 
     modules: Mapping[str, LinearModule]
     names: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
+    model_type: str = ""
 
     def of(self, path: str) -> list[LinearModule]:
         """The modules that one linear map of ours is, or is in; none if it is not linear there."""
@@ -217,7 +219,8 @@ def linear_layers(family: Family) -> LinearLayers:
         for copy, kept in family.copies().items()
     }
     ours = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
-    return LinearLayers(modules, tuple(dict.fromkeys([*within, *tied])), ours, tied)
+    names = list(dict.fromkeys([*within, *tied]))
+    return LinearLayers(modules, tuple(names), ours, tied, family.hf_type)
 
 
 def _slot(piece: Piece) -> Slot | None:

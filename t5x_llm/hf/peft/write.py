@@ -15,6 +15,17 @@ from t5x_llm.hf.peft.layout import LinearLayers, LinearModule, Slot, rows
 from t5x_llm.hf.peft.targets import common_value, patterns_of, suffixes
 
 PREFIX = "base_model.model."
+# Modules whose weights transformers multiplies by without calling them, by model_type: peft refuses
+# an adapter there, or would load one that nothing ever calls.
+BYPASSED = {
+    "mamba": ("dt_proj", "out_proj"),
+    "falcon_mamba": ("dt_proj", "out_proj"),
+    "mamba2": ("out_proj",),
+    "jamba": ("dt_proj",),
+}
+# Model types whose experts, fused in transformers, peft adapts under their names in files.
+EXPERTS = ("mixtral",)
+_LEAVE = "Leave it out of the targets, or export merged weights (t5x-llm export RUN --merge)."
 Read = Callable[[str], np.ndarray]
 
 
@@ -37,7 +48,12 @@ class Factors(NamedTuple):
 
 
 def to_peft(
-    adapter: PlainAdapter, layout: LinearLayers, base: str | None, read: Read | None, task: str
+    adapter: PlainAdapter,
+    layout: LinearLayers,
+    base: str | None,
+    read: Read | None,
+    task: str,
+    loadable: bool = True,
 ) -> tuple[PeftConfig, dict[str, np.ndarray]]:
     """Makes the config and the tensors of a PEFT directory.
 
@@ -48,6 +64,7 @@ def to_peft(
       read: tensors of the base model by Hugging Face name; asked only for DoRA over a part of a
         fused module.
       task: ``task_type``.
+      loadable: refuse what peft could not load; False where it is merged at once.
 
     Raises:
       ConfigError: naming a map of ours that peft could not load an adapter of.
@@ -55,6 +72,8 @@ def to_peft(
     if adapter.prompt is not None:
         return prompt_to_peft(adapter.prompt, base, task)
     modules = adapted(adapter, layout)
+    if loadable:
+        check_loadable(modules, layout, adapter.kind)
     transposed = {m.transposed for m in modules}
     if len(transposed) > 1:
         raise ConfigError(
@@ -80,13 +99,20 @@ def to_peft(
     common |= dict(targets=targets, dropout=adapter.dropout)
     if adapter.kind == "ADALORA":
         return _adalora(made, tensors, PeftConfig(**common))
-    stable = adapter.rank_stabilised
+    experts = [m.name for m in modules if m.slots[0].piece.counters]
+    # peft doubles rank and alpha of two experts' maps fused in one, which is right for alpha / r
+    # alone; and takes their rank to be ``r``.
+    stable = adapter.rank_stabilised and not experts
+    if len({(len(made[name].a), made[name].scale) for name in experts}) > 1:
+        raise ConfigError("targets", experts[0], "one rank and scale for all experts", _LEAVE)
     ranks = {name: len(f.a) for name, f in made.items()}
     alphas = {
         name: f.scale * (math.sqrt(len(f.a)) if stable else len(f.a)) for name, f in made.items()
     }
     alphas = {name: _rounded(alpha) for name, alpha in alphas.items()}
-    rank, alpha = common_value(ranks.values()), common_value(alphas.values())
+    usual = experts or list(made)
+    rank: int = common_value(ranks[name] for name in usual)
+    alpha: float = common_value(alphas[name] for name in usual)
     config = PeftConfig(
         **common,
         rank=rank,
@@ -115,9 +141,29 @@ def adapted(adapter: PlainAdapter, layout: LinearLayers) -> list[LinearModule]:
             raise ConfigError("targets", path, "a linear layer of the Hugging Face model", remedy)
         if cut := next((s for m in paths[path] for s in m.slots if s.part_of_inputs), None):
             raise ConfigError("targets", path, f"no part of {cut.piece.hf} along its inputs")
-        if (twin := next((m.name for m in paths[path] if m.name in layout.tied), None)) is not None:
-            raise ConfigError("targets", path, f"{twin} not to be tied to {layout.tied[twin]}")
     return [m for m in layout.modules.values() if any(p in adapter.sites for p in m.paths())]
+
+
+def check_loadable(modules: list[LinearModule], layout: LinearLayers, kind: str) -> None:
+    """Raises ConfigError, naming the map, where peft could not load an adapter of a module."""
+    names = {m.name for m in modules}
+    for module in modules:
+        path, leaf = module.paths()[0], module.name.rpartition(".")[2]
+        if leaf in BYPASSED.get(layout.model_type, ()):
+            said = f"no map like {module.name}, whose adapter transformers would pass by"
+            raise ConfigError("targets", path, said, _LEAVE)
+        if not module.slots[0].piece.counters:
+            continue
+        if kind != "LORA":
+            raise ConfigError("targets", path, f"no experts for {kind} in peft", _LEAVE)
+        if layout.model_type not in EXPERTS:
+            said = f"no experts of {layout.model_type}: peft adapts those of {', '.join(EXPERTS)}"
+            raise ConfigError("targets", path, said, _LEAVE)
+        twin = module.name.replace(".w1", ".w3") if leaf == "w1" else ""
+        twin = module.name.replace(".w3", ".w1") if leaf == "w3" else twin
+        if twin and twin not in names:
+            said = f"{module.name} and {twin} both, as they are one tensor there"
+            raise ConfigError("targets", path, said, _LEAVE)
 
 
 def _rounded(alpha: float) -> float:
