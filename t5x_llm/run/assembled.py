@@ -13,7 +13,7 @@ from jax.stages import Wrapped
 
 from t5x_llm.data.row_objective import planned_objective
 from t5x_llm.models.model import Model
-from t5x_llm.nn.adapters.config import LoRA
+from t5x_llm.nn.adapters.lora import LoRA
 from t5x_llm.optim.masks import scale_named
 from t5x_llm.parallel import Rules, make_mesh
 from t5x_llm.run.compiler import options_for

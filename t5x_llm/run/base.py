@@ -13,6 +13,7 @@ from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
+from t5x_llm.models.model import Params
 from t5x_llm.nn.adapters import roots
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
@@ -67,7 +68,7 @@ def check_same_base(where: str, meta: Mapping[str, Any], now: Mapping[str, Any])
     )
 
 
-def fresh_roots(assembled: Assembled, base: Any) -> Any:
+def fresh_roots(assembled: Assembled, base: Params) -> Any:
     """Makes the roots of a run that begins: the base with fresh adapters on it.
 
     Args:
@@ -82,14 +83,14 @@ def fresh_roots(assembled: Assembled, base: Any) -> Any:
     return {roots.BASE: base} | fresh
 
 
-def begin(assembled: Assembled, base: Any) -> TrainState:
+def begin(assembled: Assembled, base: Params) -> TrainState:
     """Makes the state in which a run with adapters begins; see ``fresh_roots``."""
     params = fresh_roots(assembled, base)
     return state_from_params(params, assembled.task, assembled.tx, assembled.placement)
 
 
 def restore(
-    assembled: Assembled, base: Any, checkpointer: Checkpointer, step: int
+    assembled: Assembled, base: Params, checkpointer: Checkpointer, step: int
 ) -> tuple[TrainState, dict[str, Any]]:
     """Restores the adapters of a checkpoint, beside a base that it does not hold.
 

@@ -18,7 +18,8 @@ from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
-from t5x_llm.nn.adapters.config import Adapter, LoRA
+from t5x_llm.nn.adapters.config import Adapter
+from t5x_llm.nn.adapters.lora import LoRA
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from t5x_llm.core.dtypes import Policy
-from t5x_llm.models.model import Model, Training
+from t5x_llm.models.model import Model, Params, Training
 from t5x_llm.nn.adapters import roots
 from t5x_llm.train.task import Measures, Sums, TrainTask
 
@@ -47,7 +47,7 @@ class AdapterTask(TrainTask):
         """Makes a fresh model with fresh adapters."""
         return self.around(self.model.bare.init(key), key)
 
-    def around(self, base: Any, key: jax.Array) -> Any:
+    def around(self, base: Params, key: jax.Array) -> Any:
         """Makes the roots of a model with fresh adapters on it.
 
         Args:
@@ -95,7 +95,7 @@ class AdapterTask(TrainTask):
         """Returns the roots without the base."""
         return {name: part for name, part in params.items() if name != roots.BASE}
 
-    def restored(self, saved: Any, params: Any) -> Any:
+    def restored(self, saved: Params, params: Any) -> Any:
         """Returns the roots of a checkpoint, with the base of ``params``."""
         return {roots.BASE: params[roots.BASE]} | saved
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.row_objective import RowObjective
-from t5x_llm.models.model import Model, Training
+from t5x_llm.models.model import Model, Params, Training
 from t5x_llm.optim import Piecewise
 from t5x_llm.optim.freezing import merge_frozen, select_trained
 
@@ -121,7 +121,7 @@ class TrainTask(abc.ABC):
         """Returns the part of a tree like the parameters that checkpoints hold; all of it here."""
         return params
 
-    def restored(self, saved: Any, params: Any) -> Any:
+    def restored(self, saved: Params, params: Any) -> Any:
         """Returns the whole tree of what a checkpoint holds, and of ``params`` for the rest."""
         return saved
 

@@ -44,7 +44,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How factors are used.
+    """Use of factors: scaling, dropout, and axes of the inputs.
 
     Attributes:
       scaling: factor on x A B.

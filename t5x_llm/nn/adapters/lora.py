@@ -1,50 +1,91 @@
-"""Low-rank factors for the linear layers of a model that was made."""
+"""LoRA and its kin: low-rank factors for the linear layers of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_llm.core.errors import ConfigError
+from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.core.rng import fold_name
-from t5x_llm.nn.adapters.config import LoRA
+from t5x_llm.nn.adapters.config import Adapter
+from t5x_llm.nn.adapters.linears import linear_places
 from t5x_llm.nn.adapters.low_rank import Form, Kernel, LowRank
-from t5x_llm.nn.adapters.targets import chosen, matches
-from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.adapters.targets import check_targets, chosen, matches
 from t5x_llm.nn.moe import Experts
 
-Place = tuple[nnx.Module, str, Kernel, jax.Array]
+INITS = ("zero_b", "zero_a", "pissa")
 
 
-def linear_places(module: nnx.Module) -> Iterator[tuple[str, Place]]:
-    """Yields every kernel that can be adapted.
+@dataclasses.dataclass(frozen=True)
+class LoRA(Adapter):
+    """Low-rank adaptation (arXiv 2106.09685): y = x W + scaling x A B.
 
-    Yields:
-      (path of the layer, (its module, name of the attribute that takes the adapter, shape of the
-      kernel, the kernel with its leading axes)). Experts have one for each of their kernels.
+    Attributes:
+      rank: r, inputs of B.
+      alpha: scaling is alpha / r, with ``rank_stabilised`` alpha / sqrt(r).
+      dropout: share of the inputs of A that are dropped in training.
+      targets: linear layers that are adapted, see ``targets.matches``.
+      rank_stabilised: rsLoRA (arXiv 2312.03732).
+      dora: learns the norm of each output's weights apart from their direction (DoRA, arXiv
+        2402.09353).
+      init: ``zero_b`` (A uniform, B zero), ``zero_a`` (the reverse), or ``pissa``: both from the
+        largest singular values of W, which the frozen part is then without (arXiv 2404.02948).
+      rate_ratio: learning rate of B over that of A (LoRA+, arXiv 2402.12354; 16 is usual).
+      ranks: other ranks by target, such as ``{'feed_forward': 4}``; the last that matches holds.
     """
-    for path, found in nnx.iter_modules(module):
-        name = ".".join(map(str, path))
-        if isinstance(found, Dense):
-            kernel = found.kernel[...]
-            lead = kernel.ndim - len(found.axes)
-            own = kernel.shape[lead:]
-            shape = Kernel(
-                kernel.shape[:lead], own[: found.n_inputs], own[found.n_inputs :], found.axes
-            )
-            yield name, (found, "adapter", shape, kernel)
-        elif isinstance(found, Experts):
-            for part, axes in found.parts().items():
-                kernel = getattr(found, part)[...]
-                *lead, inputs, outputs = kernel.shape
-                shape = Kernel(tuple(lead), (inputs,), (outputs,), axes)
-                yield f"{name}.{part}", (found, f"{part}_adapter", shape, kernel)
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all_linear"
+    rank_stabilised: bool = False
+    dora: bool = False
+    init: str = "zero_b"
+    rate_ratio: float = 1.0
+    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+
+    method: ClassVar[str] = "LoRA"
+
+    def __post_init__(self) -> None:
+        check_number("LoRA.rank", self.rank, low=1, high=65_536, integer=True)
+        check_number("LoRA.alpha", self.alpha, above=0)
+        check_number("LoRA.dropout", self.dropout, low=0)
+        if self.dropout >= 1:
+            raise ConfigError("LoRA.dropout", self.dropout, "below 1")
+        check_number("LoRA.rate_ratio", self.rate_ratio, above=0)
+        check_choice("LoRA.init", self.init, INITS)
+        object.__setattr__(self, "targets", check_targets("LoRA.targets", self.targets))
+        if not isinstance(self.ranks, Mapping):
+            raise ConfigError("LoRA.ranks", self.ranks, "a dict of targets and ranks")
+        for rank in self.ranks.values():
+            check_number("LoRA.ranks", rank, low=1, high=65_536, integer=True)
+        check_targets("LoRA.ranks", tuple(self.ranks) or "all_linear")
+
+    def scaling(self, rank: int) -> float:
+        """Returns the factor on x A B for a layer of this rank."""
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def attach(self, module: nnx.Module, key: jax.Array) -> None:
+        """Gives the targets low-rank factors; see ``Adapter``."""
+        _attach(module, self, key)
+
+    @property
+    def random(self) -> bool:
+        """Returns True if inputs are dropped."""
+        return self.dropout > 0
+
+    def randomise(self, module: nnx.Module, key: jax.Array) -> None:
+        """Gives each factor a key of its own, by its path; see ``Adapter``."""
+        _give_keys(module, key)
 
 
-def attach_low_rank(module: nnx.Module, config: LoRA, key: jax.Array) -> None:
+def _attach(module: nnx.Module, config: LoRA, key: jax.Array) -> None:
     """Gives the targets of a model low-rank factors; see ``Adapter.attach``."""
     places = dict(linear_places(module))
     for path in chosen(places, tuple(config.targets), "LoRA.targets"):
@@ -67,11 +108,11 @@ def attach_low_rank(module: nnx.Module, config: LoRA, key: jax.Array) -> None:
                 f"none for experts, whose kernels are changed before they are used ({path})",
                 "Leave experts out of LoRA.targets, or do without it.",
             )
-        made = low_rank(config, rank, shape, kernel, fold_name(key, path))
+        made = _low_rank(config, rank, shape, kernel, fold_name(key, path))
         setattr(owner, attribute, made)
 
 
-def low_rank(config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: jax.Array) -> LowRank:
+def _low_rank(config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: jax.Array) -> LowRank:
     """Makes the factors of one kernel with their initial values.
 
     Args:
@@ -114,7 +155,7 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def give_keys(module: nnx.Module, key: jax.Array) -> None:
+def _give_keys(module: nnx.Module, key: jax.Array) -> None:
     """Gives all factors that drop inputs a random key, by their paths; scanned ones one a layer."""
     found = [(path, m) for path, m in nnx.iter_modules(module) if isinstance(m, LowRank)]
     for path, factors in found:
