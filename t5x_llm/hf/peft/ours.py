@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from t5x_llm.core.errors import CheckpointError, ConfigError
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
-from t5x_llm.hf.peft.config import PROMPTS
 from t5x_llm.hf.peft.targets import common_value, suffixes
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import flatten, stacked, unflatten
-from t5x_llm.nn.adapters.config import Adapter, LoRA
+from t5x_llm.nn.adapters.config import Adapter
+from t5x_llm.nn.adapters.lora import LoRA
 from t5x_llm.nn.adapters.roots import ADAPTER
 
 _ENDING = f"_{ADAPTER}"
@@ -35,12 +35,6 @@ def site_path(path: str) -> tuple[str, str] | None:
     return None
 
 
-def parameter_path(site: str, leaf: str, experts: bool) -> str:
-    """Returns the path of an adapter's parameter: the inverse of ``site_path``."""
-    head, _, last = site.rpartition(".")
-    return f"{head}.{last}{_ENDING}.{leaf}" if experts else f"{site}.{ADAPTER}.{leaf}"
-
-
 def to_plain(config: Adapter, tree: Mapping[str, Any]) -> PlainAdapter:
     """Makes plain arrays of an adapter's parameters.
 
@@ -52,11 +46,13 @@ def to_plain(config: Adapter, tree: Mapping[str, Any]) -> PlainAdapter:
       ConfigError: the method has no form in PEFT.
     """
     leaves: dict[str, dict[str, np.ndarray]] = {}
+    lead: dict[str, int] = {}
     for path, value in flatten(tree).items():
         if (found := site_path(path)) is not None:
             leaves.setdefault(found[0], {})[found[1]] = np.asarray(value, np.float32)
+            lead[found[0]] = int(stacked(path)) + int(f"{_ENDING}." in path)
     if isinstance(config, LoRA):
-        sites = {path: _low_rank(config, its) for path, its in leaves.items()}
+        sites = {path: _low_rank(config, its, lead[path]) for path, its in leaves.items()}
         return PlainAdapter(
             "LORA", sites, dropout=config.dropout, rank_stabilised=config.rank_stabilised
         )
@@ -74,36 +70,23 @@ def no_form(config: Adapter) -> ConfigError:
     )
 
 
-def _low_rank(config: LoRA, leaves: Mapping[str, np.ndarray]) -> Site:
+def _low_rank(config: LoRA, leaves: Mapping[str, np.ndarray], lead: int) -> Site:
+    """The site of one map, whose arrays have ``lead`` axes of repeats and experts."""
     a, b = leaves["a"], leaves["b"]
     scale = config.scaling(a.shape[-1])
     if "initial_a" in leaves:
         # PiSSA takes its start off the base: two adapters in one, of which the second is negative.
         a = np.concatenate([a, leaves["initial_a"]], axis=-1)
-        axis = b.ndim - (leaves["b"].ndim - _rank_axis(leaves))
-        b = np.concatenate([b, -leaves["initial_b"]], axis=axis)
+        b = np.concatenate([b, -leaves["initial_b"]], axis=lead)
     return Site(a=a, b=b, scale=scale, magnitude=leaves.get("magnitude"))
 
 
-def _rank_axis(leaves: Mapping[str, np.ndarray]) -> int:
-    """Returns the axis of b's rank: what stands before it is what stands before a's inputs."""
-    a, b = leaves["a"], leaves["b"]
-    rank = a.shape[-1]
-    same = 0
-    while same < min(a.ndim, b.ndim) - 1 and a.shape[same] == b.shape[same]:
-        same += 1
-    return next(i for i in range(same, -1, -1) if b.shape[i] == rank)
-
-
-def from_plain(
-    adapter: PlainAdapter, family: Family, **options: Any
-) -> tuple[Adapter, dict[str, Any]]:
+def from_plain(adapter: PlainAdapter, family: Family) -> tuple[Adapter, dict[str, Any]]:
     """Makes the config and the parameters of an adapter of ours.
 
     Args:
       adapter: plain arrays.
       family: the preset of the base.
-      options: fields of the config, instead of those of the adapter: dropout.
 
     Returns:
       (config, nested dict of the adapter's parameters alone); maps that the config's targets name
@@ -112,27 +95,61 @@ def from_plain(
     Raises:
       ConfigError: there is no such method here.
     """
-    if adapter.kind != "LORA" or adapter.kind in PROMPTS:
-        raise ConfigError("peft_type", adapter.kind, "LORA: others cannot be used here yet")
-    config = _lora(adapter, family, options)
-    model = Model(family.decoder(), adapter=config)
-    wanted = {p: leaf for p, leaf in flatten(model.abstract_params()).items() if site_path(p)}
-    out: dict[str, np.ndarray] = {}
-    for path, leaf in wanted.items():
-        name, part = site_path(path) or ("", "")
-        site = adapter.sites.get(name)
-        value = np.zeros(leaf.shape, np.float32)
-        if site is not None:
-            value = _leaf(site, part, config)
-        elif part == "magnitude":
-            raise ConfigError("target_modules", name, "every map that its end names, with DoRA")
-        if value.shape != leaf.shape:
-            raise CheckpointError(
-                f"The adapter is of another base: {path} has shape {list(value.shape)}, and this "
-                f"model asks for {list(leaf.shape)}."
+    if adapter.kind != "LORA":
+        raise ConfigError(
+            "peft_type",
+            adapter.kind,
+            "LORA, the one that a model here is given while it runs",
+            "Merge another with its base: t5x-llm adapter merge BASE ADAPTER OUT.",
+        )
+    config = lora_of(adapter, family)
+    abstract = flatten(Model(family.decoder(), adapter=config).abstract_params())
+    wanted = {path: leaf for path, leaf in abstract.items() if site_path(path)}
+    blank = {path: np.zeros(leaf.shape, np.float32) for path, leaf in wanted.items()}
+    missing = [p for p in blank if p.endswith(".magnitude") and site_of(adapter, p) is None]
+    if missing:
+        raise ConfigError("target_modules", missing[0], "all maps that an end names, with DoRA")
+    return config, unflatten(filled(adapter, config, blank))
+
+
+def site_of(adapter: PlainAdapter, path: str) -> Site | None:
+    """Returns the site of a parameter's path, or None where the adapter has none."""
+    return adapter.sites.get((site_path(path) or ("", ""))[0])
+
+
+def filled(
+    adapter: PlainAdapter, config: LoRA, fresh: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns an adapter's parameters by path: those of ``adapter``, where it has none, the fresh.
+
+    Raises:
+      ConfigError: ranks or methods differ, naming the map and what to set.
+    """
+    out = dict(fresh)
+    unused = set(adapter.sites)
+    for path, value in fresh.items():
+        site, part = site_of(adapter, path), (site_path(path) or ("", ""))[1]
+        if site is None:
+            continue
+        unused.discard((site_path(path) or ("", ""))[0])
+        if getattr(site, part, None) is None:
+            raise ConfigError("Run.adapter", part, "the method of the adapter that is read")
+        made = _leaf(site, part, config)
+        if made.shape != value.shape:
+            raise ConfigError(
+                "LoRA.rank",
+                value.shape,
+                f"{made.shape} for {path}, as the adapter that is read has rank {site.rank}",
+                "t5x-llm adapter show prints its ranks and targets.",
             )
-        out[path] = value
-    return config, unflatten(out)
+        out[path] = made
+    if unused:
+        raise ConfigError(
+            "LoRA.targets",
+            config.targets,
+            f"targets that name {sorted(unused)[0]} too, which the adapter that is read has",
+        )
+    return out
 
 
 def _leaf(site: Site, part: str, config: LoRA) -> np.ndarray:
@@ -144,7 +161,8 @@ def _leaf(site: Site, part: str, config: LoRA) -> np.ndarray:
     return value
 
 
-def _lora(adapter: PlainAdapter, family: Family, options: Mapping[str, Any]) -> LoRA:
+def lora_of(adapter: PlainAdapter, family: Family) -> LoRA:
+    """Returns the config of a LoRA that was read, by whose targets it is given to a model."""
     sites = adapter.sites
     every = _linear_paths(family)
     ranks = {path: site.rank for path, site in sites.items()}
@@ -167,7 +185,7 @@ def _lora(adapter: PlainAdapter, family: Family, options: Mapping[str, Any]) -> 
         dora=any(site.magnitude is not None for site in sites.values()),
         ranks=others,
     )
-    return LoRA(**fields | dict(options))
+    return LoRA(**fields)
 
 
 def _linear_paths(family: Family) -> list[str]:

@@ -22,10 +22,12 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of --max-lora-rank
 _NO_PEFT = "Merging is impossible too, as it is a layer of its own: keep the run."
 
 
-def check_servers(servers: Sequence[str]) -> None:
-    """Raises ConfigError unless each name is a server."""
-    for name in servers:
+def check_servers(servers: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns the names as a tuple; raises ConfigError unless each is a server."""
+    names = (servers,) if isinstance(servers, str) else tuple(servers)
+    for name in names:
         check_choice(FIELD, name, SERVERS)
+    return names
 
 
 def check_adapter_for(servers: Sequence[str], kind: str, rank: int, dora: bool) -> None:
