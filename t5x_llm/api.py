@@ -260,9 +260,7 @@ def load_model(
     """
     from t5x_llm.run.load import load
 
-    return load(
-        os.fspath(path), step, compute, lazy, None if adapter is None else os.fspath(adapter)
-    )
+    return load(os.fspath(path), step, compute, lazy, adapter)
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED
 from t5x_llm.hf.import_ import import_model, resolve
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
+from t5x_llm.hf.peft.base_mark import check_mark
 from t5x_llm.hf.peft.fitting import check_fits
 from t5x_llm.hf.peft.gate import BaseModel
 from t5x_llm.hf.peft.layout import linear_layers
@@ -47,8 +48,15 @@ class Given(NamedTuple):
     params: dict[str, Any]
 
 
-def read_adapter(directory: str, family: Family) -> PlainAdapter:
+def read_adapter(
+    directory: str | os.PathLike[str], family: Family, base: str | None = None
+) -> PlainAdapter:
     """Reads a PEFT directory for a base, as plain arrays.
+
+    Args:
+      directory: of the adapter.
+      family: the preset of the base.
+      base: where the base lies, to compare with the one that the adapter was trained on; or None.
 
     Raises:
       CheckpointError: it is damaged, or of another base.
@@ -56,12 +64,18 @@ def read_adapter(directory: str, family: Family) -> PlainAdapter:
     """
     layers = linear_layers(family)
     shapes = hf_shapes(family.weight_map(), Model(family.decoder()).abstract_params())
-    return from_peft(check_fits(open_adapter(directory), layers, shapes), layers)
+    found = check_fits(open_adapter(directory), layers, shapes)
+    if base is not None:
+        tensors = resolve(open_source(base).weights, family)
+        check_mark(directory, tensors.read, tensors.shapes, base)
+    return from_peft(found, layers)
 
 
-def given_adapter(directory: str, family: Family) -> Given:
+def given_adapter(
+    directory: str | os.PathLike[str], family: Family, base: str | None = None
+) -> Given:
     """Reads a PEFT directory as an adapter that a model can be given; see ``read_adapter``."""
-    return Given(*from_plain(read_adapter(directory, family), family))
+    return Given(*from_plain(read_adapter(directory, family, base), family))
 
 
 def check_adapter(run: Run) -> None:
@@ -109,7 +123,7 @@ def start_params(run: Run, fresh: Mapping[str, Any] | None) -> dict[str, Any]:
             run.start_adapter,
             "None where Run.adapter is not @LoRA(), or LoRA.init is 'pissa'",
         )
-    plain = read_adapter(run.start_adapter, run.model)
+    plain = read_adapter(run.start_adapter, run.model, run.start_from)
     if plain.kind != "LORA":
         raise ConfigError("Run.start_adapter", plain.kind, "a LoRA, as Run.adapter is")
     if fresh is None:

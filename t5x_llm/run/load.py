@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def load(
     step: int | None = None,
     compute: str | None = None,
     lazy: bool = False,
-    adapter: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Loads a model.
 
@@ -87,7 +88,7 @@ def load(
         if adapter is not None:
             from t5x_llm.run.adapters import given_adapter
 
-            config, its = given_adapter(adapter, found.family)
+            config, its = given_adapter(adapter, found.family, path)
             params = roots.merge({roots.BASE: params, roots.ADAPTER: its})
         model = Model(found.family.decoder(), policy, adapter=config)
         return Loaded(found.family, model, params, found.tokenizer, None, found.generation)

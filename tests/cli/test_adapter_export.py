@@ -42,6 +42,7 @@ def logits(model):
     return np.asarray(model.model.logits(model.params, hidden))
 
 
+@pytest.mark.extended
 def test_an_adapter_leaves_the_run_and_comes_back(there, capsys):
     done = tiny.train(there, gin="lora.gin")
     assert "adapter       lora/adapter (logits within" in done.stderr

@@ -124,7 +124,8 @@ def test_a_written_directory_passes_its_gate(case, tmp_path):
     report = write_adapter(out, from_peft(found, layers), whole, ours)
     assert report.passed and report.prompts["long"].relative < 1e-5
     assert {p.name for p in out.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "parity.json", "README.md"
+        "adapter_config.json", "adapter_model.safetensors", "parity.json", "README.md",
+        "t5x_llm_base.json",
     }  # fmt: skip
     again = open_adapter(out)
     assert again.config.base == "org/base"

@@ -17,12 +17,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 import peft_cases as cases
 
 from t5x_llm.cli import main as command
-from t5x_llm.core.errors import ConfigError, ParityError
+from t5x_llm.core.errors import CheckpointError, ConfigError, ParityError
 from t5x_llm.hf import parity
 from t5x_llm.hf.import_ import family_of, import_model
+from t5x_llm.hf.peft.base_mark import base_mark, write_mark
 from t5x_llm.hf.peft.merge import merge_adapter
+from t5x_llm.hf.peft.shown import described
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import hf_shapes
+from t5x_llm.run.load import load
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -113,6 +116,29 @@ def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(tmp_path):
     )
     merge_adapter(free, adapter, tmp_path / "wanted")
     np.testing.assert_allclose(logits(tmp_path / "out"), logits(tmp_path / "wanted"), atol=1e-6)
+
+
+def test_a_base_of_the_same_shapes_and_other_weights_is_told(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    preset = family_of(cases.config_of("llama"))
+    shapes = hf_shapes(preset.weight_map(), Model(preset.decoder()).abstract_params())
+    adapter = Path(shutil.copytree(cases.GOLDEN / "llama_lora", tmp_path / "adapter"))
+    write_mark(adapter, base_mark(lambda n: cases.draw(n, shapes[n]), shapes), "first/base")
+    described(adapter, base)
+    half = write_base(tmp_path / "half", "llama", ml_dtypes.bfloat16)
+    described(adapter, half)  # the same model in other bits
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(tensors | {name: tensors[name] * 1.5}, base / "model.safetensors")
+    for use in (
+        lambda: described(adapter, base),
+        lambda: merge_adapter(base, adapter, tmp_path / "out"),
+        lambda: load(str(base), adapter=adapter),
+    ):
+        with pytest.raises(CheckpointError, match="another base: it was trained on 'first/base'"):
+            use()
+    (adapter / "t5x_llm_base.json").unlink()
+    merge_adapter(base, adapter, tmp_path / "out")
 
 
 def test_virtual_tokens_cannot_be_merged(tmp_path):

@@ -14,6 +14,7 @@ from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED, ids_of, write_directory
 from t5x_llm.hf.export import DTYPES, MAX_SHARD_BYTES, narrowed
 from t5x_llm.hf.import_ import check_tokenizer, family_in, resolve
+from t5x_llm.hf.peft.base_mark import check_mark
 from t5x_llm.hf.peft.fitting import check_fits
 from t5x_llm.hf.peft.layout import linear_layers
 from t5x_llm.hf.peft.numpy_reader import AdaptedTensors
@@ -87,7 +88,11 @@ def merge_adapter(
     tokenizer = source.tokenizer()
     check_tokenizer(tokenizer, family.vocab_size)
     weights = resolve(source.weights, family)
-    found = adapter if isinstance(adapter, PeftAdapter) else open_adapter(adapter)
+    if isinstance(adapter, PeftAdapter):
+        found = adapter
+    else:
+        found = open_adapter(adapter)
+        check_mark(adapter, weights.read, weights.shapes, str(source.path))
     layers = linear_layers(family)
     found = check_fits(found, layers, weights.shapes)
     merged = AdaptedTensors(found, weights.read, dtype=np.float32)

@@ -6,6 +6,7 @@ import collections
 import os
 
 from t5x_llm.hf.import_ import family_in, resolve
+from t5x_llm.hf.peft.base_mark import check_mark
 from t5x_llm.hf.peft.config import LOW_RANK, PROMPTS
 from t5x_llm.hf.peft.fitting import check_fits
 from t5x_llm.hf.peft.layout import linear_layers
@@ -30,8 +31,9 @@ def described(adapter: str | os.PathLike[str], base: str | os.PathLike[str] | No
     if base is not None:
         source = open_source(base)
         family = family_in(source)
-        shapes = resolve(source.weights, family).shapes
-        found = check_fits(found, linear_layers(family), shapes)
+        tensors = resolve(source.weights, family)
+        found = check_fits(found, linear_layers(family), tensors.shapes)
+        check_mark(adapter, tensors.read, tensors.shapes, str(base))
         fits = f"It fits {base}, a {type(family).__name__}."
     count = sum(array.size for array in found.tensors.values())
     lines = [f"{config.kind} of {config.base or 'an unnamed base'}, {count:,} values."]

@@ -11,6 +11,7 @@ import numpy as np
 from t5x_llm.core.errors import ParityError
 from t5x_llm.hf import parity
 from t5x_llm.hf.peft.adapter import PlainAdapter
+from t5x_llm.hf.peft.base_mark import base_mark, write_mark
 from t5x_llm.hf.peft.config import FILE, WEIGHTS, PeftConfig
 from t5x_llm.hf.peft.fitting import check_fits
 from t5x_llm.hf.peft.gate import THRESHOLD, BaseModel, check_adapter
@@ -67,6 +68,7 @@ def write_adapter(
             report = check_adapter(back, base, ours)
             report.raise_if_failed(f"Export of the adapter to {directory}")
         report.write(draft)
+        write_mark(draft, base_mark(base.read, shapes), base.name)
         (draft / README).write_text(_card(config, base, report), encoding="utf-8")
     return report
 
@@ -89,8 +91,6 @@ def _check_same(back: PeftAdapter, meant: PeftAdapter, draft: pathlib.Path) -> N
 def _card(config: PeftConfig, base: BaseModel, report: parity.ParityReport) -> str:
     name = base.name or "its base model"
     lines = ["---", "library_name: peft"]
-    if base.name and not os.path.isabs(base.name):
-        lines.append(f"base_model: {base.name}")
     lines += ["tags:", "- t5x_llm", "---", "", f"# Adapter of {name}", ""]
     lines += [f"{config.kind} of a {type(base.family).__name__}, trained with t5x_llm.", ""]
     if report.prompts:
