@@ -20,8 +20,12 @@ from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
+from t5x_llm.nn.adapters.adaptive import AdaLoRA
 from t5x_llm.nn.adapters.config import Adapter
 from t5x_llm.nn.adapters.lora import LoRA
+from t5x_llm.nn.adapters.prompting import Prefix, Prompt, PTuning
+from t5x_llm.nn.adapters.residual import Bottleneck
+from t5x_llm.nn.adapters.scaling import IA3
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
@@ -234,17 +238,20 @@ class Run:
                 "(), as Run.adapter freezes all of the model",
                 "LoRA.targets says which layers have an adapter.",
             )
+        self.adapter.check(self.decoder())
 
     def _check_length(self) -> None:
         decoder = self.decoder()
         longest, why = decoder.learned_positions, "Learned positions end there"
         if longest is None and decoder.kind != "encoder_decoder":
             longest, why = getattr(self.model, "max_length", None), "The exported model says so"
-        if longest is not None and self.loop.sequence_length > longest:
+        virtual = 0 if self.adapter is None else self.adapter.virtual
+        if longest is not None and self.loop.sequence_length > longest - virtual:
             raise ConfigError(
                 "Loop.sequence_length",
                 self.loop.sequence_length,
-                f"at most {type(self.model).__name__}.max_length = {longest}",
+                f"at most {type(self.model).__name__}.max_length = {longest}"
+                + (f", less the {virtual} virtual tokens of Run.adapter" if virtual else ""),
                 f"{why}: shorten the sequence, or give the model more.",
             )
 
@@ -346,6 +353,12 @@ register(
     DynamicRotaryScaling,
     Stability,
     LoRA,
+    AdaLoRA,
+    IA3,
+    Bottleneck,
+    Prefix,
+    Prompt,
+    PTuning,
     Piecewise,
     *FAMILIES.values(),
 )
