@@ -9,11 +9,13 @@ from t5x_llm.checkpoint import CheckpointConfig
 from t5x_llm.config import Flags, Resolved, load, parameters, parse_flags, register, registered
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number, nearest
+from t5x_llm.core.fields import later
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.instruct.chat_config import Chat
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.hf.export import DTYPES
+from t5x_llm.hf.peft.serving import check_servers
 from t5x_llm.infer.sampler import Sampling
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
@@ -102,15 +104,19 @@ class Export:
       dtype: dtype of the stored weights.
       max_shard_bytes: limit on one safetensors file.
       license: of the weights, for the model card, such as ``apache-2.0``; None says none.
+      adapter_for: programs that are to load the adapter of ``Run.adapter``: 'peft', 'vllm', 'gguf'
+        (llama.cpp). What they could not load is refused before training.
     """
 
     enabled: bool = True
     dtype: str = "float32"
     max_shard_bytes: int = 5_000_000_000
     license: str | None = None
+    adapter_for: tuple[str, ...] = later(())
 
     def __post_init__(self) -> None:
         check_choice("Export.dtype", self.dtype, DTYPES)
+        object.__setattr__(self, "adapter_for", check_servers(self.adapter_for))
         check_count("Export.max_shard_bytes", self.max_shard_bytes, low=1)
 
 
@@ -140,6 +146,7 @@ class Run:
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
         and checkpoints are without it. None trains the model.
+      start_adapter: a PEFT directory whose adapter a fresh run begins with, or None.
       base_dtype: dtype in which the frozen model is held, bfloat16 or float32.
       checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
@@ -165,6 +172,7 @@ class Run:
     neftune: float | None = None
     start_from: str | None = None
     adapter: Adapter | None = None
+    start_adapter: str | None = None
     base_dtype: str = "bfloat16"
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
@@ -185,6 +193,7 @@ class Run:
         check_written("Run.directory", self.directory)
         for name, place in (
             ("Run.start_from", self.start_from),
+            ("Run.start_adapter", self.start_adapter),
             ("Evaluation.baseline", self.evaluation.baseline or None),
             ("Data.tokenizer", self.data.tokenizer),
         ):
@@ -207,6 +216,12 @@ class Run:
     def _check_adapter(self) -> None:
         check_choice("Run.base_dtype", self.base_dtype, ("bfloat16", "float32"))
         if self.adapter is None:
+            for name, value in (
+                ("Export.adapter_for", self.export.adapter_for),
+                ("Run.start_adapter", self.start_adapter),
+            ):
+                if value:
+                    raise ConfigError(name, value, "nothing without Run.adapter, such as @LoRA()")
             return
         if not isinstance(self.adapter, Adapter):
             raise ConfigError("Run.adapter", self.adapter, "an adapter, such as @LoRA(), or None")
