@@ -134,7 +134,7 @@ def assemble(
     if task is None:
         task = lm_task(run, model, data)
         if run.adapter is not None:
-            task = AdapterTask(task, model, run.base_dtype)
+            task = AdapterTask(task, model, run.base_storage)
     tx = run.optimizer.build(run.loop.steps, task.trained_part(task.logical_axes()))
     if isinstance(run.adapter, LoRA) and run.adapter.rate_ratio != 1.0:
         tx = optax.chain(tx, scale_named("b", run.adapter.rate_ratio))

@@ -14,6 +14,7 @@ from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
+from t5x_llm.models.base_storage import STORAGE
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model, cached_model
@@ -39,7 +40,7 @@ SHARED_NAMES = {
     "data": "Run.data",
     "stability": "Run.stability",
     "adapter": "Run.adapter",
-    "base_dtype": "Run.base_dtype",
+    "base_storage": "Run.base_storage",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
 }
@@ -135,7 +136,8 @@ class Run:
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
         and checkpoints are without it. None trains the model.
-      base_dtype: dtype in which the frozen model is held, bfloat16 or float32.
+      base_storage: storage of the frozen model: float32, bfloat16, or its linear layers in few
+        bits, nf4 (QLoRA, arXiv 2305.14314: 4.127 bits a weight) or int8 (a scale an output).
       checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
       life: how long to wait for a step, and for the process to end.
@@ -160,7 +162,7 @@ class Run:
     neftune: float | None = None
     start_from: str | None = None
     adapter: Adapter | None = None
-    base_dtype: str = "bfloat16"
+    base_storage: str = "bfloat16"
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
@@ -199,7 +201,7 @@ class Run:
         self._check_length()
 
     def _check_adapter(self) -> None:
-        check_choice("Run.base_dtype", self.base_dtype, ("bfloat16", "float32"))
+        check_choice("Run.base_storage", self.base_storage, STORAGE)
         if self.adapter is None:
             return
         if not isinstance(self.adapter, Adapter):
@@ -262,7 +264,7 @@ class Run:
         """Returns the parts that a resumed run must share with the one it continues, by name."""
         some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
         if self.adapter is not None:
-            some |= {"adapter": self.adapter, "base_dtype": self.base_dtype}
+            some |= {"adapter": self.adapter, "base_storage": self.base_storage}
         return some | {
             "model": self.model,
             "optimizer": self.optimizer,
