@@ -50,7 +50,7 @@ def main() -> None:
         storage = "nf4" if method == "qlora" else dtype
         bindings += [
             "Run.adapter = @LoRA()", "LoRA.rank = 16", "LoRA.alpha = 32.0",
-            f"Run.base_dtype = {storage!r}",
+            f"Run.base_storage = {storage!r}",
         ]  # fmt: skip
     run = load_run(parse_flags([f"--gin_bindings={x}" for x in bindings]))[0]
     made = assemble(run)
