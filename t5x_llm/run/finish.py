@@ -10,6 +10,7 @@ import jax
 
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.data_plan import data_plan
+from t5x_llm.nn.adapters import roots
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.card import run_card
 from t5x_llm.run.config import Run
@@ -62,6 +63,13 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
         )
         worst = max(p.max_abs for p in parity.prompts.values())
         lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")
+    elif run.export.enabled and run.adapter is not None:
+        from t5x_llm.run.adapters import OUT, export_adapter
+
+        report = export_adapter(
+            run, roots.merge(jax.device_get(state.params)), str(directory / OUT)
+        )
+        lines.append(f"  adapter       {directory / OUT} ({report.summary()})")
     if (samples := directory / "samples.txt").exists():
         lines.append(f"  samples       {samples}")
     encoder = run.decoder().kind == "encoder"

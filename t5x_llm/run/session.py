@@ -16,6 +16,8 @@ from t5x_llm.core.memory import memory_explained
 from t5x_llm.core.paths import as_path, check_writable, write_atomic
 from t5x_llm.hf.drafts import remove_abandoned
 from t5x_llm.run import finish
+from t5x_llm.run.adapters import OUT as ADAPTER_OUT
+from t5x_llm.run.adapters import check_adapter
 from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.base import check_base
 from t5x_llm.run.chat import begin_chat, check_chat, save_template
@@ -93,11 +95,13 @@ def _train_held(
     keep_compiled(directory)
     check_start_from(run)
     check_chat(run)
+    check_adapter(run)
     found = resumed_step(run, resume == "anew")
     _check_resume(run, resume, found)
     primary = jax.process_index() == 0
     if primary:
-        remove_abandoned(pathlib.Path(directory) / "hf")
+        for name in ("hf", ADAPTER_OUT):
+            remove_abandoned(pathlib.Path(directory) / name)
         _warn(run, mesh)
     journals: list[Journal] = []  # made when there is something to train on
 
