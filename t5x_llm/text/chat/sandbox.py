@@ -146,6 +146,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         jinja2.nodes.Node.set_environment(tree, self)
         return tree
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Refuses ``str.format``, whose widths are not bounded."""
+        if super().wrap_str_format(value) is not None:
+            raise Exceeded("a use of str.format, which no chat template needs")
+        return None
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             raise Exceeded("a power, which no chat template needs")
@@ -153,7 +159,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _product(left, right)
             _product(right, left)
         if operator == "%" and isinstance(left, str):
-            raise Exceeded("text formatted by %, which no chat template needs")
+            raise Exceeded("a text formatted by %, which no chat template needs")
         return _bounded(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
@@ -163,8 +169,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 _bounded(value)
         owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         if isinstance(owner, str):
-            if name in ("format", "format_map", "translate", "encode", "maketrans"):
-                raise Exceeded(f"str.{name}, which no chat template needs")
+            if name in ("translate", "encode", "maketrans"):
+                raise Exceeded(f"a use of str.{name}, which no chat template needs")
             if name == "replace" and len(args) > 1:
                 _bounded_replace(owner, str(args[0]), str(args[1]))
             if name == "join" and args:
@@ -315,7 +321,7 @@ def run(
     except (RecursionError, MemoryError) as e:
         raise TemplateError(f"Chat template {name} recurses or grows without end.") from e
     except jinja2.TemplateError as e:
-        raise TemplateError(f"Chat template {name} says: {e.message or e!r}.") from e
+        raise TemplateError(f"Chat template {name} says: {e.message or e}.") from e
     except Exception as e:  # any error of Python's that a stranger's template can cause
         raise TemplateError(f"Chat template {name} failed: {type(e).__name__}: {e}.") from e
     finally:
