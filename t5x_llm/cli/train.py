@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from t5x_llm.cli.arguments import gin_parser
 from t5x_llm.cli.main import guard
-from t5x_llm.config import parse_flags
+from t5x_llm.config import Flags, parse_flags
 
 DESCRIPTION = """Train a model as gin files describe.
 
@@ -27,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's own flags."""
     parser = gin_parser("train.py", DESCRIPTION)
+    add_training_arguments(parser)
+    return parser
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of every command that trains."""
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan of the run and stop before training"
     )
@@ -37,13 +43,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="auto continues a run that has checkpoints; never refuses to; always insists on it; "
         "anew is auto, but where all checkpoints are damaged moves them aside and begins anew",
     )
-    return parser
 
 
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv)
-    args = build_parser().parse_args(flags.rest)
+    train_as(flags, build_parser().parse_args(flags.rest))
 
+
+def train_as(flags: Flags, args: argparse.Namespace) -> None:
+    """Trains a run, or prints its plan.
+
+    Args:
+      flags: the gin flags.
+      args: the flags of ``add_training_arguments``.
+    """
     from t5x_llm.run.resolved import resolve
 
     run = resolve(flags)

@@ -9,5 +9,9 @@ import jax
 
 def named_key(seed: int, name: str, step: int | jax.Array = 0) -> jax.Array:
     """A key that depends on (seed, name, step) and nothing else."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
-    return jax.random.fold_in(key, step)
+    return jax.random.fold_in(fold_name(jax.random.key(seed), name), step)
+
+
+def fold_name(key: jax.Array, name: str) -> jax.Array:
+    """Returns a key that depends on ``key`` and ``name`` alone."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)

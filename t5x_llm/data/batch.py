@@ -25,6 +25,8 @@ class Batch:
     is shifted), ``loss_mask`` is 1 at the chosen places alone. ``extra`` is empty; the model looks
     both ways.
 
+    ``fim``: as ``lm``, with three marks more in a segment whose middle was moved to its end.
+
     Encoder-decoder (``span_corruption``; ``prefix_lm``, ``ul2`` of that form): the fields below are
     the decoder's, [B, T] with T = the objective's target length; of each segment ``tokens`` are the
     start token and then ``targets`` but the last, which is the end token; ``positions`` count from

@@ -162,6 +162,32 @@ def mask_tokens(
     return out, chosen
 
 
+def middle_last(
+    text: np.ndarray, marks: tuple[int, ...], suffix_first: float, draw: Draw
+) -> np.ndarray:
+    """Moves the middle of a text to its end (arXiv 2207.14255, section 3).
+
+    Two cuts, all pairs equally likely, make prefix, middle and suffix, of which any may be empty.
+
+    Args:
+      text: [n] the tokens.
+      marks: those before prefix, suffix and middle.
+      suffix_first: share of the texts that become prefix mark, suffix mark, suffix, middle mark,
+        prefix, middle (SPM); the others become prefix mark, prefix, suffix mark, suffix, middle
+        mark, middle (PSM).
+      draw: random numbers.
+
+    Returns:
+      [n + 3] tokens.
+    """
+    first, second = np.sort(draw.below(len(text) + 1, 2))
+    before, middle, after = text[:first], text[first:second], text[second:]
+    prefix, suffix, hole = ([mark] for mark in marks)
+    if draw.uniform(1)[0] < suffix_first:
+        return np.concatenate([prefix, suffix, after, hole, before, middle])
+    return np.concatenate([prefix, before, suffix, after, hole, middle])
+
+
 def shifted(inputs: np.ndarray, targets: np.ndarray) -> Arrays:
     """Makes a decoder's segment, which sees all of ``inputs`` [n] and predicts ``targets`` [m].
 

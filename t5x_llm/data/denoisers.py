@@ -75,6 +75,50 @@ class PrefixDenoiser:
 
 
 @dataclasses.dataclass(frozen=True)
+class FillInMiddle:
+    """Denoiser that moves the middle of a piece to its end and predicts all of it.
+
+    Begin and end tokens of the document stay where they are, so that an end token follows the
+    middle of a document's last piece.
+    """
+
+    whole_documents: ClassVar[bool] = True
+    ahead: ClassVar[bool] = True
+    marks: tuple[int, ...]
+    suffix_first: float
+    begin: int | None
+    end: int | None
+
+    def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return n + 3, 0 * n
+
+    def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
+        first = int(len(text) > 0 and text[0] == self.begin)
+        stop = len(text) - int(len(text) > first and text[-1] == self.end)
+        body = corruption.middle_last(text[first:stop], self.marks, self.suffix_first, draw)
+        return _predicted(np.concatenate([text[:first], body, text[stop:]]))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainText:
+    """Denoiser that leaves a piece as it is and predicts all of it."""
+
+    whole_documents: ClassVar[bool] = True
+    ahead: ClassVar[bool] = True
+
+    def places(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return n, 0 * n
+
+    def __call__(self, text: np.ndarray, draw: Draw) -> Arrays:
+        return _predicted(text)
+
+
+def _predicted(text: np.ndarray) -> Arrays:
+    ones = np.ones(max(len(text) - 1, 0), np.float32)
+    return {"tokens": text[:-1], "targets": text[1:], "loss_mask": ones}
+
+
+@dataclasses.dataclass(frozen=True)
 class Framed:
     """Denoiser with inputs and targets, in one of two forms, with mode and end tokens."""
 
@@ -184,6 +228,10 @@ def make_denoisers(
         assert ids.mask is not None
         made = MaskedTokens(config, ids.mask, ordinary, np.flatnonzero(ordinary))
         return {"masks": made}, {"masks": 1.0}
+    if goal == "fim":
+        middle = FillInMiddle(ids.fim, config.suffix_first, ids.start, ids.end)
+        pair: dict[str, Denoiser] = {"fim": middle, "plain": PlainText()}
+        return pair, {"fim": config.fim_rate, "plain": 1 - config.fim_rate}
     if goal == "span_corruption":
         spans = SpanCorruption(
             None, **framed, density=config.density, mean_span=config.mean_span, sentinels=sentinels

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.fields import later, unset
 from t5x_llm.text import Tokenizer
 
-OBJECTIVES = ("lm", "mlm", "span_corruption", "prefix_lm", "ul2", "blank_filling")
+OBJECTIVES = ("lm", "mlm", "span_corruption", "prefix_lm", "ul2", "blank_filling", "fim")
 FORMS = ("auto", "decoder", "encoder_decoder")
 MODES = ("R", "X", "S")
 
@@ -29,6 +30,13 @@ _USUAL = {
     "X": ("[X]", "[NLG]"),
     "S": ("[S]", "[S2S]"),
 }
+# Prefix, suffix and middle marks of StarCoder, Qwen and CodeGemma, DeepSeek, and Code Llama.
+_FIM = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+    ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),
+)
 _RESERVE = "Train the tokenizer with TokenizerTraining.extra_ids, or name ids in the field."
 
 
@@ -46,7 +54,8 @@ class Denoising:
       objective: ``lm``; ``mlm`` (BERT, arXiv 1810.04805, masked anew in each epoch as RoBERTa's,
         1907.11692); ``span_corruption`` (T5, 1910.10683); ``prefix_lm`` (ibid., 3.2.1: split
         anywhere, the rest is predicted); ``ul2`` (2205.05131, table 1, and S-denoisers);
-        ``blank_filling`` (GLM, 2103.10360 and 2210.02414).
+        ``blank_filling`` (GLM, 2103.10360 and 2210.02414); ``fim`` (fill in the middle,
+        2207.14255: the middle of a piece is moved to its end, and all of it is predicted).
       form: ``decoder`` or ``encoder_decoder`` for span_corruption, prefix_lm and ul2; auto is
         encoder_decoder for span_corruption.
       density: share of tokens that is noise; not ul2's, which come from ``ul2``.
@@ -67,6 +76,11 @@ class Denoising:
       mask: of mlm and blank_filling. Here and below: an id, the name of a piece, or auto: a piece
         with a usual name, else one of the <extra_id_i>, the last one that is not taken.
       gmask, start_of_piece, end_of_piece: of blank_filling.
+      fim_rate: share of the rows whose pieces are rearranged for fim; the others are as for lm.
+      suffix_first: share of the pieces that are rearranged in which the suffix comes first and the
+        prefix right before the middle (SPM), not the prefix first (PSM).
+      fim: ids or pieces of the marks before prefix, suffix and middle; auto: those of StarCoder,
+        Qwen, CodeGemma, DeepSeek or Code Llama, else three of the <extra_id_i>.
       modes: of ul2, put before the inputs, in the order R, X, S; None puts none.
       start: what the decoder of an encoder-decoder reads first; auto is the pad token.
       end: what ends inputs and targets; auto is the end token.
@@ -91,6 +105,9 @@ class Denoising:
     modes: str | tuple[str | int, ...] | None = "auto"
     start: str | int = "auto"
     end: str | int = "auto"
+    fim_rate: float = later(0.5)
+    suffix_first: float = later(0.5)
+    fim: str | tuple[str | int, ...] = later("auto")
 
     def __post_init__(self) -> None:
         check_choice("Denoising.objective", self.objective, OBJECTIVES)
@@ -108,7 +125,10 @@ class Denoising:
                 raise ConfigError(
                     "Denoising.target_length", self.target_length, "None: there is no encoder"
                 )
-        for name in ("mask_share", "random_share", "suffix_rate", "long_rate"):
+        for name in (
+            *("mask_share", "random_share", "suffix_rate", "long_rate"),
+            *("fim_rate", "suffix_first"),
+        ):
             check_number(f"Denoising.{name}", getattr(self, name), low=0, high=1)
         check_number("Denoising.suffix_share", self.suffix_share, above=0, high=1)
         if self.mask_share + self.random_share > 1:
@@ -117,6 +137,12 @@ class Denoising:
                 f"at most 1 - Denoising.mask_share = {1 - self.mask_share:g}",
             )  # fmt: skip
         self._check_ul2()
+        if isinstance(self.fim, (list, tuple)):
+            object.__setattr__(self, "fim", tuple(self.fim))
+        if self.fim != "auto" and not (_is_tuple(self.fim) and len(self.fim) == 3):
+            raise ConfigError(
+                "Denoising.fim", self.fim, "auto, or three ids or pieces: prefix, suffix, middle"
+            )
         if isinstance(self.modes, (list, tuple)):
             object.__setattr__(self, "modes", tuple(self.modes))
         if not (self.modes in (None, "auto") or (_is_tuple(self.modes) and len(self.modes) == 3)):
@@ -148,6 +174,12 @@ class Denoising:
             return self.objective == "span_corruption"
         return self.form == "encoder_decoder"
 
+    def text(self) -> str:
+        """Returns the fields and their values, without those that came later and are at rest."""
+        held = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))
+        given = ", ".join(f"{f.name}={value!r}" for f, value in held if not unset(f, value))
+        return f"Denoising({given})"
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
@@ -158,7 +190,9 @@ class SpecialIds:
       modes: by mode; empty for none.
       specials: ids that are never masked and never put in at random.
       vocab_size: V.
-      lead, trail: begin and end tokens of a stored document.
+      lead: begin tokens of a stored document.
+      trail: its end tokens.
+      fim: marks before prefix, suffix and middle; empty for other objectives than fim.
     """
 
     sentinels: tuple[int, ...]
@@ -173,6 +207,7 @@ class SpecialIds:
     vocab_size: int
     lead: int
     trail: int
+    fim: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
 
 def special_ids(config: Denoising, tokenizer: Tokenizer) -> SpecialIds:
@@ -198,12 +233,16 @@ def special_ids(config: Denoising, tokenizer: Tokenizer) -> SpecialIds:
     if spans or goal == "prefix_lm":
         end = find.known("end", config.end, tokenizer.eos_id)
     sentinels = find.sentinels(config.sentinels) if spans else ()
+    fim = find.fim(config.fim) if goal == "fim" else ()
+    if goal == "fim":
+        start, end = tokenizer.bos_id, tokenizer.eos_id
     framing = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)
-    own = (mask, gmask, sop, eop, start, end, *modes.values(), *sentinels, *find.extras)
+    own = (mask, gmask, sop, eop, start, end, *modes.values(), *sentinels, *fim, *find.extras)
     return SpecialIds(
         sentinels, mask, gmask, sop, eop, modes, start, end,
         frozenset(i for i in (*framing, *own) if i is not None),
         tokenizer.vocab_size, int(tokenizer.bos_id is not None), int(tokenizer.eos_id is not None),
+        fim,
     )  # fmt: skip
 
 
@@ -218,7 +257,7 @@ def planned_ids(config: Denoising, length: int) -> SpecialIds:
     framed = config.objective in ("span_corruption", "ul2", "prefix_lm")
     return SpecialIds(
         tuple(range(length)), 0, 0, 0, 0, modes, 0 if config.encoder_decoder else None,
-        0 if framed else None, frozenset(), 1, 1, 1,
+        0 if framed else None, frozenset(), 1, 1, 1, (0, 0, 0) if config.objective == "fim" else (),
     )  # fmt: skip
 
 
@@ -278,6 +317,19 @@ class _Finder:
             assert not isinstance(value, str)
             ids = value
         return tuple(self._take(name, self._given(name, i)) for i in ids)
+
+    def fim(self, value: str | tuple[str | int, ...]) -> tuple[int, ...]:
+        """Returns the marks before prefix, suffix and middle."""
+        name, id_of = "Denoising.fim", self._tokenizer.id_of
+        if value == "auto":
+            usual = [tuple(id_of(piece) for piece in pieces) for pieces in _FIM]
+            found = next((ids for ids in usual if None not in ids), None)
+            if found is None and len(self.extras) < 3:
+                expected = "a tokenizer with <fim_prefix>, <fim_suffix> and <fim_middle>, or three "
+                raise ConfigError(name, "auto", expected + "pieces <extra_id_0> to 2", _RESERVE)
+            value = tuple(self.extras[-3:]) if found is None else found  # type: ignore[assignment]
+        assert not isinstance(value, str)
+        return tuple(self._take(name, self._given(name, i)) for i in value)
 
     def _given(self, name: str, value: str | int) -> int:
         if isinstance(value, str):

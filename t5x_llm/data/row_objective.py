@@ -66,6 +66,11 @@ class RowObjective:
           ConfigError: documents joined in the store, but read in another order.
         """
         places = self.table(denoiser)
+        if denoiser.whole_documents and packing == "concat" and places[1] > 1:
+            raise ConfigError(
+                "Data.packing", packing, f"'whole' or 'similar', as {self.name} adds marks to each "
+                "document of a row",
+            )  # fmt: skip
         if denoiser.whole_documents:
             reading = Reading(0, int(denoiser.ahead), places)
         elif packing != "concat":
@@ -219,7 +224,7 @@ def _make(config: Denoising, ids: SpecialIds, length: int) -> RowObjective:
     extra: dict[str, DTypeLike] = {}
     if both:
         extra = dict.fromkeys(ENCODER, np.int32)
-    elif config.objective != "mlm":
+    elif config.objective not in ("mlm", "fim"):
         extra = {"prefix": np.bool_}
         if config.objective == "blank_filling":
             extra["block_positions"] = np.int32
@@ -231,7 +236,8 @@ def _make(config: Denoising, ids: SpecialIds, length: int) -> RowObjective:
         encoder_length=length if both else 0,
         extra=extra,
         frame=(ids.lead, ids.trail),
-        identity=f"{config} {dataclasses.replace(ids, specials=frozenset())}",
+        identity=f"{config.text()} {dataclasses.replace(ids, specials=frozenset())}"
+        + "".join(f" {mark}" for mark in ids.fim),
     )
     for denoiser in denoisers.values():
         _check_room(made, denoiser, length)

@@ -103,11 +103,11 @@ class EvaluationHook(Hook):
         if trainer.step or trainer.last:
             return
         with trainer.paused("eval"):
-            limited = self.evaluator(trainer.state.params, self.held_out, self.limit)
+            limited = self.evaluator(trainer.params, self.held_out, self.limit)
             if self.baseline is None:
                 full = limited
                 if self.limit is not None:
-                    full = self.evaluator(trainer.state.params, self.held_out, None)
+                    full = self.evaluator(trainer.params, self.held_out, None)
                 self.baseline = Baseline(limited, full, self.evaluator.length)
             if trainer.primary:
                 write_json(trainer.directory / BASELINE, dataclasses.asdict(self.baseline))
@@ -120,7 +120,7 @@ class EvaluationHook(Hook):
             return
         with trainer.paused("eval"):
             limit = None if trainer.last else self.limit
-            self.results = self.evaluator(trainer.state.params, self.held_out, limit)
+            self.results = self.evaluator(trainer.params, self.held_out, limit)
             if self.baseline is not None:
                 self.results = self.baseline.compared(self.results, limit is None)
             trainer.evaluated(self.results)

@@ -12,8 +12,11 @@ from flax import nnx
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import check_choice
+from t5x_llm.core.rng import fold_name
 from t5x_llm.models.head import head_gradient, head_log_probs
 from t5x_llm.models.pipelined import microbatch_means
+from t5x_llm.nn.adapters import roots
+from t5x_llm.nn.adapters.config import Adapter
 from t5x_llm.nn.cache import valid_lengths
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.kernels import one_cpu
@@ -31,7 +34,7 @@ class Training:
     """Facts of training that the loss knows besides the batch.
 
     Attributes:
-      key: random key of the step, for NEFTune's noise.
+      key: random key of the step, for NEFTune's noise and the dropout of adapters.
       embed_gradient: float32 scalar, the share of the gradient that reaches the embedding table
         by way of the input, or None for the config's.
     """
@@ -71,16 +74,44 @@ class Model:
       config: the architecture: a ``DecoderConfig``, or another config with ``make(rngs)``.
       policy: parameter and compute dtypes.
       remat: what the backward pass finds saved; one of ``nn.remat.REMAT``.
+      adapter: trained parts beside the architecture's, whose paths have ``adapter`` in them.
     """
 
-    def __init__(self, config: Any, policy: Policy | None = None, remat: str = "none"):
+    def __init__(
+        self,
+        config: Any,
+        policy: Policy | None = None,
+        remat: str = "none",
+        adapter: Adapter | None = None,
+    ):
         check_choice("remat", remat, REMAT)
-        self.config = config
+        self.config, self.adapter = config, adapter
         self.policy = policy or Policy()
         self.remat = remat
 
     def _make(self, key: jax.Array) -> Any:
-        return self.config.make(nnx.Rngs(params=key))
+        module = self.config.make(nnx.Rngs(params=key))
+        if self.adapter is not None:
+            self.adapter.attach(module, fold_name(key, roots.ADAPTER))
+        return module
+
+    @functools.cached_property
+    def bare(self) -> Model:
+        """The same without adapters."""
+        return self if self.adapter is None else Model(self.config, self.policy, self.remat)
+
+    def adapted(self, base: Params, key: jax.Array) -> Params:
+        """The tree of fresh adapters on parameters of ``bare``, whose own are not in it.
+
+        Args:
+          base: nested dict of the model's own parameters.
+          key: as for ``init``; equal keys give equal adapters.
+        """
+        assert self.adapter is not None
+        module = self.bare.bind(base)
+        self.adapter.attach(module, fold_name(key, roots.ADAPTER))
+        parts = roots.split(nnx.to_pure_dict(nnx.state(module)))
+        return {name: part for name, part in parts.items() if name != roots.BASE}
 
     @functools.cached_property
     def _abstract(self) -> tuple[Any, Any]:
@@ -161,17 +192,21 @@ class Model:
         segment_ids: jax.Array | None,
         cache: dict[str, Any] | None,
         extra: dict[str, Any],
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             place = jnp.arange(tokens.shape[1])
-            start = 0 if cache is None else cache["index"][:, None]
+            start = 0 if cache is None else self.held(cache)[:, None]
             positions = jnp.broadcast_to(start + place, tokens.shape)
             if cache is not None:  # padding may not lie beyond learned positions
                 positions = jnp.where(place < valid_lengths(segment_ids)[:, None], positions, 0)
+        module = self.bind(params)
+        if key is not None and self.adapter is not None:
+            self.adapter.randomise(module, fold_name(key, roots.ADAPTER))
         with quantized(self.policy.quantized):
-            return self.bind(params)(
+            return module(
                 tokens,
                 positions,
                 segment_ids,
@@ -199,8 +234,9 @@ class Model:
         extra = dict(getattr(batch, "extra", None) or {})
         if training is not None:
             extra |= {"noise": training.key, "embed_gradient": training.embed_gradient}
+        key = None if training is None else training.key
         hidden, _, layers = self._apply(
-            params, batch.tokens, batch.positions, batch.segment_ids, None, extra
+            params, batch.tokens, batch.positions, batch.segment_ids, None, extra, key
         )
         head = self.bind(params).output_head(hidden.dtype)
         count = pieces("length", hidden.shape[1])
@@ -261,6 +297,37 @@ class Model:
         module = nnx.merge(graphdef, state)
         return module.init_cache(batch, length, self.policy.compute_dtype, **options)
 
+    def start_cache(
+        self, params: Params, batch: int, length: int, **options: Any
+    ) -> dict[str, Any]:
+        """Returns ``init_cache``, and in it the virtual tokens that an adapter puts before a text.
+
+        They take places of their own: there is room for ``length`` tokens after them.
+        """
+        cache = self.init_cache(batch, length + self.leading, **options)
+        if not self.leading:
+            return cache
+        with quantized(self.policy.quantized):
+            begun: dict[str, Any] = self.bind(params).begin(cache, self.policy.compute_dtype)
+        return begun
+
+    def held(self, cache: dict[str, Any]) -> jax.Array:
+        """Returns the tokens of the text that each row of a cache holds: [B] int32."""
+        index: jax.Array = cache["index"]
+        return index - self.leading if self.leading else index
+
+    @property
+    def virtual(self) -> int:
+        """Virtual tokens that an adapter puts before every segment; they take positions."""
+        return 0 if self.adapter is None else self.adapter.virtual
+
+    @functools.cached_property
+    def leading(self) -> int:
+        """Virtual tokens that stand before the input of a decoder, and in its cache."""
+        if not self.virtual or self.config.kind != "decoder":
+            return 0
+        return self.virtual if nnx.merge(*self._abstract).adapter.leading else 0
+
     @property
     def vocab_size(self) -> int:
         """V."""
@@ -269,7 +336,8 @@ class Model:
     @property
     def max_length(self) -> int | None:
         """The longest sequence, where positions are learned; None if unbounded."""
-        return self.config.learned_positions
+        longest = self.config.learned_positions
+        return None if longest is None else longest - self.virtual
 
     def parameter_count(self) -> dict[str, int]:
         """Parameters by top-level part, and 'total'."""
@@ -314,6 +382,6 @@ class Model:
 
 
 @functools.lru_cache(64)
-def cached_model(config: Any, policy: Policy, remat: str) -> Model:
+def cached_model(config: Any, policy: Policy, remat: str, adapter: Adapter | None = None) -> Model:
     """``Model``, the same object for the same arguments: a search asks for it again and again."""
-    return Model(config, policy, remat)
+    return Model(config, policy, remat, adapter)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.fewbit.stored import Stored, frozen_product
 from t5x_llm.nn.kernels import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
@@ -16,14 +17,19 @@ from t5x_llm.parallel import constrain, constrain_parameter, padded_size
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
 
+    from t5x_llm.nn.adapters.linear import LinearAdapter
+
 
 class Dense(nnx.Module):
     """Contracts the trailing axes of its input with a kernel of shape ``inputs + outputs``.
 
     The kernel is cast to the input's dtype first, so that the gather over the fsdp axis moves
     compute-dtype bytes. ``exact`` keeps the product in that dtype whatever ``Policy.quantized``
-    says.
+    says. Instead of an array the kernel may be one in few bits, frozen (``nn.fewbit``).
+    ``adapter`` changes what comes out, or the kernel where that is asked for.
     """
+
+    adapter: LinearAdapter | None = None
 
     def __init__(
         self,
@@ -47,21 +53,34 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """[..., *inputs] -> [..., *outputs]."""
+        adapter = self.adapter
+        x = x if adapter is None else adapter.inputs(x)
         kind = "" if self.exact else quantization()
         if kind:
             kernel = self.kernel[...].astype(x.dtype)
             y = quantized_product(x, kernel, self.axes, self.n_inputs, kind)
+        elif isinstance(stored := self.kernel.get_value(), Stored):
+            y = frozen_product(x, stored, self.axes)
         else:
-            y = linear(x, self.weights(x.dtype), self.n_inputs)
-        return y + self.bias[...].astype(y.dtype) if self.use_bias else y
+            kernel = constrain(self.kernel[...].astype(x.dtype), self.axes)
+            y = linear(x, kernel, self.n_inputs)
+        if adapter is not None:
+            y = adapter(x, y, self.kernel[...])
+        y = y + self.bias[...].astype(y.dtype) if self.use_bias else y
+        return y if adapter is None else adapter.outputs(y)
 
     def weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
-        """The kernel in ``dtype``, placed for compute."""
-        return constrain(self.kernel[...].astype(dtype), self.axes)
+        """The kernel with its adapter in ``dtype``, placed for compute."""
+        return constrain(self._merged().astype(dtype), self.axes)
 
     def head_weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
         """``weights`` whose gradient comes in pieces, see ``parallel.constrain_parameter``."""
-        return constrain_parameter(self.kernel[...].astype(dtype), self.axes)
+        return constrain_parameter(self._merged().astype(dtype), self.axes)
+
+    def _merged(self) -> jax.Array:
+        stored = self.kernel.get_value()
+        kernel = stored.placed()[...] if isinstance(stored, Stored) else stored
+        return kernel if self.adapter is None else self.adapter.merged(kernel)
 
 
 class Embedding(nnx.Module):

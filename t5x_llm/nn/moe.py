@@ -16,6 +16,7 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.dispatch import collect, place, spread
+from t5x_llm.nn.fewbit.stored import Stored
 from t5x_llm.nn.kernels import block_size, exchange, grouped_product, keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
@@ -25,6 +26,8 @@ from t5x_llm.parallel import compute_spec, constrain, current, mesh_axes
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32
+
+    from t5x_llm.nn.adapters.linear import LinearAdapter
 
     Kernels = dict[str, Float[Array, "E _ _"]]
 
@@ -99,7 +102,14 @@ class MoeConfig:
 
 
 class Experts(nnx.Module):
-    """Kernels of all experts: ``gate``, ``up`` [E, D, F] and ``down`` [E, F, D]."""
+    """Kernels of all experts: ``gate``, ``up`` [E, D, F] and ``down`` [E, F, D].
+
+    Each may have an adapter, which is added to the kernel before it is used.
+    """
+
+    gate_adapter: LinearAdapter | None = None
+    up_adapter: LinearAdapter | None = None
+    down_adapter: LinearAdapter | None = None
 
     def __init__(self, config: MoeConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.gated = config.gated
@@ -112,13 +122,21 @@ class Experts(nnx.Module):
 
     def weights(self, dtype: jnp.dtype) -> Kernels:
         """The kernels in ``dtype``, placed for compute."""
-        kernels = {"up": self.up[...], "down": self.down[...]}
-        if self.gated:
-            kernels["gate"] = self.gate[...]
         return {
-            name: constrain(kernel.astype(dtype), _DOWN if name == "down" else _UP)
-            for name, kernel in kernels.items()
+            name: constrain(self._merged(name).astype(dtype), axes)
+            for name, axes in self.parts().items()
         }
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Logical axes of each kernel, by its name."""
+        names = ("up", "down", "gate") if self.gated else ("up", "down")
+        return {name: _DOWN if name == "down" else _UP for name in names}
+
+    def _merged(self, name: str) -> jax.Array:
+        kernel, adapter = getattr(self, name).get_value(), getattr(self, f"{name}_adapter")
+        if isinstance(kernel, Stored):
+            kernel = kernel.placed(("experts",))[...]
+        return kernel if adapter is None else adapter.merged_experts(kernel)
 
 
 class Moe(CachedLayer):

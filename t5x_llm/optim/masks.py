@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import optax
 
 from t5x_llm.core.errors import check_choice
 
@@ -61,3 +62,15 @@ def decay_summary(params: Any, rule: str = "matrices", logical_axes: Any = None)
     """``decay_mask`` as {dotted path: decays}, sorted by path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(decay_mask(params, rule, logical_axes))
     return {name: bool(x) for name, x in sorted((".".join(keys_of(p)), x) for p, x in flat)}
+
+
+def scale_named(name: str, factor: float) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies the updates of parameters with this last key."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        def one(path: Any, x: jax.Array) -> jax.Array:
+            return x * factor if keys_of(path)[-1] == name else x
+
+        return jax.tree_util.tree_map_with_path(one, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -17,6 +17,7 @@ from t5x_llm.parallel import Rules, make_mesh
 from t5x_llm.run.compiler import options_for
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, planned_source_names
+from t5x_llm.train.adapted import AdapterTask
 from t5x_llm.train.flops import flops_per_token
 from t5x_llm.train.state import Placement, TrainState, abstract_state, place, with_shardings
 from t5x_llm.train.step import (
@@ -128,8 +129,13 @@ def assemble(
         parameter's; a row is too short for the objective.
     """
     model, rules = run.build_model(), run.mesh.rules()
-    task = task or lm_task(run, model, data)
+    if task is None:
+        task = lm_task(run, model, data)
+        if run.adapter is not None:
+            task = AdapterTask(task, model, run.base_storage)
     tx = run.optimizer.build(run.loop.steps, task.trained_part(task.logical_axes()))
+    if run.adapter is not None:
+        tx = run.adapter.optimizer(tx, run.loop.steps)
     mesh = make_mesh(run.mesh) if mesh is None else mesh
     return Assembled(run, model, task, tx, place(task, tx, mesh, rules))
 
@@ -154,9 +160,14 @@ def lm_task(run: Run, model: Model, data: OpenData | None = None) -> LmTask:
 
 
 def token_flops(run: Run, model: Model) -> float:
-    """Computes the training FLOPs of one token, by the convention of ``train/flops.py``."""
-    config, counts = model.config, model.parameter_count()
+    """Computes the training FLOPs of one token, by the convention of ``train/flops.py``.
+
+    What is frozen beside adapters has no gradient: 4 N instead of 6 N.
+    """
+    config, counts = model.config, model.bare.parameter_count()
     tables = counts.get("position_embed", 0) + (0 if config.tied else counts["embed"])
-    used = counts["total"] - tables - model.idle_parameters()
+    used = counts["total"] - tables - model.bare.idle_parameters()
+    if run.adapter is not None:
+        used = 2 * used // 3 + model.parameter_count()["total"] - counts["total"]
     state = getattr(config, "state_size", 0)
     return flops_per_token(used, config.attention_width, run.loop.sequence_length, state)

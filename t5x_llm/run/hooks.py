@@ -15,6 +15,7 @@ from t5x_llm.evaluate.hooks import BASELINE, Baseline, EvaluationHook, Every, re
 from t5x_llm.evaluate.perplexity import Evaluator
 from t5x_llm.infer.sampler import generate
 from t5x_llm.run.assembled import Assembled
+from t5x_llm.run.base import base_record
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, held_out
 from t5x_llm.run.identity import made_from
@@ -68,7 +69,7 @@ def make_hooks(
         hooks.append(evaluation_hook(assembled, data))
     if run.samples.prompts and jax.process_count() == 1:
         hooks.append(Every("samples", run.samples.every, sample_writer(assembled, data)))
-    read = made_from(data.opened)
+    read = made_from(data.opened) | base_record(run)
     hooks.append(train_hooks.Checkpoint(checkpointer, run.shared(), preempted, read))
     return hooks
 
@@ -126,7 +127,7 @@ def sample_writer(assembled: Assembled, data: OpenData) -> Callable[[Trainer], N
     def write(trainer: Trainer) -> None:
         completions = generate(
             assembled.model,
-            trainer.state.params,
+            trainer.params,
             data.opened.tokenizer,
             samples.prompts,
             samples.sampling,

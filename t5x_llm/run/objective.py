@@ -8,7 +8,8 @@ from t5x_llm.models.family import Family
 from t5x_llm.text import Tokenizer
 
 _LEARNS = {
-    "decoder": "lm, blank_filling, or prefix_lm or ul2 with Denoising.form = 'decoder' or 'auto'",
+    "decoder": "lm, fim, blank_filling, or prefix_lm or ul2 with Denoising.form = 'decoder' or "
+    "'auto'",
     "encoder": "mlm",
     "encoder_decoder": "span_corruption, or prefix_lm or ul2 with Denoising.form = "
     "'encoder_decoder'",

@@ -23,7 +23,7 @@ from t5x_llm.train.journal import Journal
 from t5x_llm.train.spike import Spike
 from t5x_llm.train.state import TrainState
 from t5x_llm.train.step import OWN, SIGNALS, StepFunction
-from t5x_llm.train.task import Measures
+from t5x_llm.train.task import Measures, TrainTask
 
 # Steps by which reading metrics lags behind the device: while one is read, one runs.
 LAG = 2
@@ -89,6 +89,7 @@ class Trainer:
       measures: measures of the task whose step it is.
       hooks: hooks, called in this order.
       record: directory and journal of the run.
+      task: the task, where its parameters are more than one model's; None for a model's own.
 
     Attributes:
       state: state after the step last handed to the device.
@@ -108,8 +109,10 @@ class Trainer:
         measures: Measures,
         hooks: Sequence[Hook],
         record: RunRecord,
+        task: TrainTask | None = None,
     ):
         self.config, self.measures, self.hooks = config, measures, list(hooks)
+        self._task = task
         self.state, self.data, self.rewinds = start.state, start.data, start.rewinds
         self.step = int(start.state.step)
         self.directory, self.facts = as_path(record.directory), dict(record.facts)
@@ -122,6 +125,19 @@ class Trainer:
         self._sizes: set[int] = set()
         self._clock = time.perf_counter()
         self._pauses = 0.0
+
+    @property
+    def params(self) -> Any:
+        """Returns the parameters of the model that is evaluated and sampled."""
+        params = self.state.params
+        return params if self._task is None else self._task.model_params(params)
+
+    @property
+    def saved(self) -> TrainState:
+        """Returns the state as checkpoints hold it."""
+        if self._task is None:
+            return self.state
+        return dataclasses.replace(self.state, params=self._task.saved(self.state.params))
 
     def report(self, event: str, step: int | None = None, **fields: object) -> None:
         """Writes an event to the journal."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.batch import Batch
 from t5x_llm.data.row_objective import RowObjective
-from t5x_llm.models.model import Model, Training
+from t5x_llm.models.model import Model, Params, Training
 from t5x_llm.optim import Piecewise
 from t5x_llm.optim.freezing import merge_frozen, select_trained
 
@@ -117,6 +117,18 @@ class TrainTask(abc.ABC):
         """Returns the inputs of the loss of step ``step`` (int32 scalar) besides its batch."""
         return None
 
+    def saved(self, params: Any) -> Any:
+        """Returns the part of a tree like the parameters that checkpoints hold; all of it here."""
+        return params
+
+    def restored(self, saved: Params, params: Any) -> Any:
+        """Returns the whole tree of what a checkpoint holds, and of ``params`` for the rest."""
+        return saved
+
+    def model_params(self, params: Any) -> Any:
+        """Returns the tree of the model that is evaluated and sampled; all of it here."""
+        return params
+
     def trained_part(self, tree: Any) -> Any:
         """Returns the trained part of a tree like the parameters, with None for what is frozen."""
         return tree if self.trained is None else select_trained(self.trained, tree)
@@ -181,9 +193,14 @@ class LmTask(TrainTask):
         return Batch(ids, ids, ids, ids, mask, jax.ShapeDtypeStruct((rows,), jnp.int32))
 
     def training(self, step: jax.Array) -> Training | None:
-        """Returns a key for noise and the embedding's share of gradient; None if both are off."""
+        """Returns a key for noise and dropout and the embedding's share of gradient.
+
+        It is None if all are off.
+        """
         schedule = None if self.embed_gradient is None else self.embed_gradient.build()
-        if schedule is None and getattr(self.model.config, "neftune", None) is None:
+        adapter = self.model.adapter
+        noisy = getattr(self.model.config, "neftune", None) is not None
+        if schedule is None and not noisy and not (adapter is not None and adapter.random):
             return None
         share = None if schedule is None else schedule(step)
         return Training(named_key(self.seed, "noise", step), share)

@@ -100,7 +100,7 @@ class Checkpoint(Hook):
     def _save(self, trainer: Trainer) -> None:
         start = time.perf_counter()
         try:
-            self.checkpointer.save(trainer.step, trainer.state, self.meta(trainer))
+            self.checkpointer.save(trainer.step, trainer.saved, self.meta(trainer))
         except CheckpointError as e:
             self._failed(trainer, e)
         else:
@@ -127,7 +127,7 @@ class Checkpoint(Hook):
         with trainer.paused("save"):
             while True:
                 try:
-                    self.checkpointer.save(trainer.step, trainer.state, self.meta(trainer))
+                    self.checkpointer.save(trainer.step, trainer.saved, self.meta(trainer))
                     self.checkpointer.wait()
                     break
                 except CheckpointError as e:
