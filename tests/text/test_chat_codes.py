@@ -133,7 +133,7 @@ def test_exactly_the_assistants_tokens_are_trained(name, kind, data):
 @pytest.mark.extended
 @pytest.mark.parametrize("name", BUILTIN)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 def test_exactly_the_assistants_tokens_are_trained_sentencepiece(trained, name, data):
     tokenizer = with_specials(trained[0])
     check(name, tokenizer, data.draw(conversations(name in ALTERNATING)))

@@ -45,6 +45,8 @@ def growing(value):
         "{{ 10000000000 * 'a' }}",
         "{{ [1] * 10000000000 }}",
         "{{ 9 ** 9 ** 9 }}",
+        "{% set n = namespace(i=9) %}{% for i in range(60) %}{% set n.i = n.i * n.i %}{% endfor %}",
+        "{{ 'a' | batch(3, 'b' * 10000000000) }}",
         "{{ 'a'.center(10000000000) }}",
         "{{ 'a'.ljust(width=10000000000) }}",
         "{{ 'a'.zfill(10000000000) }}",
@@ -126,6 +128,16 @@ def test_the_turn_at_which_a_template_raises():
     with pytest.raises(TemplateError, match=r"no d\. At message 4 of 6 \(assistant; ") as caught:
         render(ChatTemplate("own", source + "{% endfor %}"), conversation, {})
     assert caught.value.turn == 3
+
+
+def test_large_numbers_of_the_users_are_written():
+    values = {"n": 31_415_926_535_897, "messages": []}
+    assert run(
+        "{{ n }} {{ n | string }} {{ n ~ '' }} {{ n | abs }} {{ n + 1 }}", "own", values
+    ) == ("31415926535897 31415926535897 31415926535897 31415926535897 31415926535898")
+    assert run("{% macro f(n) %}{{ n | tojson }}{% endmacro %}{{ f(n) }}", "own", values) == (
+        "31415926535897"
+    )
 
 
 def test_what_transformers_gives_a_template():

@@ -2,7 +2,7 @@
 
 import pytest
 from chat_cases import byte_level, merging, prefixing, with_specials
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from t5x_llm.core.errors import DataError
@@ -30,6 +30,7 @@ def check(tokenizer, text):
 
 @pytest.mark.parametrize("kind", MAKERS)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+@example(text="el")
 @settings(max_examples=40, deadline=None)
 def test_ids_are_those_of_encode_and_spans_cover_the_text(kind, text):
     check(MAKERS[kind](), text)

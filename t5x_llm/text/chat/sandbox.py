@@ -26,11 +26,14 @@ from t5x_llm.text.chat.errors import TemplateError
 
 MAX_STEPS = 2_000_000  # turns of loops and calls
 MAX_CHARACTERS = 64_000_000  # of any text that a template makes
-MAX_NUMBER = 10_000_000  # of arithmetic: a width or a count
+MAX_WIDTH = 10_000_000  # that a method or a filter is told
+MAX_NUMBER = 2**63  # of arithmetic
 MAX_SECONDS = 20.0
 MAX_SOURCE = 1_000_000
 # Private-use characters that no text of the model's contains, see ``marks_for``.
 _PRIVATE = range(0xF0000, 0xFFFFE)
+# What jinja2 passes to a filter before its value.
+_CONTEXTS = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
 _FILTERS_OUT = ("random", "urlize", "pprint", "xmlattr", "format", "center", "wordwrap")
 
 
@@ -66,8 +69,13 @@ def _bounded(value: Any) -> Any:
             raise Exceeded(f"a value of more than {MAX_CHARACTERS:,} characters or items")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if abs(value) > MAX_NUMBER:
-            raise Exceeded(f"a number beyond {MAX_NUMBER:,}")
+            raise Exceeded("a number of more than 64 bits")
     return value
+
+
+def _check_widths(values: Iterable[Any]) -> None:
+    if any(isinstance(value, int) and abs(value) > MAX_WIDTH for value in values):
+        raise Exceeded(f"a text or a list wider than {MAX_WIDTH:,}")
 
 
 def _counted(values: Iterable[Any]) -> Iterator[Any]:
@@ -164,11 +172,9 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
         _budget.step()
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and called is not _joined:
-                _bounded(value)
         owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         if isinstance(owner, str):
+            _check_widths((*args, *kwargs.values()))
             if name in ("translate", "encode", "maketrans"):
                 raise Exceeded(f"a use of str.{name}, which no chat template needs")
             if name == "replace" and len(args) > 1:
@@ -199,13 +205,11 @@ def _guarded(found: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(found)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         _budget.step()
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int):
-                _bounded(value)
+        given = [a for a in args if not isinstance(a, _CONTEXTS)]
+        _check_widths((*given[1:], *kwargs.values()))
         if getattr(found, "__name__", "") == "do_replace":
-            texts = [str(a) for a in args if not isinstance(a, jinja2.nodes.EvalContext)]
-            if len(texts) >= 3:
-                _bounded_replace(*texts[:3])
+            texts = [str(a) for a in given[:3]]
+            _bounded_replace(*texts, *("" for _ in range(3 - len(texts))))
         return _bounded(found(*args, **kwargs))
 
     return bounded
