@@ -18,6 +18,7 @@ from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
 from t5x_llm.run.load import saved_generation
 from t5x_llm.run.reading import read_schedule, reading
+from t5x_llm.run.template import with_run_template
 from t5x_llm.train.environment import environment
 from t5x_llm.train.report import write_report
 from t5x_llm.train.state import TrainState
@@ -54,7 +55,7 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
         parity = export_hf(
             params,
             run.model,
-            data.opened.tokenizer,
+            with_run_template(run.directory, data.opened.tokenizer),
             out,
             max_shard_bytes=run.export.max_shard_bytes,
             dtype=run.export.dtype,

@@ -130,6 +130,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     from t5x_llm.checkpoint.checkpointer import abstract_on
     from t5x_llm.run.config import load_saved
     from t5x_llm.run.identity import trained_tokenizer
+    from t5x_llm.run.template import with_run_template
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
@@ -138,7 +139,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
         step = checkpointer.newest_sound() if step is None else step
-        tokenizer = trained_tokenizer(run.data, checkpointer, [step])
+        tokenizer = with_run_template(path, trained_tokenizer(run.data, checkpointer, [step]))
         if run.adapter is not None:
             from t5x_llm.run.base import load_roots
 
