@@ -86,22 +86,23 @@ def test_an_adapter_leaves_the_run_and_comes_back(there, capsys):
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("AdaLoRA", "adapter       other/adapter (logits within"),
-        ("IA3", "adapter       other/adapter (logits within"),
-        ("Prefix", "adapter       other/adapter (Weights read back bit for bit"),
+        ("AdaLoRA", "adapter       {}/adapter (logits within"),
+        ("IA3", "adapter       {}/adapter (logits within"),
+        ("Prefix", "adapter       {}/adapter (Weights read back bit for bit"),
         ("Bottleneck", "adapter       in the run alone: .*keep the run"),
     ],
 )
 def test_every_method_ends_with_what_peft_has_of_it(there, method, said):
-    bindings = ["Run.directory='other'", f"Run.adapter=@{method}()", "Loop.steps=2"]
+    place = method.lower()
+    bindings = [f"Run.directory='{place}'", f"Run.adapter=@{method}()", "Loop.steps=2"]
     bindings += ["Schedule.warmup_steps=0", "Export.adapter_for=('peft',)"]
     if method == "Bottleneck":
         bindings[-1] = "Export.adapter_for=()"
         with pytest.raises(ConfigError, match="keep the run"):
             check_adapter(run_of("Run.adapter=@Bottleneck()"))
     done = tiny.train(there, *(f"--gin.{binding}" for binding in bindings), gin="lora.gin")
-    assert re.search(said.replace("(", r"\("), done.stderr), done.stderr
-    command.main(["generate", "other", "--prompt", "ab", "--max_tokens", "2"])
+    assert re.search(said.format(place).replace("(", r"\("), done.stderr), done.stderr
+    command.main(["generate", place, "--prompt", "ab", "--max_tokens", "2"])
 
 
 def run_of(*bindings):
