@@ -17,7 +17,7 @@ from t5x_llm.parallel import constrain, constrain_parameter, padded_size
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
 
-    from t5x_llm.nn.adapters.low_rank import LowRank
+    from t5x_llm.nn.adapters.linear import LinearAdapter
 
 
 class Dense(nnx.Module):
@@ -29,7 +29,7 @@ class Dense(nnx.Module):
     ``adapter`` changes what comes out, or the kernel where that is asked for.
     """
 
-    adapter: LowRank | None = None
+    adapter: LinearAdapter | None = None
 
     def __init__(
         self,
@@ -53,6 +53,8 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """[..., *inputs] -> [..., *outputs]."""
+        adapter = self.adapter
+        x = x if adapter is None else adapter.inputs(x)
         kind = "" if self.exact else quantization()
         if kind:
             kernel = self.kernel[...].astype(x.dtype)
@@ -62,9 +64,10 @@ class Dense(nnx.Module):
         else:
             kernel = constrain(self.kernel[...].astype(x.dtype), self.axes)
             y = linear(x, kernel, self.n_inputs)
-        if self.adapter is not None:
-            y = self.adapter(x, y, self.kernel[...])
-        return y + self.bias[...].astype(y.dtype) if self.use_bias else y
+        if adapter is not None:
+            y = adapter(x, y, self.kernel[...])
+        y = y + self.bias[...].astype(y.dtype) if self.use_bias else y
+        return y if adapter is None else adapter.outputs(y)
 
     def weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
         """The kernel with its adapter in ``dtype``, placed for compute."""

@@ -27,7 +27,7 @@ from t5x_llm.parallel import compute_spec, constrain, current, mesh_axes
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32
 
-    from t5x_llm.nn.adapters.low_rank import LowRank
+    from t5x_llm.nn.adapters.linear import LinearAdapter
 
     Kernels = dict[str, Float[Array, "E _ _"]]
 
@@ -107,9 +107,9 @@ class Experts(nnx.Module):
     Each may have an adapter, which is added to the kernel before it is used.
     """
 
-    gate_adapter: LowRank | None = None
-    up_adapter: LowRank | None = None
-    down_adapter: LowRank | None = None
+    gate_adapter: LinearAdapter | None = None
+    up_adapter: LinearAdapter | None = None
+    down_adapter: LinearAdapter | None = None
 
     def __init__(self, config: MoeConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.gated = config.gated

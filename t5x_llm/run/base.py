@@ -86,8 +86,17 @@ def fresh_roots(assembled: Assembled, base: Params) -> Any:
 
 
 def begin(assembled: Assembled, base: Params) -> TrainState:
-    """Makes the state in which a run with adapters begins; see ``fresh_roots``."""
+    """Makes the state in which a run with adapters begins; see ``fresh_roots``.
+
+    Adapters of ``Run.start_adapter`` take the place of fresh ones.
+    """
     params = fresh_roots(assembled, base)
+    if assembled.run.start_adapter is not None:
+        from t5x_llm.run.adapters import start_params
+
+        given = start_params(assembled.run, jax.device_get(params[roots.ADAPTER]))
+        where = assembled.placement.state.params[roots.ADAPTER]
+        params = params | {roots.ADAPTER: jax.device_put(given, where)}
     return state_from_params(params, assembled.task, assembled.tx, assembled.placement)
 
 

@@ -84,8 +84,17 @@ class AdapterTask(TrainTask):
         return self.inner.total(batch)
 
     def loss(self, params: Any, batch: Any, training: Training | None) -> tuple[jax.Array, Sums]:
-        """Computes the inner task's loss of the model with its adapters."""
-        return self.inner.loss(roots.merge(params), batch, training)
+        """Computes the inner task's loss of the model with its adapters.
+
+        What the adapters add to a mean loss is the sum ``adapter_penalty``.
+        """
+        value, sums = self.inner.loss(roots.merge(params), batch, training)
+        adapter = self.model.adapter
+        penalty = None if adapter is None else adapter.penalty(params[roots.ADAPTER])
+        if penalty is None:
+            return value, sums
+        penalty = penalty * self.inner.total(batch)
+        return value + penalty, sums | {"adapter_penalty": penalty}
 
     def saved(self, params: Any) -> Any:
         """Returns the roots without the base."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.adapters.linear import LinearAdapter
 from t5x_llm.nn.kernels import linear
 from t5x_llm.parallel import constrain
 
@@ -58,7 +59,7 @@ class Form:
     n_inputs: int
 
 
-class LowRank(nnx.Module):
+class LowRank(LinearAdapter):
     """Factors ``a`` [*inputs, r] and ``b`` [r, *outputs] of a change to a kernel.
 
     ``initial_a`` and ``initial_b`` are those of PiSSA's start, which is taken off the kernel again;
