@@ -42,6 +42,10 @@ MORE = {
     },
     "RotaryScaling": {"Llama.rope_scaling": "@RotaryScaling()"},
     "Pipeline": {"MeshConfig.pipeline": "@Pipeline()"},
+    **{
+        name: {"Run.adapter": f"@{name}()", "Run.start_from": "nowhere"}
+        for name in ("LoRA", "AdaLoRA", "Bottleneck", "Prefix", "Prompt", "PTuning")
+    },
 }  # fmt: skip
 
 
