@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.fewbit.stored import Stored, frozen_product
 from t5x_llm.nn.kernels import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
@@ -24,7 +25,8 @@ class Dense(nnx.Module):
 
     The kernel is cast to the input's dtype first, so that the gather over the fsdp axis moves
     compute-dtype bytes. ``exact`` keeps the product in that dtype whatever ``Policy.quantized``
-    says. ``adapter`` changes what comes out, or the kernel where that is asked for.
+    says. Instead of an array the kernel may be one in few bits, frozen (``nn.fewbit``).
+    ``adapter`` changes what comes out, or the kernel where that is asked for.
     """
 
     adapter: LinearAdapter | None = None
@@ -57,6 +59,8 @@ class Dense(nnx.Module):
         if kind:
             kernel = self.kernel[...].astype(x.dtype)
             y = quantized_product(x, kernel, self.axes, self.n_inputs, kind)
+        elif isinstance(stored := self.kernel.get_value(), Stored):
+            y = frozen_product(x, stored, self.axes)
         else:
             kernel = constrain(self.kernel[...].astype(x.dtype), self.axes)
             y = linear(x, kernel, self.n_inputs)
@@ -74,7 +78,8 @@ class Dense(nnx.Module):
         return constrain_parameter(self._merged().astype(dtype), self.axes)
 
     def _merged(self) -> jax.Array:
-        kernel = self.kernel[...]
+        stored = self.kernel.get_value()
+        kernel = stored.placed()[...] if isinstance(stored, Stored) else stored
         return kernel if self.adapter is None else self.adapter.merged(kernel)
 
 

@@ -16,6 +16,7 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.dispatch import collect, place, spread
+from t5x_llm.nn.fewbit.stored import Stored
 from t5x_llm.nn.kernels import block_size, exchange, grouped_product, keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
@@ -132,7 +133,9 @@ class Experts(nnx.Module):
         return {name: _DOWN if name == "down" else _UP for name in names}
 
     def _merged(self, name: str) -> jax.Array:
-        kernel, adapter = getattr(self, name)[...], getattr(self, f"{name}_adapter")
+        kernel, adapter = getattr(self, name).get_value(), getattr(self, f"{name}_adapter")
+        if isinstance(kernel, Stored):
+            kernel = kernel.placed(("experts",))[...]
         return kernel if adapter is None else adapter.merged_experts(kernel)
 
 
