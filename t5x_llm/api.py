@@ -225,8 +225,12 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
       result.metrics[-1]["loss"], result.held_out["all"]["bits_per_byte"]
     """
     from t5x_llm.run import result, session
+    from t5x_llm.tune.federated import session as federated
 
     try:
+        if run.config.federated is not None:
+            federated.train(run.config, run.operative_config, resume)
+            return result.read_result(run.directory)
         trainer = session.train(run.config, run.operative_config, resume)
     except SystemExit as e:  # of the process that prepares the data; it printed why
         if e.code != DataError.exit_code:

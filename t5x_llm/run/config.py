@@ -9,6 +9,7 @@ from t5x_llm.checkpoint import CheckpointConfig
 from t5x_llm.config import Flags, Resolved, load, parameters, parse_flags, register, registered
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number, nearest
+from t5x_llm.core.fields import later
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.sources import Data, Mixture, Source
@@ -24,6 +25,7 @@ from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, Pipeline
+from t5x_llm.run.federated import Federated, check_federated
 from t5x_llm.run.objective import check_objective
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
@@ -40,6 +42,7 @@ SHARED_NAMES = {
     "stability": "Run.stability",
     "adapter": "Run.adapter",
     "base_dtype": "Run.base_dtype",
+    "federated": "Run.federated",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
 }
@@ -136,6 +139,8 @@ class Run:
       adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
         and checkpoints are without it. None trains the model.
       base_dtype: dtype in which the frozen model is held, bfloat16 or float32.
+      federated: rounds of several parties that train the adapter, such as ``@Federated()``; None
+        trains on all data in one place.
       checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
       life: how long to wait for a step, and for the process to end.
@@ -161,6 +166,7 @@ class Run:
     start_from: str | None = None
     adapter: Adapter | None = None
     base_dtype: str = "bfloat16"
+    federated: Federated | None = later(None)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
@@ -193,6 +199,7 @@ class Run:
         if self.neftune is not None:
             check_number("Run.neftune", self.neftune, above=0)
         self._check_adapter()
+        check_federated(self)
         if self.export.enabled:
             self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
         check_objective(self.model, self.data.denoising, self.samples.prompts)
@@ -263,6 +270,8 @@ class Run:
         some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
         if self.adapter is not None:
             some |= {"adapter": self.adapter, "base_dtype": self.base_dtype}
+        if self.federated is not None:
+            some |= {"federated": self.federated}
         return some | {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -331,6 +340,7 @@ register(
     DynamicRotaryScaling,
     Stability,
     LoRA,
+    Federated,
     Piecewise,
     *FAMILIES.values(),
 )

@@ -146,6 +146,20 @@ class Averager:
             math.prod(self._leaves[path].shape) for path in self._plain
         )
 
+    def pack(self, adapter: Tree) -> np.ndarray:
+        """Returns all numbers of an adapter as one vector, [n] float32."""
+        flat = _flatten(adapter)
+        return np.concatenate([np.asarray(flat[p], np.float32).ravel() for p in self._leaves])
+
+    def unpack(self, vector: np.ndarray) -> Tree:
+        """Returns the adapter that ``pack`` made a vector of."""
+        found, start = {}, 0
+        for path, leaf in self._leaves.items():
+            stop = start + math.prod(leaf.shape)
+            found[path] = vector[start:stop]
+            start = stop
+        return self._tree(found)
+
     def average(self, adapters: Sequence[Tree], weights: Sequence[float]) -> tuple[Tree, float]:
         """Averages adapters that are known one by one.
 
@@ -207,15 +221,19 @@ class Averager:
     def _made(self, found: dict[Path, np.ndarray], cut: Sequence[Truncated]) -> tuple[Tree, float]:
         for pair, each in zip(self._pairs, cut, strict=True):
             found[(*pair.path, "a")], found[(*pair.path, "b")] = each.a, each.b
+        dropped = sum(each.dropped for each in cut)
+        whole = dropped + sum(each.kept for each in cut)
+        return self._tree(found), dropped / whole if whole else 0.0
+
+    def _tree(self, found: Mapping[Path, np.ndarray]) -> Tree:
+        """Returns flat arrays as a tree, each with the shape and dtype of the adapter's leaf."""
         tree: dict[str, Any] = {}
         for path, leaf in self._leaves.items():
             at = tree
             for name in path[:-1]:
                 at = at.setdefault(name, {})
             at[path[-1]] = found[path].reshape(leaf.shape).astype(leaf.dtype)
-        dropped = sum(each.dropped for each in cut)
-        whole = dropped + sum(each.kept for each in cut)
-        return tree, dropped / whole if whole else 0.0
+        return tree
 
 
 def shares(weights: Sequence[float]) -> list[float]:
