@@ -142,8 +142,7 @@ def plan(
       ConfigError: the run does not fit the mesh, the machine is unknown, or libtpu is missing.
 
     Example:
-      planned = plan(load_run("configs/recipes/llama2_7b.gin"), "h100-64")
-      planned.fits, planned.figures()["mfu"]
+      plan(load_run("configs/recipes/llama2_7b.gin"), "h100-64").figures()["mfu"]
     """
     from t5x_llm.plan.planned import parse_machines, plan_run
 
@@ -167,8 +166,7 @@ def prepare(
       DataError: files that are missing or cannot be read.
 
     Example:
-      opened = prepare(run)
-      {name: store.train.tokens for name, store in opened.stores.items()}
+      {name: store.train.tokens for name, store in prepare(run).stores.items()}
     """
     from t5x_llm.data.prepare import prepare as prepare_data
 
@@ -221,8 +219,7 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
       Preempted: SIGTERM came; the run was saved, and the same call continues it.
 
     Example:
-      result = train(load_run("configs/recipes/quickstart.gin"))
-      result.metrics[-1]["loss"], result.held_out["all"]["bits_per_byte"]
+      train(load_run("configs/recipes/quickstart.gin")).held_out["all"]["bits_per_byte"]
     """
     from t5x_llm.run import result, session
     from t5x_llm.tune.federated import session as federated
@@ -240,7 +237,11 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
 
 
 def load_model(
-    path: Path, step: int | None = None, compute: str | None = None, lazy: bool = False
+    path: Path,
+    step: int | None = None,
+    compute: str | None = None,
+    lazy: bool = False,
+    adapter: Path | None = None,
 ) -> Loaded:
     """Loads a model on one device.
 
@@ -249,6 +250,7 @@ def load_model(
       step: checkpoint of a run; the newest sound one if None.
       compute: dtype of activations; the run's, or float32 for a conversion, if None.
       lazy: a run's parameters stay on disk, and slices of them are read when asked for.
+      adapter: a PEFT directory that a Hugging Face model is given.
 
     Returns:
       Family, model, parameters (nested dict of arrays), tokenizer, and the run it comes from.
@@ -258,12 +260,11 @@ def load_model(
       CheckpointError: files are missing or damaged.
 
     Example:
-      loaded = load_model("runs/quickstart")
-      loaded.model.parameter_count()["total"]
+      load_model("runs/quickstart").model.parameter_count()["total"]
     """
     from t5x_llm.run.load import load
 
-    return load(os.fspath(path), step, compute, lazy)
+    return load(os.fspath(path), step, compute, lazy, adapter)
 
 
 def evaluate(
@@ -323,8 +324,7 @@ def generate(
       ConfigError: the model is an encoder, has no tokenizer, or a prompt is too long for it.
 
     Example:
-      done = generate("runs/quickstart", ["The people", "春风"], Sampling(max_tokens=20))
-      [completion.text for completion in done]
+      generate("runs/quickstart", ["The people", "春风"], Sampling(max_tokens=20))[1].text
     """
     from t5x_llm.run.use import complete
 
@@ -378,26 +378,27 @@ def export_model(
     dtype: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     unproved: bool = False,
+    merge: bool = False,
 ) -> Exported:
     """Writes a checkpoint as a Hugging Face directory, proved by parity as ``import_model``.
 
     Args:
       path: a run directory; or a model as ``import_model`` takes, which is rewritten.
-      out: directory to write; ``hf`` of the run if None.
+      out: directory to write; ``hf`` (of an adapter ``adapter``) of the run if None.
       step: as ``evaluate``.
       dtype: of the weights; float32 for a run, as stored for a directory, if None.
       max_shard_bytes: limit on the data of one safetensors file.
       unproved: write the model even if nothing here can compute it; the report says so.
+      merge: of a run with adapters, one model of base and adapter; else its PEFT directory.
 
     Raises:
       ConfigError: ``out`` cannot be written, or config.json cannot say what the run trains.
       ParityError: the written model does not compute what ours does; nothing is written.
 
     Example:
-      done = export_model("runs/quickstart", "models/mine", dtype="bfloat16")
-      done.directory, done.report.summary()
+      export_model("runs/quickstart", "models/mine", dtype="bfloat16").report.summary()
     """
     from t5x_llm.run.use import export
 
     to = None if out is None else os.fspath(out)
-    return export(os.fspath(path), to, step, dtype, max_shard_bytes, unproved)
+    return export(os.fspath(path), to, step, dtype, max_shard_bytes, unproved, merge)

@@ -52,6 +52,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of commands that use a model."""
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="a PEFT directory that a Hugging Face model is given"
+    )
+
+
 def add_unproved(parser: argparse.ArgumentParser) -> None:
     """Adds the flag of every command that writes a model."""
     parser.add_argument(

@@ -15,6 +15,7 @@ COMMANDS = {
     "dedup": ("data_clean", "only the deduplication of a cleaning"),
     "decontaminate": ("data_clean", "only the search for evaluation sets of a cleaning"),
     "plan": ("data_plan", "tokens, share, epochs and repeats of each source before a run starts"),
+    "show": ("data_show", "training documents as text, with what is trained of them in colour"),
     "trace": ("data_trace", "the documents of a step's batch, and where they came from"),
 }
 # Earlier names, still accepted.

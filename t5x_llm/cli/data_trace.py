@@ -83,10 +83,19 @@ def _told(row: dict[str, Any]) -> list[str]:
         last = i == len(row["pieces"]) - 1
         lines.append(
             f"{'└─' if last else '├─'} {piece['file']}:{piece['line']}, tokens {start:,} to "
-            f"{stop:,} of {piece['of']:,}, column {piece['column']:,}"
+            f"{stop:,} of {piece['of']:,}, column {piece['column']:,}{_weighed(piece)}"
         )
         lines.append(f"{'  ' if last else '│ '} {piece['text']}")
     return lines
+
+
+def _weighed(piece: dict[str, Any]) -> str:
+    """Returns how many tokens of a conversation are trained, in how many turns."""
+    if "trained" not in piece:
+        return ""
+    turns, trained = piece["turns"], piece["trained"]
+    weight = "" if piece["weight"] == trained else f", weight {piece['weight']:,g}"
+    return f", {trained:,} trained in {turns} turn{'s'[: turns != 1]}{weight}"
 
 
 if __name__ == "__main__":

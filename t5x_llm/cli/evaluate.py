@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.arguments import add_model_arguments, gin_parser
+from t5x_llm.cli.arguments import add_adapter, add_model_arguments, gin_parser
 from t5x_llm.cli.main import guard
 from t5x_llm.config import parse_flags
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of this command's own flags."""
     parser = gin_parser("t5x-llm eval", DESCRIPTION)
     add_model_arguments(parser)
+    add_adapter(parser)
     parser.add_argument("--sequence_length", type=int, help="tokens of a window; the run's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -41,7 +42,10 @@ def _main(argv: Sequence[str]) -> None:
     from t5x_llm.run.resolved import resolve
 
     run = resolve(flags) if flags.gin_files or flags.bindings else None
-    results = api.evaluate(args.path, run, step=args.step, sequence_length=args.sequence_length)
+    model = args.path
+    if args.adapter is not None:
+        model = api.load_model(args.path, args.step, adapter=args.adapter)
+    results = api.evaluate(model, run, step=args.step, sequence_length=args.sequence_length)
     if args.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return

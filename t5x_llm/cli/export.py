@@ -13,6 +13,11 @@ DESCRIPTION = """Write a run's newest checkpoint as a Hugging Face directory.
 
   t5x-llm export runs/quickstart
   t5x-llm export hf runs/quickstart out/ --dtype bfloat16 --step 1000
+  t5x-llm export runs/lora
+  t5x-llm export runs/lora merged --merge
+
+A run with adapters becomes a PEFT directory, adapter/ of the run; with --merge, one model of base
+and adapter.
 
 One tensor is in memory at a time. What is written is read back and compared on a prompt of 512
 tokens, with transformers where it and torch are installed, else with an independent NumPy forward
@@ -30,11 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = plain_parser("t5x-llm export", DESCRIPTION)
     add_model_arguments(parser)
-    parser.add_argument("out", nargs="?", help="hf/ of the run if left out")
+    parser.add_argument("out", nargs="?", help="hf/ or adapter/ of the run if left out")
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="float32 for a run; as stored for a directory"
     )
     parser.add_argument("--max_shard_bytes", type=int, default=MAX_SHARD_BYTES)
+    parser.add_argument(
+        "--merge", action="store_true", help="of a run with adapters: one model with its base"
+    )
     add_unproved(parser)
     return parser
 
@@ -50,5 +58,6 @@ def _main(argv: Sequence[str]) -> None:
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_bytes,
         unproved=args.unproved,
+        merge=args.merge,
     )
     print(f"Wrote {done.directory}: {done.report.summary()}.")

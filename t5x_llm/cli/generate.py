@@ -7,12 +7,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from t5x_llm.cli.arguments import add_model_arguments, plain_parser
+from t5x_llm.cli.arguments import add_adapter, add_model_arguments, plain_parser
 from t5x_llm.cli.main import guard
 
 DESCRIPTION = """Continue texts with a run's newest checkpoint, or with a Hugging Face model.
 
   t5x-llm generate runs/quickstart --prompt "The President" --prompt "春风"
+  t5x-llm generate models/base --adapter runs/lora/adapter --prompt "Hello"
   echo "春风" | t5x-llm generate runs/quickstart --temperature 0
 
 Without --prompt, every line of standard input is one. An encoder-decoder such as T5 reads the text
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     default = Sampling()
     parser = plain_parser("t5x-llm generate", DESCRIPTION)
     add_model_arguments(parser)
+    add_adapter(parser)
     parser.add_argument("--prompt", action="append", help="repeatable")
     model = "as the model's files say, else"
     tokens = f"{model} {default.max_tokens}"
@@ -72,7 +74,7 @@ def _main(argv: Sequence[str]) -> None:
         given["stop"] = tuple(args.stop)
     Sampling(**given)  # a wrong flag is told before the model is read
     prompts = args.prompt or [line.rstrip("\n") for line in sys.stdin]
-    model = api.load_model(args.path, args.step, args.dtype)
+    model = api.load_model(args.path, args.step, args.dtype, adapter=args.adapter)
     sampling = sampling_for(model.generation, given, DEFAULTS)
     for name, value in unsupported(model.generation).items():
         print(

@@ -42,6 +42,7 @@ GROUPS = {
         "import": ("import_", "write a Hugging Face or GGUF model as a verified directory"),
         "export": ("export", "write a checkpoint as a Hugging Face directory, proved by parity"),
         "merge": ("merge", "average models, or checkpoints of a run"),
+        "adapter": ("adapter", "show an adapter of PEFT's, or merge it into its base"),
         "resize": ("resize", "give a model another vocabulary size"),
         "delta": ("delta", "make or apply the difference of a tuned model from its base"),
     },

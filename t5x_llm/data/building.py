@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, write_json
+from t5x_llm.data.instruct.encoding import check_dropped, summed
 from t5x_llm.data.jobs import JobResult, StoreJob, run_job, run_job_in_worker, token_dtype
 from t5x_llm.data.pool import Pool
 from t5x_llm.data.reading import JOB_BYTES
@@ -99,6 +100,8 @@ def build_store(
         documents = sum(m.documents["train"] for m in made)
         if not documents:
             held = sum(m.documents["validation"] for m in made)
+            tally = summed(m.tally for m in made if m.tally is not None)
+            check_dropped(plan.name, tally.as_json(), 0.0)
             raise DataError(
                 f"Source {plan.name!r} has no document to train on: "
                 + (f"all {held} are held out; lower its validation_fraction." if held else
@@ -128,6 +131,13 @@ def build_store(
             "files": list(plan.files),
             "content": content,
         }
+        if any(m.tally is not None for m in made):
+            tally = summed(m.tally for m in made if m.tally is not None)
+            codes = {
+                split: np.sum([m.codes.get(split, [0] * 4) for m in made], axis=0).tolist()
+                for split in SPLITS
+            }
+            manifest |= {"chat": tally.as_json(), "codes": codes}
         if any(job.scored for job in plan.jobs):
             manifest["scored"] = True
         write_json(f"{where}/manifest.json", manifest)

@@ -18,6 +18,7 @@ from t5x_llm.core.paths import as_path
 from t5x_llm.core.units import count
 from t5x_llm.data.bins import Order
 from t5x_llm.data.blending import Blend, stages
+from t5x_llm.data.instruct.encoding import check_dropped
 from t5x_llm.data.row_objective import RowObjective, make_row_objective
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.data.store import FORMAT, TokenStore
@@ -30,6 +31,8 @@ _READING = {
     "Mixture": ("stages", "replay", "max_epochs"),
     "Source": ("tokens", "epochs", "exhausted", "curriculum"),
 }
+# Of ``Chat``, what only judges or weighs what was prepared.
+_CHAT = ("loss", "prompt_weight", "max_dropped")
 _PREPARE = "Run `t5x-llm prepare` with this configuration first."
 
 
@@ -67,6 +70,15 @@ def described(data: Data) -> dict[str, Any]:
         for source in value["mixture"]["sources"]:
             for name in (*_READING["Source"], *([] if source["score"] else ["score"])):
                 del source[name]
+            if source["kind"] != "chat":
+                del source["format"], source["columns"]
+    if data.chat is None:
+        del value["chat"]
+    else:
+        for name in _CHAT:
+            del value["chat"][name]
+        value["chat"]["trained"] = list(data.chat.trained)
+        value["chat"]["measured"] = list(data.chat.measured)
     if isinstance(value["tokenizer"], dict) and not value["tokenizer"]["extra_ids"]:
         del value["tokenizer"]["extra_ids"]  # as before there was this field
     return value
@@ -120,8 +132,10 @@ def open_stores(data: Data) -> Opened:
     tokenizer = load_tokenizer(path)
     stores = {}
     for source in catalog["sources"]:
-        store = TokenStore.open(str(as_path(data.store_dir) / source["store"]))
+        store = TokenStore.open(str(as_path(data.store_dir) / source["store"]), data.chat)
         store.check_tokenizer(tokenizer.fingerprint)
+        if data.chat is not None and store.coded:
+            check_dropped(source["name"], store.manifest["chat"], data.chat.max_dropped)
         stores[source["name"]] = store
     return Opened(
         tokenizer=tokenizer,

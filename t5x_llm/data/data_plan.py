@@ -30,6 +30,8 @@ class SourceBudget:
       documents: documents of the store's training split.
       epoch_rows: rows of one epoch.
       filled: share of the places of these rows that hold a token.
+      trained: share of a store's tokens that are trained, of conversations; None of texts, which
+        are trained in whole.
     """
 
     share: float
@@ -42,6 +44,7 @@ class SourceBudget:
     documents: int
     epoch_rows: int
     filled: float
+    trained: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,17 +137,20 @@ class DataPlan:
         head = ["source", "share"]
         head += ["tokens", "epochs", "repeats"] if known else []
         head += ["budget", "stored", "documents", "rows", "filled"]
+        talks = any(s.trained is not None for s in self.sources.values())
+        head += ["trained"] if talks else []
         table = [head]
         for name, s in self.sources.items():
             line = [name, f"{s.share:.2%}"]
             line += [short(s.tokens), f"{s.epochs:.2f}", short(s.repeats)] if known else []
             line += ["-" if s.budget is None else short(s.budget), short(s.stored)]
-            table.append([*line, f"{s.documents:,}", f"{s.epoch_rows:,}", f"{s.filled:.1%}"])
+            line += [f"{s.documents:,}", f"{s.epoch_rows:,}", f"{s.filled:.1%}"]
+            table.append([*line, f"{1 if s.trained is None else s.trained:.1%}"][: len(head)])
         if known and len(self.sources) > 1:
             tokens, repeats = (
                 sum(getattr(s, k) for s in self.sources.values()) for k in ("tokens", "repeats")
             )
-            table.append(["in all", "", short(tokens), "", short(repeats), *[""] * 5])
+            table.append(["in all", "", short(tokens), "", short(repeats), *[""] * (len(head) - 5)])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return [
             "  ".join(
@@ -193,6 +199,7 @@ def data_plan(
             documents=len(reader.split),
             epoch_rows=reader.rows,
             filled=reader.efficiency,
+            trained=reader.split.trained,
         )
     bins = max((reader.order.bins for reader in stream.readers.values()), default=1)
     return DataPlan(

@@ -23,6 +23,7 @@ from t5x_llm.core import filesystems
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path, shipped_name, write_json
 from t5x_llm.data.building import StorePlan
+from t5x_llm.data.instruct.chat_config import Chat
 from t5x_llm.data.jobs import StoreJob
 from t5x_llm.data.reading import Scan, find_files, is_cut, plan_jobs, scan
 from t5x_llm.data.sources import Data, Source
@@ -65,14 +66,17 @@ def make_plans(
     return [
         _seqio_plan(data, s.name, record[s.name], data.held_out(s))
         if s.kind == "tfds"
-        else _file_plan(s, scans[s.name], data.held_out(s))
+        else _file_plan(s, scans[s.name], data.held_out(s), data.chat)
         for s in data.mixture.sources
     ], record
 
 
-def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
+def _file_plan(
+    source: Source, scans: list[Scan], held_out: float, chat: Chat | None = None
+) -> StorePlan:
+    talks = source.kind == "chat"
     jobs = tuple(
-        StoreJob(source.name, i, held_out, text=source, stretches=stretches)
+        StoreJob(source.name, i, held_out, source, stretches, chat=chat if talks else None)
         for i, stretches in enumerate(plan_jobs(scans))
     )
     if not any(s.size for s in scans):
@@ -80,7 +84,9 @@ def _file_plan(source: Source, scans: list[Scan], held_out: float) -> StorePlan:
             f"Source {source.name!r} is empty: {', '.join(source.paths)} hold no text. "
             "Check Source.files."
         )
-    read = dict(kind=source.kind, field=source.field, unit=source.unit)
+    read: dict[str, object] = dict(kind=source.kind, field=source.field, unit=source.unit)
+    if talks:
+        read = dict(kind=source.kind, format=source.format, columns=source.columns)
     if source.score:
         read["score"] = source.score
     digest = content_hash(**read, files=[[shipped_name(s.path), s.sha256] for s in scans])

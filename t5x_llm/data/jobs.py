@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from t5x_llm.core.errors import DataError
+from t5x_llm.data.instruct.chat_config import Chat
+from t5x_llm.data.instruct.encoding import ChatTally, token_records
+from t5x_llm.data.instruct.reading import texts
 from t5x_llm.data.reading import read
 from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Source
@@ -38,6 +41,7 @@ class StoreJob:
       data: for a seqio task, the configuration that registers it.
       task: name of the seqio task.
       shards: number of the task's shards.
+      chat: of a source of conversations, how they become tokens.
     """
 
     source: str
@@ -48,6 +52,7 @@ class StoreJob:
     data: Data | None = None
     task: str = ""
     shards: int = 1
+    chat: Chat | None = None
 
     @property
     def scored(self) -> bool:
@@ -60,9 +65,10 @@ class StoreJob:
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
 
     def records(self, progress: Callable[[int], object] = int) -> Iterator[Record]:
-        """Yields the job's documents, in the order of the input."""
+        """Yields the job's documents, in the order of the input; conversations as plain text."""
         if self.text is not None:
-            for document in read(self.text, self.stretches, progress):
+            found = texts if self.text.kind == "chat" else read
+            for document in found(self.text, self.stretches, progress):
                 yield Record(document.text, document.file, document.line, score=document.score)
         else:
             from t5x_llm.data import tasks
@@ -70,16 +76,30 @@ class StoreJob:
             assert self.data is not None
             yield from tasks.records(self.data, self.task, self.index, self.shards)
 
+    def token_records(
+        self, tokenizer: Tokenizer, tally: ChatTally, progress: Callable[[int], object] = int
+    ) -> Iterator[Record]:
+        """Yields the job's documents, conversations as token ids, which are counted in a tally."""
+        if self.chat is None or self.text is None:
+            yield from self.records(progress)
+            return
+        yield from token_records(self.text, self.chat, self.stretches, tokenizer, tally, progress)
+
 
 @dataclasses.dataclass(frozen=True)
 class JobResult:
-    """Result of a job: path of its file, whether it has a loss mask, and counts by split."""
+    """Result of a job: path of its file, whether it has a loss mask, and counts by split.
+
+    Of conversations also what became of them, and the tokens of each code by split.
+    """
 
     path: str
     masked: bool
     documents: dict[str, int]
     tokens: dict[str, int]
     bytes: dict[str, int]
+    tally: ChatTally | None = None
+    codes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 def training_texts(jobs: Iterable[StoreJob], tokenizer_made_elsewhere: str) -> Iterator[str]:
@@ -118,7 +138,8 @@ def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
         for split in SPLITS
     }
     dtype = token_dtype(tokenizer)
-    for records in _groups(job.records(progress)):
+    tally = ChatTally()
+    for records in _groups(job.token_records(tokenizer, tally, progress)):
         texts = [r.content for r in records if isinstance(r.content, str)]
         encoded = iter(tokenizer.encode_batch(texts, threads=threads))
         for record in records:
@@ -126,11 +147,15 @@ def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
             column = columns[split_of(digest, job.held_out)]
             if isinstance(record.content, str):
                 ids, size = np.array(next(encoded), np.int64), len(record.content.encode())
+            elif record.size is not None:
+                ids, size = record.content, record.size
             else:
                 _check_ids(job, record, tokenizer)
                 ids = record.content.astype(np.int64)
                 size = len(tokenizer.decode(ids.tolist()).encode())
-            framed, mask = frame(ids, record.mask, tokenizer)
+            framed, mask = ids, record.mask
+            if record.size is None:
+                framed, mask = frame(ids, record.mask, tokenizer)
             column["digest"].append(digest)
             column["ids"].append(framed.astype(dtype))
             column["bytes"].append(size)
@@ -140,7 +165,7 @@ def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
             column["score"].append(record.score)
     masked = any(m is not None for column in columns.values() for m in column["mask"])
     arrays: dict[str, np.ndarray] = {}
-    made = JobResult(f"{out}.npz", masked, {}, {}, {})
+    made = JobResult(f"{out}.npz", masked, {}, {}, {}, tally if job.chat else None)
     for split, column in columns.items():
         digests = column["digest"]
         order = sorted(range(len(digests)), key=lambda i: (digests[i], i))
@@ -158,6 +183,9 @@ def run_job(job: StoreJob, tokenizer: Tokenizer, out: str, threads: int = 1,
                 for n, m in zip(lengths.tolist(), masks, strict=True)
             ]
             arrays[f"{split}/mask"] = np.concatenate(parts) if parts else np.empty(0, np.uint8)
+            if job.chat:
+                counts = np.bincount(arrays[f"{split}/mask"], minlength=4)
+                made.codes[split] = counts.tolist()
         made.documents[split] = len(order)
         made.tokens[split] = int(lengths.sum())
         made.bytes[split] = int(arrays[f"{split}/bytes"].sum())

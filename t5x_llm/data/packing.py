@@ -339,7 +339,7 @@ def assemble(split: Split, spans: Spans, rows: int, length: int) -> dict[str, np
     arrays["segment_ids"][row, column] = np.repeat(np.arange(len(count)) - row_first + 1, count)
     weight: Any = counted
     if split.masked:
-        mask, _ = read_spans(split, spans, split.read_mask)
+        mask, _ = read_spans(split, spans, split.read_weights)
         weight = counted * mask[np.minimum(source + 1, len(flat) - 1)]
     arrays["loss_mask"][row, column] = weight
     return arrays

@@ -36,6 +36,7 @@ from t5x_llm.core.paths import as_path, check_writable, write_json
 from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
 from t5x_llm.data.inputs import content_hash, make_plans
+from t5x_llm.data.instruct.encoding import chat_identity, check_dropped, prove_template
 from t5x_llm.data.jobs import training_texts
 from t5x_llm.data.sources import Data
 from t5x_llm.data.store import FORMAT, TokenStore
@@ -121,6 +122,7 @@ def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]
     with contextlib.closing(_Rates(data)) as resolve:
         tokenizer, tokenizer_name, trained = _tokenizer(data, root, plans)
         path = f"{root}/{tokenizer_name}" if trained else tokenizer_name
+        template = _template(data, tokenizer)
         targets = {p.name: f"{p.name}-{_fingerprint(p, tokenizer)[:12]}" for p in plans}
         stores = {p.name: _store(data, root, p, targets, tokenizer, path, say) for p in plans}
         rates = resolve({name: store.train.tokens for name, store in stores.items()})
@@ -132,6 +134,7 @@ def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]
         "tokenizer": tokenizer_name,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "trained": trained,
+        **template,
         "sources": [
             {
                 "name": name,
@@ -160,7 +163,16 @@ def _is_complete(data: Data, root: str, catalog: Mapping[str, Any]) -> bool:
         tokenizer = _trained_before(as_path(root) / name)
     if tokenizer is None or tokenizer.fingerprint != catalog["tokenizer_fingerprint"]:
         return False
+    if catalog.get("template") != _template(data, tokenizer).get("template"):
+        return False
     return all(_manifest_reads(f"{root}/{source['store']}") for source in catalog["sources"])
+
+
+def _template(data: Data, tokenizer: Tokenizer) -> dict[str, str]:
+    """Returns a catalogue's entry of the template of conversations, proved; {} without any."""
+    if data.chat is None:
+        return {}
+    return {"template": prove_template(data.chat, tokenizer)[0].fingerprint}
 
 
 def _manifest_reads(path: str) -> bool:
@@ -194,12 +206,15 @@ def _catalog_of(data: Data) -> dict[str, Any] | None:
 
 def _fingerprint(plan: StorePlan, tokenizer: Tokenizer) -> str:
     """Hashes all that decides the content of a store."""
+    chat = plan.jobs[0].chat if plan.jobs else None
+    made_by = {} if chat is None else {"chat": chat_identity(chat, tokenizer)}
     return content_hash(
         format=FORMAT,
         input=plan.digest,
         held_out=[job.held_out for job in plan.jobs[:1]],
         tokenizer=tokenizer.fingerprint,
         frame=[tokenizer.bos_id, tokenizer.eos_id],
+        **made_by,
     )
 
 
@@ -270,12 +285,19 @@ def _store(
         )  # fmt: skip
         split = TokenStore.open(target).train
         held = len(TokenStore.open(target).validation)
+        size = f"{split.total_bytes / max(split.tokens, 1):.2f} bytes a token"
+        if split.coded:
+            size = f"{split.tokens_of(data.chat.trained if data.chat else ()):,} of them trained"
         say(
-            f"data: {plan.name}: {len(split):,} documents, {split.tokens:,} tokens, "
-            f"{split.total_bytes / max(split.tokens, 1):.2f} bytes a token, {held:,} held out; "
-            f"{time.monotonic() - begin:.1f} s"
+            f"data: {plan.name}: {len(split):,} documents, {split.tokens:,} tokens, {size}, "
+            f"{held:,} held out; {time.monotonic() - begin:.1f} s"
         )
-    return TokenStore.open(target)
+    store = TokenStore.open(target, data.chat)
+    if data.chat is not None and store.coded:
+        told = check_dropped(plan.name, store.manifest["chat"], data.chat.max_dropped)
+        if told:
+            say(f"data: {plan.name}: {told}")
+    return store
 
 
 def _check_vocabulary(data: Data, plan: StorePlan, tokenizer: Tokenizer) -> None:

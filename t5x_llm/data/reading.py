@@ -134,7 +134,7 @@ def read(
     """
     for stretch in stretches:
         try:
-            if _by_name(source, stretch.path) != source.kind:
+            if by_name(source, stretch.path) != source.kind:
                 yield from _documents(source, stretch, progress)
             else:
                 yield from _lines(source, stretch, progress)
@@ -146,14 +146,31 @@ def _lines(
     source: Source, stretch: Stretch, progress: Callable[[int], object]
 ) -> Iterator[SourceDocument]:
     """Yields the documents of a file of lines, or of one text."""
-    with _opened(stretch.path) as file:
-        packed = is_packed(stretch.path)
-        if source.kind == "text" and source.unit == "file":
+    if source.kind == "text" and source.unit == "file":
+        with opened(stretch.path) as file:
             text = _decode(file.read(), stretch.path, 0)
-            progress(stretch.stop)
+        progress(stretch.stop)
+        if text:
+            yield SourceDocument(text, stretch.file, 1)
+        return
+    for number, position, raw in raw_lines(stretch, progress):
+        text = _decode(raw, stretch.path, position, number)
+        if text.strip():
+            text, score = _text(source, text, f"{stretch.path}:{number}")
             if text:
-                yield SourceDocument(text, stretch.file, 1)
-            return
+                yield SourceDocument(text, stretch.file, number, score)
+
+
+def raw_lines(
+    stretch: Stretch, progress: Callable[[int], object] = int
+) -> Iterator[tuple[int, int, bytes]]:
+    """Yields (number, first byte, content) of the lines of a stretch.
+
+    Raises:
+      DataError: the file is damaged, or shrank since it was looked at.
+    """
+    with opened(stretch.path) as file:
+        packed = is_packed(stretch.path)
         if not packed:
             file.seek(stretch.start)
         position, number = stretch.start, stretch.line
@@ -164,11 +181,7 @@ def _lines(
                 break
             if not raw:
                 raise DataError(f"{stretch.path}: shrank while it was read.")
-            text = _decode(raw, stretch.path, position, number)
-            if text.strip():
-                text, score = _text(source, text, f"{stretch.path}:{number}")
-                if text:
-                    yield SourceDocument(text, stretch.file, number, score)
+            yield number, position, raw
             position, number = position + len(raw), number + 1
             progress(0 if packed else len(raw))
 
@@ -186,7 +199,7 @@ def _documents(
     from t5x_llm.data.clean.read.records import Bad
     from t5x_llm.data.clean.read.records import read as read_records
 
-    path, name = stretch.path, _by_name(source, stretch.path)
+    path, name = stretch.path, by_name(source, stretch.path)
     kind = formats.Format(name, formats.format_of(path).compression)
     keep = (source.score.split(".")[0],) if source.score else ()
     given = Input(source.name, path, format=name, field=source.field, keep=keep)
@@ -218,7 +231,7 @@ def _json_of(path: str) -> str:
         return formats.json_kind(formats.read_head(file, path)[1]) or "jsonl"
 
 
-def _by_name(source: Source, path: str) -> str:
+def by_name(source: Source, path: str) -> str:
     """Returns the format that a file of a source is read in: by its name, else ``Source.kind``.
 
     Raises:
@@ -244,12 +257,14 @@ def is_packed(path: str) -> bool:
 
 def is_cut(source: Source, path: str) -> bool:
     """Returns whether a file of the source may be cut between lines."""
-    lines = source.kind == "jsonl" or source.unit == "line"
-    return lines and not is_packed(path) and _by_name(source, path) == source.kind
+    lines = source.kind in ("jsonl", "chat") or source.unit == "line"
+    if source.kind == "chat" and source.format.startswith("oasst"):
+        return False  # messages of one tree may lie anywhere in the file
+    return lines and not is_packed(path) and by_name(source, path) == source.kind
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
+def opened(path: str) -> Iterator[IO[bytes] | io.BufferedIOBase]:
     """Opens a file for reading its content, decompressed."""
     compression = formats.format_of(path).compression
     with filesystems.open_input(path) as raw:

@@ -13,10 +13,12 @@ from t5x_llm.core.fields import later
 from t5x_llm.core.paths import check_written
 from t5x_llm.core.units import count
 from t5x_llm.data.denoising import Denoising
+from t5x_llm.data.instruct.chat_config import Chat
+from t5x_llm.data.instruct.formats import check_format
 from t5x_llm.data.packing import PACKINGS
 from t5x_llm.text import TokenizerTraining
 
-KINDS = ("jsonl", "text", "tfds")
+KINDS = ("jsonl", "text", "tfds", "chat")
 UNITS = ("file", "line")
 RATES = ("proportional", "temperature", "budgets")
 EXHAUSTED = ("stop", "repeat")
@@ -26,15 +28,16 @@ Stages = tuple[tuple[int | str, dict[str, float]], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One body of text.
+    """One body of text, or of conversations.
 
     Attributes:
       name: letters, digits and underscores; metrics and reports speak of it by this name.
       files: paths or globs, local, gs:// or of a scheme that fsspec reads, for ``jsonl`` and
         ``text``; ``**`` stands for any number of folders. Compressed or not (gz, zst, bz2, xz).
-      kind: ``jsonl`` (one JSON object a line), ``text``, or ``tfds``. Files whose names tell a
-        format of their own are read by it: parquet and arrays of JSON are records, as jsonl is;
-        html and warc hold pages, of which the main text is a document.
+      kind: ``jsonl`` (one JSON object a line), ``text``, ``tfds``, or ``chat`` for conversations
+        (see ``Chat``). Files whose names tell a format of their own are read by it: parquet and
+        arrays of JSON are records, as jsonl is; html and warc hold pages, of which the main text
+        is a document.
       field: of the JSON object or the tfds example that holds the text.
       unit: what is one document in a ``text`` file: the whole ``file``, or every ``line``.
       tfds: name of the tfds dataset, e.g. ``wiki40b/en:1.3.0``.
@@ -51,6 +54,11 @@ class Source:
       curriculum: which documents come first: ``shortest`` or ``longest`` by tokens, ``lowest`` or
         ``highest`` by ``score``; between the bins of ``Data.bins``, shuffled inside each.
       score: of a jsonl object the field with a number to order by; dots lead into objects.
+      format: of conversations, such as ``alpaca``, ``sharegpt``, ``openai`` or ``preference``; told
+        row by row if ``auto``.
+      columns: where the files have other names: LLaMA-Factory's columns and tags, such as
+        ``{'prompt': 'question', 'response': 'reply'}`` or ``{'messages': 'talk', 'role_tag':
+        'who', 'content_tag': 'text', 'user_tag': 'me', 'assistant_tag': 'you'}``.
     """
 
     name: str
@@ -69,6 +77,8 @@ class Source:
     exhausted: str = later("stop")
     curriculum: str = later("")
     score: str = later("")
+    format: str = later("auto")
+    columns: dict[str, str] | None = later(None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w+", self.name, re.ASCII):
@@ -93,7 +103,21 @@ class Source:
             raise ConfigError("Source.field", self.field, "the name of the field with the text")
         if self.validation_fraction is not None:
             _check_fraction("Source.validation_fraction", self.validation_fraction)
+        self._check_conversations()
         self._check_blending()
+
+    def _check_conversations(self) -> None:
+        if self.kind == "chat":
+            check_format("Source", self.format, self.columns or {}, self.name)
+            return
+        for field, value, default in (
+            ("format", self.format, "auto"), ("columns", self.columns, None),
+        ):  # fmt: skip
+            if value != default:
+                raise ConfigError(
+                    f"Source.{field}", value, f"{default!r}, as {self.name!r} is of kind "
+                    f"{self.kind!r}", "Set Source.kind = 'chat' for conversations.",
+                )  # fmt: skip
 
     def _check_blending(self) -> None:
         if self.tokens is not None:
@@ -259,6 +283,8 @@ class Data:
       store_dir: where tokenizer and token stores are built, local or gs://.
       name: of the mixture; several may share a ``store_dir``.
       packing: how documents fill rows, ``concat``, ``whole`` or ``similar`` (see ``packing``).
+      chat: how conversations become tokens, and which of them are trained; ``Chat``'s defaults if
+        there is a source of them and None is given.
       bins: parts of equal numbers of documents into which each source is cut; it is read part after
         part, shuffled inside each. With ``proportional`` rates every tenth of an epoch takes one of
         10 bins of each source.
@@ -279,8 +305,10 @@ class Data:
     workers: int = 0
     denoising: Denoising = dataclasses.field(default_factory=Denoising)
     bins: int = later(1)
+    chat: Chat | None = later(None)
 
     def __post_init__(self) -> None:
+        self._check_chat()
         modules = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
         object.__setattr__(self, "modules", modules)
         check_choice("Data.packing", self.packing, PACKINGS)
@@ -314,6 +342,32 @@ class Data:
                 "either a Mixture or the name of a seqio mixture (Data.seqio_mixture)",
                 "Give one of the two.",
             )
+
+    def _check_chat(self) -> None:
+        sources = self.mixture.sources if self.mixture else ()
+        talks = [source.name for source in sources if source.kind == "chat"]
+        if self.chat is not None and not isinstance(self.chat, Chat):
+            raise ConfigError("Data.chat", self.chat, "a Chat, or None")
+        if self.chat is not None and not talks:
+            raise ConfigError(
+                "Data.chat", self.chat, "None, as no source is of kind 'chat'",
+                "Set Source.kind = 'chat' for the files of conversations.",
+            )  # fmt: skip
+        if not talks:
+            return
+        chat = self.chat or Chat()
+        object.__setattr__(self, "chat", chat)
+        objective = self.denoising.objective if isinstance(self.denoising, Denoising) else "lm"
+        if objective != "lm":
+            raise ConfigError(
+                "Denoising.objective", objective, f"'lm', as {', '.join(talks)} holds "
+                "conversations, whose answers are predicted token by token",
+            )  # fmt: skip
+        if isinstance(self.tokenizer, TokenizerTraining) and chat.template == "auto":
+            raise ConfigError(
+                "Chat.template", "auto", "the name of a built-in template or a .jinja file, as "
+                "the tokenizer is trained here and brings none", "'vicuna' needs no special tokens",
+            )  # fmt: skip
 
     def held_out(self, source: Source) -> float:
         """Returns the share of the source's documents that is held out."""

@@ -8,7 +8,9 @@ A store is a directory, on local disk or gs://:
       offsets    [documents + 1] int64  where each begins in ``tokens``
       bytes      [documents] int64      its size as UTF-8 text
       file, line [documents] int32/64   where it was read (index into the manifest's files; from 1)
-      mask       [n] uint8              optional: 1 where a token is to be predicted
+      mask       [n] uint8              optional: 1 where a token is to be predicted; in a store
+                                        of conversations, whose manifest has ``chat``, the codes of
+                                        ``instruct.chat_config``
       score      [documents] float32    optional: what a curriculum orders documents by
 
 Arrays are cut into shards (one file each, 16 Mi elements) of small chunks (16 Ki elements) that are
@@ -31,6 +33,7 @@ from numpy.typing import DTypeLike
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.core.paths import as_path
+from t5x_llm.data.instruct.chat_config import Chat
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -202,13 +205,50 @@ class Split:
         """True if the store carries a score of each document."""
         return bool(self.store.manifest.get("scored", False))
 
+    @property
+    def coded(self) -> bool:
+        """True if the mask holds the codes of conversations."""
+        return self.store.coded
+
+    def tokens_of(self, codes: Sequence[int]) -> int:
+        """Returns how many tokens of a store of conversations have one of these codes."""
+        counts = self.store.manifest["codes"][self.name]
+        return sum(counts[code] for code in codes)
+
+    @property
+    def trained(self) -> float | None:
+        """Share of the tokens of conversations whose weight is above 0; None of other documents."""
+        if not self.coded:
+            return None
+        codes = np.flatnonzero(self.store.weights).tolist()
+        return self.tokens_of([code for code in codes if code < 4]) / max(self.tokens, 1)
+
     def read(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """Reads the tokens of the ranges [starts, stops), joined; int32."""
         return self._ranges(self._token_array, starts, stops).astype(np.int32)
 
     def read_mask(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Reads the loss mask of the ranges [starts, stops), joined; uint8."""
+        """Reads the loss mask, or the codes, of the ranges [starts, stops), joined; uint8."""
         return self._ranges(self._mask_array, starts, stops)
+
+    def read_weights(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Reads the loss weights of the ranges [starts, stops), joined.
+
+        They are the mask, uint8; of conversations what ``TokenStore.chat`` makes of the codes,
+        float32.
+        """
+        mask = self.read_mask(starts, stops)
+        return self.store.weights[mask] if self.coded else mask
+
+    def document_weights(self, index: int) -> np.ndarray:
+        """Reads the loss weights of one document's tokens [n]; see ``read_weights``."""
+        start, stop = self._bounds(index)
+        return self.read_weights(np.array([start]), np.array([stop]))
+
+    def measured(self, index: int) -> np.ndarray:
+        """Reads which tokens of a conversation [n] an evaluation measures: 1.0, else 0.0."""
+        start, stop = self._bounds(index)
+        return self.store.measures[self.read_mask(np.array([start]), np.array([stop]))]
 
     def document(self, index: int) -> np.ndarray:
         """Reads one document's token ids [n] int32, with its begin and end tokens."""
@@ -270,19 +310,25 @@ class TokenStore:
     Args:
       path: its directory.
       manifest: the content of its manifest.json.
+      chat: of a store of conversations, which codes have what weight; the default of ``Chat`` if
+        None.
 
     Attributes:
+      weights: loss weight of each code, as a table [256] float32.
+      measures: 1 for each code that an evaluation measures, as such a table.
       train: the documents trained on.
       validation: the documents held out.
     """
 
-    def __init__(self, path: str, manifest: dict[str, Any]):
+    def __init__(self, path: str, manifest: dict[str, Any], chat: Chat | None = None):
         self.path, self.manifest = path, manifest
+        chat = chat or Chat()
+        self.weights, self.measures = chat.weights(), chat.measures()
         self.train, self.validation = (Split(self, name) for name in SPLITS)
 
     @classmethod
-    def open(cls, path: str) -> TokenStore:
-        """Opens the store in directory ``path``.
+    def open(cls, path: str, chat: Chat | None = None) -> TokenStore:
+        """Opens the store in directory ``path``, with the weights of ``chat``.
 
         Raises:
           DataError: if there is none, or it is of another format.
@@ -299,7 +345,12 @@ class TokenStore:
                 f"{where}: format {manifest.get('format')!r}, this version reads {FORMAT}. "
                 + _PREPARE
             )
-        return cls(str(path), manifest)
+        return cls(str(path), manifest, chat)
+
+    @property
+    def coded(self) -> bool:
+        """True for a store of conversations, whose mask holds codes."""
+        return "chat" in self.manifest
 
     @property
     def fingerprint(self) -> str:

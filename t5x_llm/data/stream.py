@@ -180,6 +180,9 @@ class Stream:
         }
         if self.objective is not None:
             identity["objective"] = self.objective.identity
+        coded = {n: s.split.store for n, s in sorted(self._sources.items()) if s.split.coded}
+        if coded:
+            identity["weights"] = {n: store.weights[:4].tolist() for n, store in coded.items()}
         orders = {n: s.order for n, s in sorted(self._sources.items()) if s.order != PLAIN}
         if orders:
             identity["orders"] = {n: dataclasses.asdict(order) for n, order in orders.items()}

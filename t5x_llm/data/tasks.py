@@ -29,6 +29,7 @@ import seqio
 import tensorflow as tf
 
 from t5x_llm.core.errors import ConfigError, DataError
+from t5x_llm.data.instruct.reading import texts
 from t5x_llm.data.reading import SourceDocument, find_files, is_cut, plan_jobs, read, scan
 from t5x_llm.data.record import Record, split_of
 from t5x_llm.data.sources import Data, Mixture, Source
@@ -86,8 +87,9 @@ class DocumentSource(seqio.DataSource):
             jobs = [jobs[i] for i in order]
 
         def documents() -> Iterator[dict[str, Any]]:
+            found = texts if self._source.kind == "chat" else read
             for job in jobs:
-                for document in read(self._source, job):
+                for document in found(self._source, job):
                     digest = Record(document.text, document.file, document.line).digest()
                     if split_of(digest, self._held_out) == split:
                         yield as_example(document)

@@ -9,7 +9,8 @@ little: figures at a smaller T are pessimistic and compare only with the same T.
     perplexity = exp(loss)
     bits per byte = sum of nats / ln 2 / UTF-8 bytes of the documents
 
-Bits per byte does not depend on the tokenizer and compares with a compressor's.
+Bits per byte does not depend on the tokenizer and compares with a compressor's. Of conversations
+the tokens that ``Chat.loss`` names are measured, the assistant's, and the bytes are those of them.
 
 Under another objective than next-token prediction every document is corrupted as in training, in
 pieces that fit a row, the same way each time (keyed by source and document); the loss is that of
@@ -24,7 +25,7 @@ import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -69,11 +70,14 @@ class HeldOut:
       name: of the source.
       documents: see ``Documents``.
       language: sources of one language are also summed up under it; "" for none.
+      measured: of a document's index, which of its tokens [n] are measured (1, else 0); None where
+        all are.
     """
 
     name: str
     documents: Documents
     language: str = ""
+    measured: Callable[[int], np.ndarray] | None = None
 
 
 def windows(document: np.ndarray, length: int) -> Iterator[Request]:
@@ -199,19 +203,29 @@ class Evaluator:
         bar: Any,
     ) -> None:
         """Adds up next-token prediction, window by window."""
-        names: dict[int, str] = {}
+        names: dict[int, tuple[str, np.ndarray | None]] = {}
         count = itertools.count()
 
         def requests() -> Iterator[Request]:
             for source in held_out:
-                for _, document in _read(source, sums[source.name], limit, bar):
-                    sums[source.name].tokens += max(len(document) - 1, 0)
+                for i, document in _read(source, sums[source.name], limit, bar):
+                    chosen = source.measured(i)[1:] if source.measured is not None else None
+                    predicted = max(len(document) - 1, 0)
+                    sums[source.name].tokens += predicted if chosen is None else int(chosen.sum())
                     for window in windows(document, self.length):
-                        names[next(count)] = source.name
+                        own = None
+                        if chosen is not None:
+                            size = len(window.continuation)
+                            own, chosen = chosen[:size], chosen[size:]
+                        names[next(count)] = source.name, own
                         yield window
 
         for number, score in self._scorer(params, requests()):
-            sums[names.pop(number)].nats -= score.total
+            name, own = names.pop(number)
+            if own is None:
+                sums[name].nats -= score.total
+            else:
+                sums[name].nats -= float(np.sum(score.log_probs * own, dtype=np.float64))
 
     def _denoise(
         self,

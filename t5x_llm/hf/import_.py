@@ -17,7 +17,7 @@ from t5x_llm.hf.reference import reference, why_not_transformers
 from t5x_llm.hf.source import ModelSource, Weights, open_source, read_config
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
-from t5x_llm.models.weight_map import from_hf, hf_shapes
+from t5x_llm.models.weight_map import Assembly, hf_shapes, unflatten
 
 if TYPE_CHECKING:
     from t5x_llm.text import Tokenizer
@@ -64,6 +64,7 @@ def import_model(
     *,
     check: bool = True,
     place: Callable[[str, np.ndarray], Any] = lambda name, array: array,
+    build: Callable[[str, Assembly], Any] | None = None,
     ignore: Collection[str] = (),
 ) -> Imported:
     """Reads a model and proves that ours computes the same logits.
@@ -72,6 +73,8 @@ def import_model(
       path: a Hugging Face directory with safetensors, or a ``.gguf`` file.
       check: run the parity gate; off only where the caller runs it itself.
       place: called with each finished parameter (dotted path, array), e.g. to put it on devices.
+      build: called instead with (dotted path, the parameters to be made), where not even one whole
+        parameter should be in memory.
       ignore: fields of config.json to read as if they were absent.
 
     Raises:
@@ -96,7 +99,9 @@ def import_model(
         ).noted(notes)
         report.raise_if_failed(f"Import of {path}")
     abstract = Model(family.decoder()).abstract_params()
-    params = from_hf(family.weight_map(), abstract, weights.read, place)
+    assembly = Assembly(family.weight_map(), abstract, weights.read)
+    build = build or (lambda path, assembly: place(path, assembly.make(path)))
+    params = unflatten({path: build(path, assembly) for path in assembly.leaves})
     return Imported(family, params, tokenizer, report, source.generation())
 
 

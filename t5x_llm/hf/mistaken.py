@@ -124,9 +124,9 @@ def adapter(place: pathlib.Path) -> str:
         if isinstance(said, str) and said:
             base = f"its base model {said[:200]!r}"
     return (
-        f"It holds an adapter (LoRA or another of peft's), which is no model without {base}. Merge "
-        "them first, with peft: AutoPeftModelForCausalLM.from_pretrained(directory)"
-        ".merge_and_unload().save_pretrained(merged)."
+        f"It holds an adapter (LoRA or another of peft's), which is no model without {base}. Give "
+        f"that one, with --adapter {place} where a command takes it; or merge them first: t5x-llm "
+        f"adapter merge BASE {place} OUT, or in peft, merge_and_unload()."
     )
 
 

@@ -22,6 +22,7 @@ from t5x_llm.hf.reference import Logits
 
 if TYPE_CHECKING:
     from t5x_llm.models.family import Family
+    from t5x_llm.nn.adapters.config import Adapter
 
 LONG, SHORT, BEYOND = 512, 8, 64
 THRESHOLD = 1e-4
@@ -145,16 +146,17 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> PromptParity:
     )
 
 
-def our_logits(family: Family, params: Mapping[str, Any]) -> Logits:
+def our_logits(family: Family, params: Mapping[str, Any], adapter: Adapter | None = None) -> Logits:
     """Our model on its float32 weights: tokens [T] to float32 logits [T, V].
 
-    Of an encoder-decoder, the encoder reads the tokens and the decoder reads them backwards.
+    Of an encoder-decoder, the encoder reads the tokens and the decoder reads them backwards. With
+    an adapter, ``params`` has its parameters too.
     """
     import jax
 
     from t5x_llm.models.model import Model
 
-    model = Model(family.decoder(), Policy(compute="float32"))
+    model = Model(family.decoder(), Policy(compute="float32"), adapter=adapter)
 
     @_exact()
     def forward(params: Any, tokens: jax.Array) -> jax.Array:

@@ -129,21 +129,24 @@ class SafetensorsReader:
     Args:
       directory: holds ``model.safetensors`` or ``model.safetensors.index.json`` and its shards.
       integers: whether tensors may be such.
+      single: name of the one file, where it is another.
 
     Raises:
       CheckpointError: nothing there, or something in it is not what it says.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], integers: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike[str], integers: bool = False, single: str = SINGLE
+    ):
         self.directory = pathlib.Path(directory)
         self._dtypes = DTYPES | (INTEGERS if integers else {})
-        if os.path.lexists(self.directory / INDEX):
+        if single == SINGLE and os.path.lexists(self.directory / INDEX):
             self.tensors = self._sharded()
-        elif os.path.lexists(self.directory / SINGLE):
-            self.tensors = read_header(inside(self.directory, SINGLE, ".safetensors"))
+        elif os.path.lexists(self.directory / single):
+            self.tensors = read_header(inside(self.directory, single, ".safetensors"))
         else:
             hint = why_no_weights(self.directory) if self.directory.is_dir() else ""
-            raise CheckpointError(f"{self.directory}: no {SINGLE} and no {INDEX}. {hint}".rstrip())
+            raise CheckpointError(f"{self.directory}: no {single} and no {INDEX}. {hint}".rstrip())
 
     def _sharded(self) -> dict[str, Tensor]:
         index = self.directory / INDEX

@@ -75,7 +75,7 @@ def write_safetensors(
     for i, names in enumerate(shards):
         one = len(shards) == 1
         file = SINGLE if one else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / file, {name: layouts[name] for name in names}, make)
+        write_file(directory / file, {name: layouts[name] for name in names}, make)
         weight_map |= dict.fromkeys(names, file)
         files.append(file)
     if len(shards) > 1:
@@ -85,9 +85,10 @@ def write_safetensors(
     return files
 
 
-def _write_file(
+def write_file(
     path: pathlib.Path, layouts: Mapping[str, TensorSpec], make: Callable[[str], np.ndarray]
 ) -> None:
+    """Writes tensors into one safetensors file, one in memory at a time."""
     # Wide types first, so that every tensor is aligned to its own.
     order = sorted(layouts, key=lambda name: -layouts[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -109,7 +109,7 @@ def _prefill(
             encoder = {"encoder_tokens": tokens} | {f"encoder_{k}": v for k, v in read.items()}
             tokens = jnp.full((size, 1), model.config.start, jnp.int32)
             valid, lengths, read = jnp.ones((size, 1), bool), jnp.ones(size, jnp.int32), encoder
-        cache: Any = model.init_cache(size, length)
+        cache: Any = model.start_cache(params, size, length)
         hidden, cache = model.apply(params, tokens, cache=cache, **read)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
         seen = jnp.zeros((size, model.vocab_size if switches.penalty else 0), bool)
@@ -162,7 +162,7 @@ def _decode(
         hidden, cache = model.apply(
             params,
             drawn.token[:, None],
-            positions=jnp.where(done, 0, state.cache["index"])[:, None],
+            positions=jnp.where(done, 0, model.held(state.cache))[:, None],
             segment_ids=(~done).astype(jnp.int32)[:, None],
             cache=state.cache,
         )
@@ -302,7 +302,7 @@ def _switch_length(model: Model) -> int | None:
     """Tokens up to which a model's rotation is one, and beyond which it is another; or None."""
     scalings = (rotary.scaling for rotary in getattr(model.config, "rotaries", ()))
     found = {s.original_length for s in scalings if isinstance(s, LongRotaryScaling)}
-    return max(found, default=None)
+    return max(found) - model.virtual if found else None
 
 
 def _check_prompt(model: Model, row: int, ids: Sequence[int]) -> None:

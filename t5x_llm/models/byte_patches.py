@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_number
-from t5x_llm.models.decoder import empty_stack, extend, make_groups, run_groups
+from t5x_llm.models.decoder import make_groups, run_groups
+from t5x_llm.models.decoding import empty_stack, extend
 from t5x_llm.models.head import Head, head_logits
 from t5x_llm.nn.attention import AttentionConfig
 from t5x_llm.nn.block import RESIDUAL, GroupConfig, join_aux

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import check_number
+from t5x_llm.models.decoding import PREFIX, empty_stack, extend
 from t5x_llm.models.head import Head, head_logits
 from t5x_llm.models.pipelined import planned, run_pipeline
+from t5x_llm.nn.adapters.virtual import VirtualTokens
 from t5x_llm.nn.block import INPUT, RESIDUAL, Group, GroupConfig, join_aux
-from t5x_llm.nn.cache import CacheRows, TokenCache, valid_lengths
 from t5x_llm.nn.dense import Dense, Embedding
-from t5x_llm.nn.layer import Context, starts_of
+from t5x_llm.nn.layer import VIRTUAL, Context, starts_of
 from t5x_llm.nn.norm import Norm, NormConfig
 from t5x_llm.nn.param import InitConfig, constant
 from t5x_llm.nn.positions import RotaryConfig, rotary_tables, sequence_lengths
 from t5x_llm.nn.relative import RelativeAttentionConfig, RelativeBias, RelativeBiasConfig
 from t5x_llm.parallel import constrain
 
-_TOKEN, _PREFIX = TokenCache(dtype=jnp.int32), TokenCache(dtype=jnp.bool_)
 _NEVER = -1e30  # a logit; an infinity in padding gives NaN once XLA has cut it
 
 
@@ -123,7 +123,12 @@ class DecoderConfig:
 
 
 class Decoder(nnx.Module):
-    """Tokens [B, T] to hidden states [B, T, D]; ``head`` says how those become logits."""
+    """Tokens [B, T] to hidden states [B, T, D]; ``head`` says how those become logits.
+
+    Positions are those of the text; with ``adapter`` its virtual tokens stand before them.
+    """
+
+    adapter: VirtualTokens | None = None
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -161,7 +166,7 @@ class Decoder(nnx.Module):
     ) -> dict[str, Any]:
         """Returns an empty decoding cache for ``batch`` rows of up to ``length`` tokens each."""
         cache = empty_stack(self, self.config.groups, batch, length, dtype)
-        return cache | ({"prefix": _PREFIX.empty(batch, length, dtype)} if prefix else {})
+        return cache | ({"prefix": PREFIX.empty(batch, length, dtype)} if prefix else {})
 
     def __call__(
         self,
@@ -178,10 +183,39 @@ class Decoder(nnx.Module):
         embed_gradient: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, Any] | None, dict[str, jax.Array]]:
         """See ``Model.apply``; returns (hidden, cache, every layer's scalars)."""
+        first: Any = 0 if cache is None else cache["index"]
+        virtual, own = self.adapter, 0
+        if virtual is not None:
+            positions = positions + virtual.count
+            if not virtual.leading:
+                first = first + virtual.count
+            elif cache is None:
+                own, one = virtual.count, segment_ids[:, :1]
+                positions = virtual.before(positions, jnp.arange(own))
+                segment_ids = virtual.before(segment_ids, VIRTUAL if self.stands_alone else one)
+                prefix = None if prefix is None else virtual.before(prefix, False)
+                if block_positions is not None:
+                    block_positions = virtual.before(block_positions, 0)
         x = self.embedded(tokens, positions, segment_ids, dtype, noise, embed_gradient)
-        first = 0 if cache is None else cache["index"]
         context = self.context(positions, segment_ids, prefix, block_positions, first, cache)
-        return self.layers(x, context, cache, remat)
+        hidden, cache, aux = self.layers(x, context, cache, remat)
+        return (hidden[:, own:] if own else hidden), cache, aux
+
+    @property
+    def stands_alone(self) -> bool:
+        """True if virtual tokens before the input know nothing of the text after them."""
+        return self.config.kind == "decoder"
+
+    def begin(self, cache: dict[str, Any], dtype: jnp.dtype) -> dict[str, Any]:
+        """Returns an empty cache with the virtual tokens that stand before the input in it."""
+        virtual = self.adapter
+        if virtual is None or not virtual.leading:
+            return cache
+        rows = len(cache["index"])
+        places = jnp.broadcast_to(jnp.arange(virtual.count, dtype=jnp.int32), (rows, virtual.count))
+        segments = jnp.full_like(places, VIRTUAL)
+        x = self.embedded(places[:, :0], places, segments, dtype)
+        return self.layers(x, self.context(places, segments), cache, "none")[1] or cache
 
     def layers(
         self, x: jax.Array, context: Context, cache: dict[str, Any] | None, remat: str
@@ -224,7 +258,11 @@ class Decoder(nnx.Module):
             first = first if isinstance(first, int) else first[:, None]
             positions = jnp.broadcast_to(first + jnp.arange(positions.shape[1]), positions.shape)
         starts, tables = starts_of(segment_ids), relative_tables(self, self.config.groups)
-        return Context(positions, segment_ids, starts, rotary, prefix, relative=tables)
+        context = Context(positions, segment_ids, starts, rotary, prefix, relative=tables)
+        if (virtual := self.adapter) is None:
+            return context
+        common = virtual.count if virtual.leading and self.stands_alone else 0
+        return dataclasses.replace(context, common=common, trunk=virtual.trunk())
 
     def normed(self, x: jax.Array) -> jax.Array:
         """The last layer's output [B, T, D] as the head takes it."""
@@ -251,6 +289,8 @@ class Decoder(nnx.Module):
         """Returns what the first layer reads: [B, T, D]."""
         config = self.config
         x = self.looked_up(tokens, dtype)
+        if self.adapter is not None and positions.shape[1] > tokens.shape[1]:
+            x = self.adapter.before(x, self.adapter.rows())
         share = config.embed_gradient if embed_gradient is None else embed_gradient
         if embed_gradient is not None or config.embed_gradient != 1.0:
             share = jnp.asarray(share, dtype)
@@ -338,52 +378,3 @@ def run_groups(
         x, new[name], aux = getattr(module, name)(x, context, layers, remat)
         auxes.append(aux)
     return x, new, join_aux(auxes)
-
-
-def empty_stack(
-    module: nnx.Module, groups: tuple[GroupConfig, ...], batch: int, length: int, dtype: jnp.dtype
-) -> dict[str, Any]:
-    """Returns the empty cache of the layers that ``make_groups`` made, and of their tokens.
-
-    ``index`` [B] int32 counts the tokens that each row holds; ``positions`` and ``segment_ids``
-    [B, S] are theirs.
-    """
-    names = [f"group_{i}" for i in range(len(groups))]
-    return {
-        "layers": {n: getattr(module, n).init_cache(batch, length, dtype) for n in names},
-        "index": jnp.zeros((batch,), jnp.int32),
-        "positions": _TOKEN.empty(batch, length, dtype),
-        "segment_ids": _TOKEN.empty(batch, length, dtype),
-    }
-
-
-def extend(context: Context, cache: dict[str, Any]) -> tuple[Context, dict[str, Any]]:
-    """Returns the context with this call's tokens after the cached ones, and the new cache.
-
-    Each row's tokens follow its own ``index``. Those after the last that has a segment are padding:
-    they take no place and start nothing.
-    """
-    index, segments = cache["index"], context.segment_ids
-    rows = CacheRows(index, valid_lengths(segments))
-    last = jnp.maximum(index - 1, 0)[:, None]
-    before = jnp.take_along_axis(cache["segment_ids"], last, axis=1)[:, 0]
-    new = {
-        "layers": {},
-        "index": index + rows.lengths,
-        "positions": _TOKEN.write(cache["positions"], context.positions, rows),
-        "segment_ids": _TOKEN.write(cache["segment_ids"], segments, rows),
-    }
-    if "prefix" in cache:
-        given = context.prefix if context.prefix is not None else jnp.zeros(segments.shape, bool)
-        new["prefix"] = _PREFIX.write(cache["prefix"], given, rows)
-    starts = starts_of(segments, jnp.where(index > 0, before, -1))
-    context = dataclasses.replace(
-        context,
-        starts=starts & rows.valid(segments.shape[1]),
-        rows=rows._replace(
-            positions=new["positions"],
-            segment_ids=new["segment_ids"],
-            prefix=new.get("prefix"),
-        ),
-    )
-    return context, new

@@ -104,16 +104,22 @@ class EncoderDecoder(Decoder):
 
         The first call with a cache has ``encoder_tokens`` [B, S], later ones have none: the
         encoder's keys and values are in the cache then. ``encoder_positions`` and
-        ``encoder_segment_ids`` are by default those of one document.
+        ``encoder_segment_ids`` are by default those of one document. Virtual tokens stand before
+        the encoder's, or are a prefix of the decoder's layers.
         """
         aux: dict[str, jax.Array] = {}
-        encoded = None
+        encoded, virtual = None, self.adapter
         if encoder_tokens is not None:
             if encoder_segment_ids is None:
                 encoder_segment_ids = jnp.ones_like(encoder_tokens)
             if encoder_positions is None:
                 count = jnp.arange(encoder_tokens.shape[1])
                 encoder_positions = jnp.broadcast_to(count, encoder_tokens.shape)
+            if virtual is not None and virtual.leading:
+                encoder_positions = encoder_positions + virtual.count
+                encoder_positions = virtual.before(encoder_positions, jnp.arange(virtual.count))
+                one = encoder_segment_ids[:, :1]
+                encoder_segment_ids = virtual.before(encoder_segment_ids, one)
             place = (encoder_positions, encoder_segment_ids)
             other = None if noise is None else jax.random.fold_in(noise, 1)
             x = self.embedded(encoder_tokens, *place, dtype, other, embed_gradient)
@@ -122,6 +128,8 @@ class EncoderDecoder(Decoder):
             raise ValueError("an encoder-decoder needs encoder_tokens, or a cache that had them")
         else:
             encoder_segment_ids = cache["encoder_segment_ids"]
+        if virtual is not None and not virtual.leading:
+            positions = positions + virtual.count
         context = dataclasses.replace(
             self.context(positions, segment_ids),
             encoded=encoded,

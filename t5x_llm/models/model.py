@@ -198,7 +198,7 @@ class Model:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             place = jnp.arange(tokens.shape[1])
-            start = 0 if cache is None else cache["index"][:, None]
+            start = 0 if cache is None else self.held(cache)[:, None]
             positions = jnp.broadcast_to(start + place, tokens.shape)
             if cache is not None:  # padding may not lie beyond learned positions
                 positions = jnp.where(place < valid_lengths(segment_ids)[:, None], positions, 0)
@@ -297,6 +297,37 @@ class Model:
         module = nnx.merge(graphdef, state)
         return module.init_cache(batch, length, self.policy.compute_dtype, **options)
 
+    def start_cache(
+        self, params: Params, batch: int, length: int, **options: Any
+    ) -> dict[str, Any]:
+        """Returns ``init_cache``, and in it the virtual tokens that an adapter puts before a text.
+
+        They take places of their own: there is room for ``length`` tokens after them.
+        """
+        cache = self.init_cache(batch, length + self.leading, **options)
+        if not self.leading:
+            return cache
+        with quantized(self.policy.quantized):
+            begun: dict[str, Any] = self.bind(params).begin(cache, self.policy.compute_dtype)
+        return begun
+
+    def held(self, cache: dict[str, Any]) -> jax.Array:
+        """Returns the tokens of the text that each row of a cache holds: [B] int32."""
+        index: jax.Array = cache["index"]
+        return index - self.leading if self.leading else index
+
+    @property
+    def virtual(self) -> int:
+        """Virtual tokens that an adapter puts before every segment; they take positions."""
+        return 0 if self.adapter is None else self.adapter.virtual
+
+    @functools.cached_property
+    def leading(self) -> int:
+        """Virtual tokens that stand before the input of a decoder, and in its cache."""
+        if not self.virtual or self.config.kind != "decoder":
+            return 0
+        return self.virtual if nnx.merge(*self._abstract).adapter.leading else 0
+
     @property
     def vocab_size(self) -> int:
         """V."""
@@ -305,7 +336,8 @@ class Model:
     @property
     def max_length(self) -> int | None:
         """The longest sequence, where positions are learned; None if unbounded."""
-        return self.config.learned_positions
+        longest = self.config.learned_positions
+        return None if longest is None else longest - self.virtual
 
     def parameter_count(self) -> dict[str, int]:
         """Parameters by top-level part, and 'total'."""

@@ -17,6 +17,7 @@ from flax import nnx
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.nn.block import RESIDUAL, Group, GroupConfig, run_units
+from t5x_llm.nn.fewbit.stored import Stored
 from t5x_llm.nn.layer import Context
 from t5x_llm.parallel import constrain, current
 from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout, check_pipelined
@@ -173,7 +174,11 @@ def _placed(params: Any, place: Any) -> Any:
 
     def one(variable: nnx.Variable) -> nnx.Variable:
         axes = ("layers", *variable.get_metadata()["logical"])
-        return variable.replace(place(variable[...], axes))
+        value = variable.get_value()
+        if isinstance(value, Stored):
+            spare = axes[: len(axes) - len(value.matrix.shape)]
+            return variable.replace(value.changed(lambda x, own: place(x, (*spare, *own))))
+        return variable.replace(place(value, axes))
 
     return jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 

@@ -211,7 +211,7 @@ def hf_shapes(
                 axes = zip(terms(piece.entry.our_axes), piece.shape, strict=True)
                 shape = tuple(n for axis, n in axes if axis not in counted)
                 slices.append(jax.ShapeDtypeStruct(shape, np.float32))
-            made = jax.eval_shape(lambda arrays, parts=parts: _to_hf(parts, arrays), slices)
+            made = jax.eval_shape(lambda arrays, parts=parts: pieces_to_hf(parts, arrays), slices)
             known[kind] = made.shape
         shapes[name] = known[kind]
     return shapes
@@ -250,7 +250,7 @@ class Assembly:
             if repeat is not None and piece.index != repeat:
                 continue
             where = piece.where[skip:]
-            array = _to_ours(piece, self._read(piece.hf))
+            array = piece_to_ours(piece, self._read(piece.hf))
             if array.shape != out[where].shape:  # assignment would broadcast
                 raise _misfit(piece, array.shape, ValueError("wrong shape"))
             out[where] = array
@@ -293,7 +293,7 @@ def to_hf(
     for name, parts in _by_name(entries, params).items():
 
         def make(parts: list[Piece] = parts) -> np.ndarray:
-            return _to_hf(parts, [np.asarray(flat[p.path][p.where]) for p in parts])
+            return pieces_to_hf(parts, [np.asarray(flat[p.path][p.where]) for p in parts])
 
         yield name, make
 
@@ -353,14 +353,14 @@ def _misfit(piece: Piece, shape: tuple[int, ...], reason: Exception) -> Checkpoi
     )
 
 
-def _to_ours(piece: Piece, array: np.ndarray) -> np.ndarray:
+def piece_to_ours(piece: Piece, array: np.ndarray) -> np.ndarray:
+    """Returns the slice of our parameter that a piece makes of its HF tensor."""
     entry, sizes, axes = piece.entry, piece.sizes, piece.axes
     atoms = unnested(entry.hf_axes)
-    known = set(atoms.split())
     try:
         if entry.part is not None:
             first, count = entry.part
-            whole = {k: v for k, v in (sizes | {PART: count}).items() if k in known}
+            whole = used(sizes | {PART: count}, atoms)
             array = einops.rearrange(array, f"{entry.hf_axes} -> {atoms}", **whole)
             run = [slice(None)] * array.ndim
             run[atoms.split().index(PART)] = slice(first, first + entry.span)
@@ -375,15 +375,15 @@ def _to_ours(piece: Piece, array: np.ndarray) -> np.ndarray:
         raise _misfit(piece, array.shape, e) from e
 
 
-def _to_hf(parts: list[Piece], arrays: list[Any]) -> Any:
+def pieces_to_hf(parts: list[Piece], arrays: list[Any]) -> Any:
+    """Returns the HF tensor that parts make up, each with its slice of our parameter."""
     entry = parts[0].entry
     xp = arrays[0].__array_namespace__()  # NumPy, or JAX where only shapes are asked for
     if entry.part is None:
         sizes = used(parts[0].sizes, unnested(parts[0].axes))
         return einops.rearrange(arrays[0], f"{parts[0].axes} -> {entry.hf_axes}", **sizes)
     order = sorted(zip(parts, arrays, strict=True), key=lambda pair: pair[0].entry.part or (0, 0))
-    atoms = unnested(entry.hf_axes)
-    axis = atoms.split().index(PART)
+    axis = (atoms := unnested(entry.hf_axes)).split().index(PART)
     rest = " ".join(a for a in atoms.split() if a != PART)
     runs, reached = [], 0
     for piece, array in order:

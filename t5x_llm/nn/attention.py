@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.adapters.virtual import PrefixKeys
 from t5x_llm.nn.cache import CachedLayer, TokenCache
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.kernels import Bias, attend, keep
@@ -134,6 +135,8 @@ class QKNorm(nnx.Module):
 class Attention(CachedLayer):
     """[B, T, D] -> [B, T, D] within a segment."""
 
+    adapter: PrefixKeys | None = None
+
     def __init__(self, config: AttentionConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.config = config
         n, k, h = config.n_heads, config.n_kv_heads, config.head_dim
@@ -207,11 +210,14 @@ class Attention(CachedLayer):
                 **state,
             }
             k, v = (kinds[name].read(cache[name], rows) for name in ("key", "value"))
+        seen = context.seen()
+        if self.adapter is not None:
+            k, v, seen = self.adapter.before(k, v, context)
         y = attend(
             q,
             k,
             v,
-            **context.seen(),
+            **seen,
             causal=config.causal,
             window=config.window,
             softcap=config.softcap,

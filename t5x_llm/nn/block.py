@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.nn.adapters.bottleneck import Bottlenecks
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.layer import Aux, Cache, Context, LayerConfig
 from t5x_llm.nn.norm import Norm, NormConfig
@@ -126,8 +127,10 @@ class Block(CachedLayer):
     ``<part>_norm``, ``<part>_out_norm`` and ``<part>_post_norm`` where the config has them.
     """
 
+    adapter: Bottlenecks | None = None
+
     def __init__(self, config: BlockConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.d_model = config, d_model
         residual = config.residual
         for layer in config.layers:
             part = layer.part
@@ -165,7 +168,7 @@ class Block(CachedLayer):
 
     def _join(self, part: str, skip: jax.Array, y: jax.Array) -> jax.Array:
         residual = self.config.residual
-        y = constrain(y, RESIDUAL)
+        y = constrain(y if self.adapter is None else self.adapter.after(part, y), RESIDUAL)
         if residual.out is not None:
             y = getattr(self, f"{part}_out_norm")(y)
         if residual.skip_scale != 1.0:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from t5x_llm.nn.fewbit.stored import Stored, frozen_product
 from t5x_llm.nn.kernels import linear
 from t5x_llm.nn.param import constant, normal
 from t5x_llm.nn.quantized import quantization, quantized_product
@@ -16,7 +17,7 @@ from t5x_llm.parallel import constrain, constrain_parameter, padded_size
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Int
 
-    from t5x_llm.nn.adapters.low_rank import LowRank
+    from t5x_llm.nn.adapters.linear import LinearAdapter
 
 
 class Dense(nnx.Module):
@@ -24,10 +25,11 @@ class Dense(nnx.Module):
 
     The kernel is cast to the input's dtype first, so that the gather over the fsdp axis moves
     compute-dtype bytes. ``exact`` keeps the product in that dtype whatever ``Policy.quantized``
-    says. ``adapter`` changes what comes out, or the kernel where that is asked for.
+    says. Instead of an array the kernel may be one in few bits, frozen (``nn.fewbit``).
+    ``adapter`` changes what comes out, or the kernel where that is asked for.
     """
 
-    adapter: LowRank | None = None
+    adapter: LinearAdapter | None = None
 
     def __init__(
         self,
@@ -51,16 +53,21 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, " ..."]) -> Float[Array, " ..."]:
         """[..., *inputs] -> [..., *outputs]."""
+        adapter = self.adapter
+        x = x if adapter is None else adapter.inputs(x)
         kind = "" if self.exact else quantization()
         if kind:
             kernel = self.kernel[...].astype(x.dtype)
             y = quantized_product(x, kernel, self.axes, self.n_inputs, kind)
+        elif isinstance(stored := self.kernel.get_value(), Stored):
+            y = frozen_product(x, stored, self.axes)
         else:
             kernel = constrain(self.kernel[...].astype(x.dtype), self.axes)
             y = linear(x, kernel, self.n_inputs)
-        if self.adapter is not None:
-            y = self.adapter(x, y, self.kernel[...])
-        return y + self.bias[...].astype(y.dtype) if self.use_bias else y
+        if adapter is not None:
+            y = adapter(x, y, self.kernel[...])
+        y = y + self.bias[...].astype(y.dtype) if self.use_bias else y
+        return y if adapter is None else adapter.outputs(y)
 
     def weights(self, dtype: jnp.dtype) -> Float[Array, " ..."]:
         """The kernel with its adapter in ``dtype``, placed for compute."""
@@ -71,7 +78,8 @@ class Dense(nnx.Module):
         return constrain_parameter(self._merged().astype(dtype), self.axes)
 
     def _merged(self) -> jax.Array:
-        kernel = self.kernel[...]
+        stored = self.kernel.get_value()
+        kernel = stored.placed()[...] if isinstance(stored, Stored) else stored
         return kernel if self.adapter is None else self.adapter.merged(kernel)
 
 

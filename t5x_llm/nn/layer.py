@@ -17,6 +17,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from t5x_llm.nn.cache import Cache, CacheRows
 from t5x_llm.nn.param import InitConfig
 
+# Segment of virtual tokens, which tokens of every segment continue.
+VIRTUAL = -2
+
 Aux = dict[str, Float32[Array, "..."]]
 
 
@@ -35,6 +38,8 @@ class Context:
       relative: by relative bias config, the stack's table [buckets, N].
       encoded: [B, S, D] what an encoder made, or None: there is none, or its keys are cached.
       encoder_segment_ids: [B, S] its segments; 0 marks padding.
+      common: the first tokens of every row, this many, that all segments see: virtual ones.
+      trunk: [n, hidden] what layers make the keys and values of their prefix of, or None.
     """
 
     positions: Int[Array, "B T"]
@@ -46,10 +51,14 @@ class Context:
     relative: dict[Any, Float[Array, "buckets N"]] = dataclasses.field(default_factory=dict)
     encoded: Float[Array, "B S D"] | None = None
     encoder_segment_ids: Int[Array, "B S"] | None = None
+    common: int = 0
+    trunk: Float[Array, "n hidden"] | None = None
 
     def seen(self) -> dict[str, Any]:
         """Returns what ``attend`` is told of queries and keys: of this call, or of the cache."""
-        places = dict(q_segment_ids=self.segment_ids, q_positions=self.positions)
+        places: dict[str, Any] = dict(q_segment_ids=self.segment_ids, q_positions=self.positions)
+        if self.common:
+            places["common"] = self.common
         if self.rows is None:
             own = dict(kv_segment_ids=self.segment_ids, kv_positions=self.positions)
             return places | own | {"kv_prefix": self.prefix}
@@ -72,7 +81,8 @@ def starts_of(
     """
     if before is None:
         before = jnp.full_like(segment_ids[:, 0], -1)
-    return segment_ids != jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
+    before = jnp.concatenate([before[:, None], segment_ids[:, :-1]], axis=1)
+    return (segment_ids != before) & (before != VIRTUAL)
 
 
 class Layer(Protocol):

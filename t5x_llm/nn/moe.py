@@ -16,6 +16,7 @@ from t5x_llm.core.errors import ConfigError, check_choice, check_number
 from t5x_llm.nn.cache import CachedLayer
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.dispatch import collect, place, spread
+from t5x_llm.nn.fewbit.stored import Stored
 from t5x_llm.nn.kernels import block_size, exchange, grouped_product, keep
 from t5x_llm.nn.layer import Aux, Cache, Context
 from t5x_llm.nn.mlp import ACTIVATIONS, Mlp, MlpConfig
@@ -26,7 +27,7 @@ from t5x_llm.parallel import compute_spec, constrain, current, mesh_axes
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32
 
-    from t5x_llm.nn.adapters.low_rank import LowRank
+    from t5x_llm.nn.adapters.linear import LinearAdapter
 
     Kernels = dict[str, Float[Array, "E _ _"]]
 
@@ -106,9 +107,9 @@ class Experts(nnx.Module):
     Each may have an adapter, which is added to the kernel before it is used.
     """
 
-    gate_adapter: LowRank | None = None
-    up_adapter: LowRank | None = None
-    down_adapter: LowRank | None = None
+    gate_adapter: LinearAdapter | None = None
+    up_adapter: LinearAdapter | None = None
+    down_adapter: LinearAdapter | None = None
 
     def __init__(self, config: MoeConfig, d_model: int, init: InitConfig, rngs: nnx.Rngs):
         self.gated = config.gated
@@ -132,7 +133,9 @@ class Experts(nnx.Module):
         return {name: _DOWN if name == "down" else _UP for name in names}
 
     def _merged(self, name: str) -> jax.Array:
-        kernel, adapter = getattr(self, name)[...], getattr(self, f"{name}_adapter")
+        kernel, adapter = getattr(self, name).get_value(), getattr(self, f"{name}_adapter")
+        if isinstance(kernel, Stored):
+            kernel = kernel.placed(("experts",))[...]
         return kernel if adapter is None else adapter.merged_experts(kernel)
 
 

@@ -27,6 +27,7 @@ from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.optim import decay_summary
 from t5x_llm.optim.freezing import select_trained
 from t5x_llm.plan.estimate import Estimate, estimate
+from t5x_llm.run.adapters import check_adapter
 from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.checks import (
     check_fits,
@@ -61,6 +62,7 @@ def describe(run: Run, resolved: Resolved) -> str:
     mesh, note = planned_mesh(run)
     check_fits(run, mesh)
     check_start_from(run)
+    check_adapter(run)
     opened, why = _prepared(run)
     if opened is not None:
         check_tokenizer_size(run, opened.tokenizer)

@@ -13,8 +13,6 @@ from jax.stages import Wrapped
 
 from t5x_llm.data.row_objective import planned_objective
 from t5x_llm.models.model import Model
-from t5x_llm.nn.adapters.lora import LoRA
-from t5x_llm.optim.masks import scale_named
 from t5x_llm.parallel import Rules, make_mesh
 from t5x_llm.run.compiler import options_for
 from t5x_llm.run.config import Run
@@ -134,10 +132,10 @@ def assemble(
     if task is None:
         task = lm_task(run, model, data)
         if run.adapter is not None:
-            task = AdapterTask(task, model, run.base_dtype)
+            task = AdapterTask(task, model, run.base_storage)
     tx = run.optimizer.build(run.loop.steps, task.trained_part(task.logical_axes()))
-    if isinstance(run.adapter, LoRA) and run.adapter.rate_ratio != 1.0:
-        tx = optax.chain(tx, scale_named("b", run.adapter.rate_ratio))
+    if run.adapter is not None:
+        tx = run.adapter.optimizer(tx, run.loop.steps)
     mesh = make_mesh(run.mesh) if mesh is None else mesh
     return Assembled(run, model, task, tx, place(task, tx, mesh, rules))
 

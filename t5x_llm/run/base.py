@@ -13,8 +13,10 @@ from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
+from t5x_llm.models.base_storage import Storing, abstract_stored
 from t5x_llm.models.model import Params
 from t5x_llm.nn.adapters import roots
+from t5x_llm.nn.fewbit.stored import is_stored
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.run.identity import MADE_FROM, newest_checkpoint
@@ -84,8 +86,17 @@ def fresh_roots(assembled: Assembled, base: Params) -> Any:
 
 
 def begin(assembled: Assembled, base: Params) -> TrainState:
-    """Makes the state in which a run with adapters begins; see ``fresh_roots``."""
+    """Makes the state in which a run with adapters begins; see ``fresh_roots``.
+
+    Adapters of ``Run.start_adapter`` take the place of fresh ones.
+    """
     params = fresh_roots(assembled, base)
+    if assembled.run.start_adapter is not None:
+        from t5x_llm.run.adapters import start_params
+
+        given = start_params(assembled.run, jax.device_get(params[roots.ADAPTER]))
+        where = assembled.placement.state.params[roots.ADAPTER]
+        params = params | {roots.ADAPTER: jax.device_put(given, where)}
     return state_from_params(params, assembled.task, assembled.tx, assembled.placement)
 
 
@@ -127,9 +138,10 @@ def load_roots(run: Run, checkpointer: Checkpointer, step: int) -> dict[str, Any
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     asked = {name: part for name, part in parts.items() if name != roots.BASE}
     abstract = with_shardings(asked, jax.tree.map(lambda _: one, asked))
-    base = import_model(run.start_from, check=False).params
-    base = jax.tree.map(
-        lambda x: jax.device_put(x, one).astype(run.base_dtype).astype(run.precision.param_dtype),
-        base,
-    )
+    model = run.build_model()
+    held = jax.tree.map(lambda _: one, abstract_stored(model, run.base_storage))
+    storing = Storing(model, run.base_storage, held)
+    base = import_model(run.start_from, check=False, build=storing).params
+    dtype = run.precision.param_dtype
+    base = jax.tree.map(lambda x: x if is_stored(x) else x.astype(dtype), base, is_leaf=is_stored)
     return roots.merge({roots.BASE: base} | checkpointer.restore_params(abstract, step))

@@ -8,25 +8,31 @@ from typing import Any
 from t5x_llm.checkpoint import CheckpointConfig
 from t5x_llm.config import Flags, Resolved, load, parameters, parse_flags, register, registered
 from t5x_llm.core.dtypes import Policy
-from t5x_llm.core.errors import ConfigError, check_choice, check_count, check_number, nearest
+from t5x_llm.core.errors import ConfigError, check_choice, check_number, nearest
 from t5x_llm.core.fields import later
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
+from t5x_llm.data.instruct.chat_config import Chat
 from t5x_llm.data.sources import Data, Mixture, Source
-from t5x_llm.hf.export import DTYPES
 from t5x_llm.infer.sampler import Sampling
+from t5x_llm.models.base_storage import STORAGE
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model, cached_model
 from t5x_llm.models.stability import Stability
+from t5x_llm.nn.adapters.adaptive import AdaLoRA
 from t5x_llm.nn.adapters.config import Adapter
 from t5x_llm.nn.adapters.lora import LoRA
+from t5x_llm.nn.adapters.prompting import Prefix, Prompt, PTuning
+from t5x_llm.nn.adapters.residual import Bottleneck
+from t5x_llm.nn.adapters.scaling import IA3
 from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, Pipeline
 from t5x_llm.run.federated import Federated, check_federated
 from t5x_llm.run.objective import check_objective
+from t5x_llm.run.results_config import Evaluation, Export, Samples
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
 from t5x_llm.train.hooks.tracking import MLflow, Tracking, WandB
@@ -41,75 +47,11 @@ SHARED_NAMES = {
     "data": "Run.data",
     "stability": "Run.stability",
     "adapter": "Run.adapter",
-    "base_dtype": "Run.base_dtype",
+    "base_storage": "Run.base_storage",
     "federated": "Run.federated",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Evaluation of held-out loss and bits per byte, by source.
-
-    Attributes:
-      batch_size: rows evaluated at once.
-      limit: tokens of each source read by evaluations before the last; None reads all.
-      compare: True evaluates before the first step as well, and says at every evaluation by how
-        much bits per byte rose or fell since; None does so where ``Run.start_from`` is set.
-      baseline: run directory of an earlier stage, to compare with what it began with.
-    """
-
-    batch_size: int = 8
-    limit: int | None = 20_000
-    compare: bool | None = None
-    baseline: str = ""
-
-    def __post_init__(self) -> None:
-        check_number("Evaluation.batch_size", self.batch_size, low=1, integer=True)
-        if self.limit is not None:
-            check_count("Evaluation.limit", self.limit, low=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """Texts the model writes while it learns; they go to ``samples.txt``.
-
-    Attributes:
-      prompts: texts that the model continues; none writes no samples.
-      sampling: how each next token is chosen.
-      every: steps between samples; 0 writes them at the end alone.
-    """
-
-    prompts: tuple[str, ...] = ()
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    every: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("Samples.every", self.every, low=0, integer=True)
-        if isinstance(self.prompts, str):
-            raise ConfigError("Samples.prompts", self.prompts, "a tuple of strings")
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Export of a Hugging Face directory at the end, to ``hf/`` of the run.
-
-    Attributes:
-      enabled: False writes none.
-      dtype: dtype of the stored weights.
-      max_shard_bytes: limit on one safetensors file.
-      license: of the weights, for the model card, such as ``apache-2.0``; None says none.
-    """
-
-    enabled: bool = True
-    dtype: str = "float32"
-    max_shard_bytes: int = 5_000_000_000
-    license: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("Export.dtype", self.dtype, DTYPES)
-        check_count("Export.max_shard_bytes", self.max_shard_bytes, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +80,9 @@ class Run:
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
         and checkpoints are without it. None trains the model.
-      base_dtype: dtype in which the frozen model is held, bfloat16 or float32.
+      start_adapter: a PEFT directory whose adapter a fresh run begins with, or None.
+      base_storage: storage of the frozen model: float32, bfloat16, or its linear layers in few
+        bits, nf4 (QLoRA, arXiv 2305.14314: 4.127 bits a weight) or int8 (a scale an output).
       federated: rounds of several parties that train the adapter, such as ``@Federated()``; None
         trains on all data in one place.
       checkpoint: when checkpoints are saved and how many are kept.
@@ -165,7 +109,8 @@ class Run:
     neftune: float | None = None
     start_from: str | None = None
     adapter: Adapter | None = None
-    base_dtype: str = "bfloat16"
+    start_adapter: str | None = None
+    base_storage: str = "bfloat16"
     federated: Federated | None = later(None)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
@@ -176,6 +121,7 @@ class Run:
     export: Export = dataclasses.field(default_factory=Export)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", with_length(self.data, self.loop.sequence_length))
         families: tuple[Any, ...] = tuple(FAMILIES.values())
         if not isinstance(self.model, families):
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
@@ -185,6 +131,7 @@ class Run:
         check_written("Run.directory", self.directory)
         for name, place in (
             ("Run.start_from", self.start_from),
+            ("Run.start_adapter", self.start_adapter),
             ("Evaluation.baseline", self.evaluation.baseline or None),
             ("Data.tokenizer", self.data.tokenizer),
         ):
@@ -206,8 +153,14 @@ class Run:
         self._check_length()
 
     def _check_adapter(self) -> None:
-        check_choice("Run.base_dtype", self.base_dtype, ("bfloat16", "float32"))
+        check_choice("Run.base_storage", self.base_storage, STORAGE)
         if self.adapter is None:
+            for name, value in (
+                ("Export.adapter_for", self.export.adapter_for),
+                ("Run.start_adapter", self.start_adapter),
+            ):
+                if value:
+                    raise ConfigError(name, value, "nothing without Run.adapter, such as @LoRA()")
             return
         if not isinstance(self.adapter, Adapter):
             raise ConfigError("Run.adapter", self.adapter, "an adapter, such as @LoRA(), or None")
@@ -226,17 +179,20 @@ class Run:
                 "(), as Run.adapter freezes all of the model",
                 "LoRA.targets says which layers have an adapter.",
             )
+        self.adapter.check(self.decoder())
 
     def _check_length(self) -> None:
         decoder = self.decoder()
         longest, why = decoder.learned_positions, "Learned positions end there"
         if longest is None and decoder.kind != "encoder_decoder":
             longest, why = getattr(self.model, "max_length", None), "The exported model says so"
-        if longest is not None and self.loop.sequence_length > longest:
+        virtual = 0 if self.adapter is None else self.adapter.virtual
+        if longest is not None and self.loop.sequence_length > longest - virtual:
             raise ConfigError(
                 "Loop.sequence_length",
                 self.loop.sequence_length,
-                f"at most {type(self.model).__name__}.max_length = {longest}",
+                f"at most {type(self.model).__name__}.max_length = {longest}"
+                + (f", less the {virtual} virtual tokens of Run.adapter" if virtual else ""),
                 f"{why}: shorten the sequence, or give the model more.",
             )
 
@@ -269,7 +225,7 @@ class Run:
         """Returns the parts that a resumed run must share with the one it continues, by name."""
         some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
         if self.adapter is not None:
-            some |= {"adapter": self.adapter, "base_dtype": self.base_dtype}
+            some |= {"adapter": self.adapter, "base_storage": self.base_storage}
         if self.federated is not None:
             some |= {"federated": self.federated}
         return some | {
@@ -279,6 +235,13 @@ class Run:
             "sequence_length": self.loop.sequence_length,
             "seed": self.loop.seed,
         }
+
+
+def with_length(data: Data, length: int) -> Data:
+    """Returns data whose conversations are split at ``length`` tokens, unless it says at what."""
+    if data.chat is None or data.chat.max_tokens is not None:
+        return data
+    return dataclasses.replace(data, chat=dataclasses.replace(data.chat, max_tokens=length))
 
 
 def check_allowed(names: tuple[str, ...]) -> None:
@@ -317,6 +280,7 @@ register(
     Denoising,
     Mixture,
     Source,
+    Chat,
     TokenizerTraining,
     Loop,
     BatchRamp,
@@ -340,6 +304,12 @@ register(
     DynamicRotaryScaling,
     Stability,
     LoRA,
+    AdaLoRA,
+    IA3,
+    Bottleneck,
+    Prefix,
+    Prompt,
+    PTuning,
     Federated,
     Piecewise,
     *FAMILIES.values(),

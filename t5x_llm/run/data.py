@@ -29,7 +29,12 @@ class OpenData:
 def held_out(opened: Opened) -> list[HeldOut]:
     """Returns the held-out documents of every source that has any."""
     return [
-        HeldOut(name, store.validation, opened.languages[name])
+        HeldOut(
+            name,
+            store.validation,
+            opened.languages[name],
+            store.validation.measured if store.coded else None,
+        )
         for name, store in opened.stores.items()
         if len(store.validation)
     ]

@@ -8,14 +8,17 @@ from typing import Any
 
 import jax
 
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.data_plan import data_plan
+from t5x_llm.nn.adapters import roots
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.card import run_card
 from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData
 from t5x_llm.run.load import saved_generation
 from t5x_llm.run.reading import read_schedule, reading
+from t5x_llm.run.template import with_run_template
 from t5x_llm.train.environment import environment
 from t5x_llm.train.report import write_report
 from t5x_llm.train.state import TrainState
@@ -52,7 +55,7 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
         parity = export_hf(
             params,
             run.model,
-            data.opened.tokenizer,
+            with_run_template(run.directory, data.opened.tokenizer),
             out,
             max_shard_bytes=run.export.max_shard_bytes,
             dtype=run.export.dtype,
@@ -61,6 +64,15 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
         )
         worst = max(p.max_abs for p in parity.prompts.values())
         lines.append(f"  Hugging Face  {out} (logits within {worst:.1e} of {parity.reference})")
+    elif run.export.enabled and run.adapter is not None:
+        from t5x_llm.run.adapters import OUT, export_adapter
+
+        made, whole = str(directory / OUT), roots.merge(jax.device_get(state.params))
+        try:
+            said = f"{made} ({export_adapter(run, whole, made).summary()})"
+        except ConfigError as e:  # what peft cannot load is trained all the same
+            said = f"in the run alone: {e}"
+        lines.append(f"  adapter       {said}")
     if (samples := directory / "samples.txt").exists():
         lines.append(f"  samples       {samples}")
     encoder = run.decoder().kind == "encoder"

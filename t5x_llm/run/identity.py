@@ -23,11 +23,12 @@ from t5x_llm.text import Tokenizer, load_tokenizer
 MADE_FROM = "made_from"
 # Fields whose change is judged by what the stores hold, or decides nothing that a run reads.
 _JUDGED = ("Data.tokenizer", "Data.store_dir", "Data.name", "Source.files")
-_FREE = ("Data.workers", "Source.license")
+_FREE = ("Data.workers", "Source.license", "Chat.max_dropped")
 _TOKENIZER = ("Data.tokenizer",)
 # Fields that decide what a store holds: to allow one of them allows another content.
 _CONTENT = (
     *("Source.files", "Source.kind", "Source.field", "Source.unit", "Source.score", "Source.tfds"),
+    *("Source.format", "Source.columns", "Data.chat"),
     *("Source.tfds_split", "Source.tfds_data_dir", "Source.validation_fraction"),
     *("Data.validation_fraction", "Data.mixture", "Data.modules", "Data.seqio_mixture"),
     *("Data.tokenizer", "Mixture.sources"),

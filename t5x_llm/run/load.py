@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from t5x_llm.core.paths import as_path, check_place
 from t5x_llm.hf.mistaken import why_no_model
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
+from t5x_llm.nn.adapters import roots
 
 
 class Loaded(NamedTuple):
@@ -46,7 +48,11 @@ def is_run(path: str) -> bool:
 
 
 def load(
-    path: str, step: int | None = None, compute: str | None = None, lazy: bool = False
+    path: str,
+    step: int | None = None,
+    compute: str | None = None,
+    lazy: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Loads a model.
 
@@ -56,6 +62,7 @@ def load(
         None.
       compute: dtype of activations; the run's, or float32 for a conversion, if None.
       lazy: a run's parameters stay on disk, and slices of them are read when asked for.
+      adapter: a PEFT directory that a Hugging Face model is given, or None.
 
     Raises:
       ConfigError: nothing can be loaded from there, or no such step.
@@ -66,16 +73,25 @@ def load(
         raise ConfigError("path", path, "a path", why_no_model(path))
     place = as_path(path)
     if is_run(path):
+        if adapter is not None:
+            raise ConfigError(
+                "adapter", adapter, f"none for a run; {path} is one",
+                "Give the model that the adapter was trained on.",
+            )  # fmt: skip
         return _from_run(path, step, compute, lazy)
     check_no_step(path, step)
     if place.suffix == ".gguf" or (place / "config.json").exists():
         from t5x_llm.hf.import_ import import_model
 
         found = import_model(path, check=False)
-        model = Model(found.family.decoder(), Policy(compute=compute or "float32"))
-        return Loaded(
-            found.family, model, found.params, found.tokenizer, None, found.generation
-        )  # fmt: skip
+        policy, params, config = Policy(compute=compute or "float32"), found.params, None
+        if adapter is not None:
+            from t5x_llm.run.adapters import given_adapter
+
+            config, its = given_adapter(adapter, found.family, path)
+            params = roots.merge({roots.BASE: params, roots.ADAPTER: its})
+        model = Model(found.family.decoder(), policy, adapter=config)
+        return Loaded(found.family, model, params, found.tokenizer, None, found.generation)
     raise ConfigError(
         "path",
         path,
@@ -114,6 +130,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     from t5x_llm.checkpoint.checkpointer import abstract_on
     from t5x_llm.run.config import load_saved
     from t5x_llm.run.identity import trained_tokenizer
+    from t5x_llm.run.template import with_run_template
 
     run, _ = load_saved(path)
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
@@ -122,7 +139,7 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     checkpointer = Checkpointer(as_path(path) / "checkpoints", read_only=True)
     try:
         step = checkpointer.newest_sound() if step is None else step
-        tokenizer = trained_tokenizer(run.data, checkpointer, [step])
+        tokenizer = with_run_template(path, trained_tokenizer(run.data, checkpointer, [step]))
         if run.adapter is not None:
             from t5x_llm.run.base import load_roots
 

@@ -21,10 +21,10 @@ def prepare_in_subprocess(run: Run, operative_config: str, process_index: int = 
     given the store alone), the store is taken as it is. Of several processes of a run each calls
     this: those that share a directory wait for the one that builds.
     """
+    if inputs_are_elsewhere(run.data):
+        return
     flags = ["--quick", f"--process_index={process_index}"]
-    run_preparation(
-        run.data, operative_config, "t5x_llm.cli.prepare", flags, quiet=process_index > 0
-    )
+    run_preparation(operative_config, "t5x_llm.cli.prepare", flags, quiet=process_index > 0)
 
 
 def run_preparation(

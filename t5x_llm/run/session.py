@@ -16,8 +16,11 @@ from t5x_llm.core.memory import memory_explained
 from t5x_llm.core.paths import as_path, check_writable, write_atomic
 from t5x_llm.hf.drafts import remove_abandoned
 from t5x_llm.run import finish
+from t5x_llm.run.adapters import OUT as ADAPTER_OUT
+from t5x_llm.run.adapters import check_adapter
 from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.base import check_base
+from t5x_llm.run.chat import begin_chat, check_chat, save_template
 from t5x_llm.run.checks import (
     check_fits,
     check_start_from,
@@ -91,11 +94,14 @@ def _train_held(
     check_tracking(run.tracking, run.directory, jax.process_index() == 0)
     keep_compiled(directory)
     check_start_from(run)
+    check_chat(run)
+    check_adapter(run)
     found = resumed_step(run, resume == "anew")
     check_resume(run, resume, found)
     primary = jax.process_index() == 0
     if primary:
-        remove_abandoned(pathlib.Path(directory) / "hf")
+        for name in ("hf", ADAPTER_OUT):
+            remove_abandoned(pathlib.Path(directory) / name)
         _warn(run, mesh)
     journals: list[Journal] = []  # made when there is something to train on
 
@@ -123,6 +129,7 @@ def _train_held(
         changes = check_opened(run, data.opened) if compared else []
         if found is None:
             check_start_tokenizer(run, data.opened.tokenizer)
+        begin_chat(run, data.opened, 3 if primary else 0)
         journals.append(Journal(directory / JOURNAL, primary=primary))
         _report_changes(journals[0], found, changes)
         watch = ProcessWatch(journals[0], preemption, watchdog)
@@ -219,6 +226,7 @@ def _train(
         start = recovery.begin(anew)
         if primary:
             write_atomic(directory / OPERATIVE_CONFIG, operative_config)
+            save_template(run, data.opened.tokenizer)
             if message := start_message(run, start.resumed):
                 print(message, file=sys.stderr)
         record = loop.RunRecord(directory, finish.facts(assembled, data), journal, heartbeat)

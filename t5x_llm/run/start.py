@@ -6,12 +6,12 @@ import collections
 from typing import Any
 
 import jax
-import numpy as np
 
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.positions import DataState, merge_ranges
+from t5x_llm.models.base_storage import Storing
 from t5x_llm.nn.adapters import roots
 from t5x_llm.run import base
 from t5x_llm.run.assembled import Assembled
@@ -110,28 +110,22 @@ def start_message(run: Run, step: int | None) -> str:
 def imported(assembled: Assembled) -> Any:
     """Imports the parameters of ``Run.start_from``, checked against the run's model.
 
-    With adapters they are the base alone, in its dtype.
+    With adapters they are the base alone, as it is stored.
 
     Each goes to its devices as soon as it is read: the host never holds the model. The model's
     settings of generation are kept in the run's directory, for ``generate`` and for the export.
     """
     from t5x_llm.hf.generation import FILE
     from t5x_llm.hf.import_ import import_model
-    from t5x_llm.models.weight_map import flatten
 
     run = assembled.run
     check_start_from(run)
     assert run.start_from is not None
-    shardings, abstract = assembled.placement.state.params, assembled.task.abstract_params()
+    shardings, storage = assembled.placement.state.params, run.precision.params
     if run.adapter is not None:
-        shardings, abstract = shardings[roots.BASE], abstract[roots.BASE]
-    shardings = flatten(shardings)
-    dtypes = {path: leaf.dtype for path, leaf in flatten(abstract).items()}
-
-    def place(path: str, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array.astype(dtypes[path]), shardings[path])
-
-    found = import_model(run.start_from, place=place)
+        shardings, storage = shardings[roots.BASE], run.base_storage
+    storing = Storing(assembled.model, storage, shardings)
+    found = import_model(run.start_from, build=storing)
     if found.generation and jax.process_index() == 0:
         write_json(as_path(run.directory) / FILE, found.generation)
     return found.params

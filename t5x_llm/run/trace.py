@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from t5x_llm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -133,6 +135,15 @@ def _span(found: TracedBatch, span: DocumentSpan, chars: int) -> dict[str, Any]:
     tokens = split.document(span.document)
     shown = tokens[span.start : min(span.stop, span.start + 4 * chars)]
     text = " ".join(found.data.tokenizer.decode(shown.tolist()).split())
+    weighed: dict[str, Any] = {}
+    if split.coded:
+        weights = split.document_weights(span.document)[span.start : span.stop]
+        begins = (weights > 0) & (np.concatenate([[0], weights[:-1]]) == 0)
+        weighed = {
+            "trained": int(np.count_nonzero(weights)),
+            "weight": round(float(weights.sum()), 6),
+            "turns": int(np.count_nonzero(begins)),
+        }
     return {
         "file": span.provenance.file,
         "line": span.provenance.line,
@@ -140,5 +151,6 @@ def _span(found: TracedBatch, span: DocumentSpan, chars: int) -> dict[str, Any]:
         "tokens": [span.start, span.stop],
         "of": len(tokens),
         "epoch": span.epoch,
+        **weighed,
         "text": text if len(text) <= chars else text[: max(chars - 3, 0)] + "...",
     }

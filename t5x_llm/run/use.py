@@ -215,16 +215,20 @@ def export(
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     unproved: bool = False,
+    merge: bool = False,
 ) -> Exported:
     """Writes a model as a Hugging Face directory, one tensor in memory at a time.
 
+    Of a run with adapters, writes the PEFT directory of its adapter.
+
     Args:
       path: a run directory, a Hugging Face directory or a ``.gguf`` file.
-      out: directory to write; ``hf`` of the run if None.
+      out: directory to write; ``hf`` of the run if None, ``adapter`` for an adapter.
       step: checkpoint of a run; the newest sound one if None.
       dtype: of the weights; float32 for a run, as stored for a directory, if None.
       max_shard_bytes: limit on one safetensors file.
       unproved: write the model even if nothing here can compute it; the report says so.
+      merge: of a run with adapters, write one model of base and adapter instead.
 
     Raises:
       ConfigError: ``out`` cannot be written, or config.json cannot say what the run trains.
@@ -233,6 +237,10 @@ def export(
     if is_run(path):
         model = load(path, step, lazy=True)
         model.run.check_exportable("There is no form of it that other programs read.")
+        if model.run.adapter is not None:
+            return _export_adapter(path, model, out, dtype, unproved=unproved, merge=merge)
+        if merge:
+            raise ConfigError("merge", True, f"a run with adapters; {path} has none")
         out = out or os.path.join(path, "hf")
         report = export_hf(
             model.params, model.family, model.tokenizer, out, max_shard_bytes,
@@ -246,3 +254,17 @@ def export(
         path, out, dtype=dtype or STORED, max_shard_bytes=max_shard_bytes, unproved=unproved
     )
     return Exported(out, done.report)
+
+
+def _export_adapter(
+    path: str, model: Loaded, out: str | None, dtype: str | None, *, unproved: bool, merge: bool
+) -> Exported:
+    from t5x_llm.run.adapters import OUT, export_adapter, merge_run
+
+    if merge:
+        out = out or os.path.join(path, "hf")
+        return Exported(out, merge_run(model.run, model.params, out, dtype, unproved).report)
+    if dtype not in (None, "float32"):
+        raise ConfigError("dtype", dtype, "float32 for an adapter, which is small", "Or --merge.")
+    out = out or os.path.join(path, OUT)
+    return Exported(out, export_adapter(model.run, model.params, out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,6 +121,41 @@ class HFTokenizer(Tokenizer):
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [e.ids for e in encodings]
+
+    def _encode_spans(
+        self, text: str, specials: bool, start: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        coder = self._placing[specials]
+        if start:
+            encoding = coder.encode(text, add_special_tokens=False)
+            spans = encoding.offsets
+            # A space that is put in front has the place of the first character.
+            if len(spans) > 1 and spans[0] != spans[1] and spans[0][1] > spans[1][0]:
+                spans[0] = (spans[0][0], spans[1][0])
+            return encoding.ids, spans
+        for before in ("a", "\n", ".", "0", "一"):
+            encoding = coder.encode(before + text, add_special_tokens=False)
+            ids, size = encoding.ids, len(before)
+            spans = [(a - size, b - size) for a, b in encoding.offsets]
+            skip = sum(b <= 0 for _, b in spans)
+            # A token of both, or one that stands for nothing, would belong to neither side.
+            if all(a >= 0 for a, _ in spans[skip:]):
+                return ids[skip:], spans[skip:]
+        raise DataError(
+            f"The tokenizer {self._companions.origin} joins {text[:20]!r} to whatever is before it."
+        )
+
+    @functools.cached_property
+    def _placing(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        """Copies whose offsets keep spaces; the second takes special tokens for what they are."""
+        content = json.loads(self._tokenizer.to_str())
+        content["post_processor"] = None
+        made = []
+        for specials in (False, True):
+            coder = tokenizers.Tokenizer.from_str(json.dumps(content))
+            coder.encode_special_tokens = not specials
+            made.append(coder)
+        return made[0], made[1]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

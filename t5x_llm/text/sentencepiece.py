@@ -8,10 +8,13 @@ every other text.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from t5x_llm.core.errors import DataError
@@ -163,6 +166,50 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
         return self._processor.encode(texts, num_threads=threads)
 
+    def _encode_spans(
+        self, text: str, specials: bool, start: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for part in self._controls.split(text) if specials and self._special else [text]:
+            known = self.id_of(part) if specials and part else None
+            if known is not None and known in self._special:
+                ids.append(known)
+                spans.append((at, at + len(part)))
+            elif part:
+                some, places = self._placed(part, start and at == 0)
+                ids += some
+                spans += [(at + a, at + b) for a, b in places]
+            at += len(part)
+        return ids, spans
+
+    def _placed(self, text: str, start: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns ids and places of a text without special tokens."""
+        # What SentencePiece puts in front itself is kept away from a middle, see ``spell``.
+        before = "." if not start and self._strip and not self._prefix else ""
+        before = " " if start and self._prefix else before
+        whole = before + text
+        raw = self._processor.encode(whole, out_type="serialized_proto")
+        pieces = _spelled(raw)
+        skip = len(self._processor.encode(before)) if before == "." else 0
+        # SentencePiece counts bytes; what follows counts characters.
+        at = np.cumsum([0, *(len(c.encode()) for c in whole)])
+        begins = np.searchsorted(at, [p.begin for p in pieces], "right") - 1 - len(before)
+        ends = np.searchsorted(at, [p.end for p in pieces]) - len(before)
+        places = list(zip(begins.clip(0).tolist(), ends.clip(0).tolist(), strict=True))
+        # Of the bytes of a character, the last alone has a place.
+        for i in reversed(range(len(places) - 1)):
+            if places[i][0] == places[i][1] == places[i + 1][0]:
+                places[i] = places[i + 1]
+        return [p.id for p in pieces][skip:], places[skip:]
+
+    @functools.cached_property
+    def _controls(self) -> re.Pattern[str]:
+        """Pattern of the special tokens, the longest first; splitting by it keeps them."""
+        names = sorted((self.piece(i) for i in self._special), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})")
+
     def _decode(self, ids: list[int]) -> str:
         text = self._processor.decode([i for i in ids if i not in self._special])
         return text.removeprefix(" ") if self._strip else text
@@ -190,6 +237,14 @@ class SentencePieceTokenizer(Tokenizer):
             files.setdefault(SPECIAL_MAP, dumped(config[SPECIAL_MAP]))
         for name, raw in files.items():
             write_atomic(root / name, raw)
+
+
+def _spelled(raw: bytes) -> Any:
+    """Returns the pieces of an encoded text with their places, in bytes."""
+    from sentencepiece import sentencepiece_pb2
+
+    schema: Any = sentencepiece_pb2  # generated at run time, unknown to type checkers
+    return schema.SentencePieceText.FromString(raw).pieces
 
 
 # Of a config beside a SentencePiece model: what names code or a class that would build another

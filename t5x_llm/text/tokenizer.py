@@ -99,6 +99,40 @@ class Tokenizer(abc.ABC):
         encoded = iter(self._encode(parts, threads))
         return [[i for _ in range(n) for i in next(encoded)] for n in counts]
 
+    def encode_spans(
+        self, text: str, specials: bool, start: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encodes a text and says which characters each token stands for.
+
+        Args:
+          text: any text; it is not cut into stretches.
+          specials: whether special tokens that the text spells are those tokens; else they are
+            characters, as ``encode`` has it.
+          start: whether it begins a text; else it stands in the middle of one, where tokenizers
+            that put a space in front of a text put none.
+
+        Returns:
+          The ids, and for each (start, stop) in characters of ``text``. The tokens of one
+          character all have its place.
+
+        Raises:
+          DataError: the text is no UTF-8, or this kind of tokenizer cannot tell.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise DataError(
+                f"Text cannot be written as UTF-8 (character {e.start}: {text[e.start]!r}). "
+                "Remove unpaired surrogates before encoding."
+            ) from e
+        return self._encode_spans(text, specials, start) if text else ([], [])
+
+    def _encode_spans(
+        self, text: str, specials: bool, start: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Does ``encode_spans`` for a text that is UTF-8 and not empty."""
+        raise DataError(f"A {type(self).__name__} cannot say which characters a token stands for.")
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``. Special tokens have none, nor have ids beyond the vocabulary
         (rows that pad a model's embedding). Bytes that are not UTF-8 become U+FFFD.

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from t5x_llm.core.dtypes import Policy
+from t5x_llm.models.base_storage import abstract_stored, store, stored_axes
 from t5x_llm.models.model import Model, Params, Training
 from t5x_llm.nn.adapters import roots
 from t5x_llm.train.task import Measures, Sums, TrainTask
@@ -17,24 +17,24 @@ from t5x_llm.train.task import Measures, Sums, TrainTask
 class AdapterTask(TrainTask):
     """Task of training the adapters of another task's model, and nothing else of it.
 
-    Parameters have the roots of ``nn.adapters.roots``: ``base`` is the model, in its own dtype and
-    never changed; ``adapter`` is trained, in float32; ``initial`` is what some adapters keep of
-    their start. Optimizer state and checkpoints are without the base.
+    Parameters have the roots of ``nn.adapters.roots``: ``base`` is the model, stored as
+    ``storage`` says and never changed; ``adapter`` is trained, in float32; ``initial`` is what some
+    adapters keep of their start. Optimizer state and checkpoints are without the base.
 
     Attributes:
       inner: the task, whose parameters are those of ``model``.
       model: the model with adapters.
-      base_dtype: dtype of the base's parameters.
+      storage: storage of the base, one of ``models.base_storage.STORAGE``.
     """
 
     inner: TrainTask
     model: Model
-    base_dtype: str = "bfloat16"
+    storage: str = "bfloat16"
 
     @property
     def trained(self) -> Any:
         """Returns True for the adapters alone."""
-        parts = roots.split(self.model.abstract_params())
+        parts = self.abstract_params()
         frozen = jax.tree.map(lambda _: False, parts)
         return frozen | {roots.ADAPTER: jax.tree.map(lambda _: True, parts[roots.ADAPTER])}
 
@@ -54,22 +54,18 @@ class AdapterTask(TrainTask):
           base: the model's own parameters.
           key: as for ``init``.
         """
-        dtype = Policy(self.base_dtype).param_dtype
         fresh = self.model.adapted(base, key)
-        return {roots.BASE: jax.tree.map(lambda x: x.astype(dtype), base)} | fresh
+        return {roots.BASE: store(base, self.model, self.storage)} | fresh
 
     def abstract_params(self) -> Any:
         """Returns the roots as ``jax.ShapeDtypeStruct``."""
-        dtype = Policy(self.base_dtype).param_dtype
         parts = roots.split(self.model.abstract_params())
-        parts[roots.BASE] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parts[roots.BASE]
-        )
-        return parts
+        return parts | {roots.BASE: abstract_stored(self.model, self.storage)}
 
     def logical_axes(self) -> Any:
         """Returns the roots with each parameter's tuple of logical axis names."""
-        return roots.split(self.model.logical_axes())
+        parts = roots.split(self.model.logical_axes())
+        return parts | {roots.BASE: stored_axes(self.model, self.storage)}
 
     def abstract_batch(self, rows: int) -> Any:
         """Returns the inner task's."""
@@ -88,8 +84,17 @@ class AdapterTask(TrainTask):
         return self.inner.total(batch)
 
     def loss(self, params: Any, batch: Any, training: Training | None) -> tuple[jax.Array, Sums]:
-        """Computes the inner task's loss of the model with its adapters."""
-        return self.inner.loss(roots.merge(params), batch, training)
+        """Computes the inner task's loss of the model with its adapters.
+
+        What the adapters add to a mean loss is the sum ``adapter_penalty``.
+        """
+        value, sums = self.inner.loss(roots.merge(params), batch, training)
+        adapter = self.model.adapter
+        penalty = None if adapter is None else adapter.penalty(params[roots.ADAPTER])
+        if penalty is None:
+            return value, sums
+        penalty = penalty * self.inner.total(batch)
+        return value + penalty, sums | {"adapter_penalty": penalty}
 
     def saved(self, params: Any) -> Any:
         """Returns the roots without the base."""

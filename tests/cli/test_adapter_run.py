@@ -89,7 +89,7 @@ def test_what_an_adapter_cannot_go_with_is_refused(there):
     for bindings, match in [
         (["Run.start_from=None"], r"Run\.start_from.*the directory of a model.*t5x-llm import"),
         (["Optimizer.trained=('embed',)"], r"Optimizer\.trained.*freezes all of the model"),
-        (["Run.base_dtype='float16'"], r"Run\.base_dtype"),
+        (["Run.base_storage='float16'"], r"Run\.base_storage"),
         (["Run.adapter=@Llama()"], r"Run\.adapter.*an Adapter"),
     ]:
         with pytest.raises(ConfigError, match=match):

@@ -41,6 +41,7 @@ MORE = {
         "Data.tokenizer": "@TokenizerTraining()", "TokenizerTraining.vocab_size": 512,
     },
     "RotaryScaling": {"Llama.rope_scaling": "@RotaryScaling()"},
+    "Chat": {"Data.chat": "@Chat()", "s/Source.kind": "chat", "Chat.template": "vicuna"},
     "Pipeline": {"MeshConfig.pipeline": "@Pipeline()"},
 }  # fmt: skip
 

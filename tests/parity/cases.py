@@ -13,6 +13,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = ("llama_untied", "llama_tied", "gpt2")
 LENGTH, STRIDE, VOCAB = 512, 4, 64
 STEPS, BATCH, TRAIN_LENGTH = 50, 4, 32
+ADAPTER_BASES, ADAPTER_TOKENS = ("llama_untied", "gpt2"), 20
+RANKS = dict(shapes=((6, 4), (5, 5), (3, 7)), rank=6, target=2, steps=20, start=3, final=4, every=2)
 ADAMW = dict(lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import jax
+    import optax
     from flax import nnx
 
 
@@ -36,10 +37,45 @@ class Adapter(abc.ABC):
         """
 
     @property
+    def virtual(self) -> int:
+        """Returns the virtual tokens that stand before every text and take positions."""
+        return 0
+
+    @property
     def random(self) -> bool:
         """Returns True if training draws random numbers, see ``randomise``."""
         return False
 
     def randomise(self, module: nnx.Module, key: jax.Array) -> None:
         """Gives the parts random keys of a training step; without them nothing is dropped."""
+        return None
+
+    def check(self, config: Any) -> None:
+        """Checks that the method can be trained in rows that several segments share.
+
+        Args:
+          config: of the model.
+
+        Raises:
+          ConfigError: it cannot.
+        """
+        return None
+
+    def optimizer(
+        self, tx: optax.GradientTransformation, total_steps: int
+    ) -> optax.GradientTransformation:
+        """Returns the optimizer of the trained parts.
+
+        Args:
+          tx: the run's.
+          total_steps: steps of the run.
+        """
+        return tx
+
+    def penalty(self, params: Any) -> jax.Array | None:
+        """Computes what is added to the mean loss in training, float32; None for nothing.
+
+        Args:
+          params: tree of the trained parts.
+        """
         return None

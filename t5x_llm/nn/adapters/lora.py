@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
@@ -18,7 +19,9 @@ from t5x_llm.nn.adapters.linears import linear_places
 from t5x_llm.nn.adapters.low_rank import Form, Kernel, LowRank
 from t5x_llm.nn.adapters.targets import check_targets, chosen, matches
 from t5x_llm.nn.moe import Experts
+from t5x_llm.optim.masks import scale_named
 
+_RANK = "adapter_rank"
 INITS = ("zero_b", "zero_a", "pissa")
 
 
@@ -82,7 +85,13 @@ class LoRA(Adapter):
 
     def randomise(self, module: nnx.Module, key: jax.Array) -> None:
         """Gives each factor a key of its own, by its path; see ``Adapter``."""
-        _give_keys(module, key)
+        give_keys(module, key)
+
+    def optimizer(
+        self, tx: optax.GradientTransformation, total_steps: int
+    ) -> optax.GradientTransformation:
+        """Returns ``tx`` with its own learning rate for B; see ``Adapter``."""
+        return tx if self.rate_ratio == 1.0 else optax.chain(tx, scale_named("b", self.rate_ratio))
 
 
 def _attach(module: nnx.Module, config: LoRA, key: jax.Array) -> None:
@@ -138,7 +147,7 @@ def _low_rank(config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: ja
             a = _uniform(key, a_shape, shape.matrix[0])
         else:
             b = _uniform(key, b_shape, rank)
-    axes = {"a": (*spare, *in_axes, "rank"), "b": (*spare, "rank", *out_axes)}
+    axes = {"a": (*spare, *in_axes, _RANK), "b": (*spare, _RANK, *out_axes)}
     factors = {"a": nnx.Param(a, logical=axes["a"]), "b": nnx.Param(b, logical=axes["b"])}
     if config.init == "pissa":
         factors["initial_a"] = nnx.Param(a, logical=axes["a"])
@@ -155,7 +164,7 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def _give_keys(module: nnx.Module, key: jax.Array) -> None:
+def give_keys(module: nnx.Module, key: jax.Array) -> None:
     """Gives all factors that drop inputs a random key, by their paths; scanned ones one a layer."""
     found = [(path, m) for path, m in nnx.iter_modules(module) if isinstance(m, LowRank)]
     for path, factors in found:

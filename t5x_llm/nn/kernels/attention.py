@@ -37,6 +37,7 @@ def attend(
     bias: Bias | None = None,
     kv_prefix: Bool[Array, "B S"] | None = None,
     cached: bool = False,
+    common: int = 0,
 ) -> Float[Array, "B T N values"]:
     """Softmax attention within segments.
 
@@ -64,6 +65,8 @@ def attend(
       kv_prefix: [B, S] bool, keys that ``causal`` does not hide (prefix LM, arXiv 1910.10683,
         section 3.2.1), or None.
       cached: the keys are a cache's, where every row has a place of its own.
+      common: the first keys of every row, this many, are of all segments: virtual tokens, which
+        ``causal`` and ``window`` hide by their positions as they do others.
 
     What a remat policy may keep of it is named ``context`` (and ``log_sum``).
 
@@ -76,6 +79,7 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     static: dict[str, Any] = dict(causal=causal, window=window, softcap=softcap, scale=scale)
     places = q_positions, kv_positions
+    cached = cached or common > 0  # kernels that go by row index and segment know neither
     if not cached and (layout := context_layout(q, k, bias, places)) is not None:
         tokens: dict[str, Any] = dict(q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids)
         tokens |= dict(q_positions=q_positions, kv_positions=kv_positions, kv_prefix=kv_prefix)
@@ -94,7 +98,7 @@ def attend(
     plain = plain and causal and softcap is None and sinks is None
     if plain and one_cpu() and attention_cpu.fits(q, k):
         return attention_cpu.causal_attend(q, k, v, q_segment_ids, scale=scale, window=window)
-    static |= dict(sinks=sinks, bias=bias, kv_prefix=kv_prefix)
+    static |= dict(sinks=sinks, bias=bias, kv_prefix=kv_prefix, common=common)
     out = _blocked(q, k, v, q_segment_ids, kv_segment_ids, q_positions, kv_positions, **static)
     return keep(out, "context")
 
@@ -169,6 +173,7 @@ def _blocked(
     sinks: jax.Array | None,
     bias: Bias | None,
     kv_prefix: jax.Array | None,
+    common: int = 0,
 ) -> jax.Array:
     """Attention in blocks of query rows, each computed again in the backward pass."""
     t, s = q.shape[1], k.shape[1]
@@ -182,6 +187,7 @@ def _blocked(
             causal=causal,
             window=window,
             kv_prefix=kv_prefix,
+            common=common,
         )
         added = None if bias is None else bias(positions, kv_positions)
         return _attend_rows(q, k, v, seen, sinks, scale, softcap, added)

@@ -23,11 +23,13 @@ def visible(
     causal: bool,
     window: int | None,
     kv_prefix: Bool[Array, "B S"] | None = None,
+    common: int = 0,
 ) -> Bool[Array, "B T S"]:
     """Returns the keys that each query sees: bool [B, T, S]. Arguments as in ``attend``."""
-    seen = (q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]) & (
-        q_segment_ids[:, :, None] != 0
-    )
+    seen = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
+    if common:
+        seen |= jnp.arange(kv_segment_ids.shape[1]) < common
+    seen &= q_segment_ids[:, :, None] != 0
     distance = q_positions[:, :, None] - kv_positions[:, None, :]
     if causal and kv_prefix is not None:
         seen &= (distance >= 0) | kv_prefix[:, None, :]

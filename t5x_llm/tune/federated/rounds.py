@@ -95,12 +95,12 @@ class Server:
         Returns:
           (the average, weights by name, share dropped), the same in all processes.
         """
-        weights = {
+        weights: dict[str, Sequence[float]] = {
             "data": self._sizes,
             "tokens": [each.tokens for each in said],
             "equal": [1.0] * len(said),
-        }[self._config.weights]
-        share = shares(weights)
+        }
+        share = shares(weights[self._config.weights])
         if self._maskers:
             messages = self._exchange.vectors(
                 {

@@ -14,16 +14,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from t5x_llm import parallel
 from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.config import to_dict
-from t5x_llm.core.errors import DataError, Preempted
+from t5x_llm.core.errors import ConfigError, DataError, Preempted
 from t5x_llm.core.paths import check_writable, write_atomic
 from t5x_llm.data.positions import DataState
 from t5x_llm.nn.adapters import roots
 from t5x_llm.run import base
+from t5x_llm.run.adapters import OUT, check_adapter, export_adapter
 from t5x_llm.run.assembled import Assembled, assemble
+from t5x_llm.run.chat import begin_chat, check_chat, save_template
 from t5x_llm.run.checks import check_start_from, check_start_tokenizer, check_tokenizer_size
 from t5x_llm.run.config import OPERATIVE_CONFIG, Run
 from t5x_llm.run.held import held
 from t5x_llm.run.identity import MADE_FROM, check_opened, made_from
+from t5x_llm.run.load import load
 from t5x_llm.run.prepare import inputs_are_elsewhere, run_preparation
 from t5x_llm.run.session import check_resume
 from t5x_llm.run.start import imported, resumed_step, start_message
@@ -69,6 +72,8 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> None:
 def _train_held(run: Run, operative_config: str, resume: str, directory: epath.Path) -> None:
     keep_compiled(directory)
     check_start_from(run)
+    check_chat(run)
+    check_adapter(run)
     assert run.data.mixture is not None
     names = [source.name for source in run.data.mixture.sources]
     exchange = Exchange(len(names))
@@ -104,6 +109,7 @@ def _train_held(run: Run, operative_config: str, resume: str, directory: epath.P
             first = training.restore(found)
             if primary:
                 write_atomic(directory / OPERATIVE_CONFIG, operative_config)
+                save_template(run, parties[0].data.opened.tokenizer)
                 if message := start_message(run, found):
                     print(message, file=sys.stderr)
             journals.append(Journal(directory / JOURNAL, primary=primary))
@@ -111,9 +117,23 @@ def _train_held(run: Run, operative_config: str, resume: str, directory: epath.P
         finally:
             training.checkpointer.close()
     if primary:
-        print(f"Run directory: {run.directory}", file=sys.stderr)
-        print(f"  report        {write_report(directory)}", file=sys.stderr)
-        print(f"Next: t5x-llm generate {run.directory} --prompt '...'", file=sys.stderr)
+        _finish(run, directory)
+
+
+def _finish(run: Run, directory: epath.Path) -> None:
+    """Exports the adapter, writes the report, and prints which command comes next."""
+    lines = [f"Run directory: {run.directory}", f"  report        {write_report(directory)}"]
+    if run.export.enabled and jax.process_count() > 1:
+        lines.append(f"  to export     t5x-llm export {run.directory}")
+    elif run.export.enabled:
+        out = str(directory / OUT)
+        try:
+            said = f"{out} ({export_adapter(run, load(run.directory).params, out).summary()})"
+        except ConfigError as e:  # what peft cannot load is trained all the same
+            said = f"in the run alone: {e}"
+        lines.append(f"  adapter       {said}")
+    lines.append(f"Next: t5x-llm generate {run.directory} --prompt '...'")
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _open(run: Run, own: Run, number: int, found: int | None) -> Party:
@@ -122,6 +142,7 @@ def _open(run: Run, own: Run, number: int, found: int | None) -> Party:
     check_tokenizer_size(run, party.data.opened.tokenizer)
     if found is None:
         check_start_tokenizer(run, party.data.opened.tokenizer)
+        begin_chat(own, party.data.opened, 3 if number == 0 else 0)
     else:
         check_opened(run, party.data.opened)
     return party

@@ -1,0 +1,1 @@
+"""Adapters in the directories of PEFT, written, read, merged and proved."""
