@@ -28,6 +28,7 @@ TUTORIALS = (
     "docs/tutorial.md",
     "docs/data.md",
     "docs/continual.md",
+    "docs/tuning.md",
     "docs/blending.md",
     "docs/precision.md",
     "docs/planner.md",
@@ -72,11 +73,16 @@ def small_copy(directory):
     quickstart.write_text(quickstart.read_text() + TINY_MODEL)
     for name in (
         "quickstart",
+        "sft/quickstart_chat",
         "colossal_llama2/small_0_english",
         "colossal_llama2/small_1_embeddings",
     ):
         recipe = directory / "configs" / "recipes" / f"{name}.gin"
-        recipe.write_text(recipe.read_text() + TINY_RECIPE)
+        tiny = TINY_RECIPE
+        if name.startswith("sft"):  # a conversation is longer
+            tiny = tiny.replace("Loop.sequence_length = 64", "Loop.sequence_length = 256")
+        recipe.write_text(recipe.read_text() + tiny)
+    shutil.copytree(ROOT / "data" / "dialogues", directory / "data" / "dialogues")
     for source in (ROOT / "data" / "quickstart").glob("*.jsonl"):
         lines = source.read_text(encoding="utf-8").splitlines(True)
         step = len(lines) // (60 if source.name.startswith("en") else 120)
@@ -88,7 +94,8 @@ def small_copy(directory):
 def cheap(command):
     """A training command with few steps; anything else as it is."""
     command = re.sub(r" --gin\.Loop\.steps=\d+", "", command)
-    if "train.py" in command and "--dry_run" not in command:
+    trains = "train.py" in command or ("t5x-llm tune" in command and "--show" not in command)
+    if trains and "--dry_run" not in command:
         command += " --gin.Loop.steps=3 --gin.Evaluation.limit=500"
     return command
 
