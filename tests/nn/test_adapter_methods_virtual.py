@@ -26,7 +26,7 @@ from t5x_llm.nn.adapters.prompting import Prefix, Prompt, PTuning
 
 METHODS = {
     "prefix": Prefix(4, std=1.0),
-    "prompt": Prompt(4, std=1.0),
+    "prompt": Prompt(4, "random", std=1.0),
     "deep": PTuning("deep", 4, hidden=6, std=1.0),
     "input": PTuning("input", 4, hidden=6, std=1.0),
 }
@@ -125,6 +125,20 @@ def test_rows_of_several_texts_share_rows_before_the_input_under_causal_attentio
                 METHODS[method].check(FAMILIES[family].decoder(), 10)
     for method in ("prefix", "deep"):
         METHODS[method].check(FAMILIES["t5"].decoder(), 10)
+
+
+def test_fresh_rows_are_those_of_random_ids_or_random_numbers():
+    _, params = adapter_models.made("llama", Prompt(5))
+    table, rows = np.asarray(params["embed"]["table"]), params["adapter"]["embedding"]
+    same = np.all(np.asarray(rows)[:, None] == table[None], axis=-1)
+    assert np.array_equal(same.sum(1), np.ones(5)) and len(set(same.argmax(1))) > 1
+    _, again = adapter_models.made("llama", Prompt(5))
+    np.testing.assert_array_equal(again["adapter"]["embedding"], rows)
+    _, random = adapter_models.made("llama", Prompt(5, "random", std=0.5))
+    rows = np.asarray(random["adapter"]["embedding"])
+    assert 0.35 < rows.std() < 0.65
+    with pytest.raises(ConfigError, match="Prompt.init = 'text'"):
+        Prompt(init="text")
 
 
 def test_a_model_without_attention_has_no_prefix():

@@ -29,7 +29,7 @@ METHODS = {
     "IA3": IA3(),
     "Bottleneck": Bottleneck(size=4, up_std=0.1),
     "Prefix": Prefix(3, std=0.5),
-    "Prompt": Prompt(3, std=0.5),
+    "Prompt": Prompt(3, "random", std=0.5),
     "PTuning": PTuning("deep", 3, hidden=8, std=0.5),
 }
 

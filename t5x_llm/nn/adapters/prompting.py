@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.core.rng import fold_name
 from t5x_llm.nn.adapters.config import Adapter
 from t5x_llm.nn.adapters.places import blocks, drawn
 from t5x_llm.nn.adapters.virtual import (
@@ -17,9 +21,6 @@ from t5x_llm.nn.adapters.virtual import (
     VirtualTokens,
 )
 from t5x_llm.nn.attention import Attention
-
-if TYPE_CHECKING:
-    import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +66,19 @@ class Prompt(Adapter):
 
     Attributes:
       tokens: n, virtual tokens.
-      std: standard deviation of fresh rows.
+      init: fresh rows are those of random ids in the embedding table ('vocabulary', which the
+        paper found to learn faster), or 'random' numbers.
+      std: standard deviation of random ones.
     """
 
     tokens: int = 20
+    init: str = "vocabulary"
     std: float = 0.02
 
     method: ClassVar[str] = "Prompt"
 
     def __post_init__(self) -> None:
+        check_choice("Prompt.init", self.init, ("vocabulary", "random"))
         check_number("Prompt.tokens", self.tokens, low=1, integer=True)
         check_number("Prompt.std", self.std, low=0)
 
@@ -82,14 +87,19 @@ class Prompt(Adapter):
         """Returns ``tokens``."""
         return self.tokens
 
-    def check(self, config: Any, total_steps: int) -> None:
+    def check(self, config: Any, total_steps: int | None = None) -> None:
         """Checks that virtual tokens know nothing of the text after them; see ``Adapter``."""
         _check_causal(config, "Prompt")
 
     def attach(self, module: Any, key: jax.Array) -> None:
         """Gives the model the rows; see ``Adapter``."""
         own = PromptRows(self.tokens, _table_width(module, "Prompt"))
-        module.adapter = drawn(own, "adapter", key, lambda _: self.std)
+        own = drawn(own, "adapter", key, lambda _: self.std)
+        if self.init == "vocabulary":
+            table = module.embed.table[...]
+            ids = jax.random.randint(fold_name(key, "adapter.ids"), self.tokens, 0, len(table))
+            own.embedding[...] = table[ids].astype(jnp.float32)
+        module.adapter = own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +135,7 @@ class PTuning(Adapter):
         """Returns ``tokens``."""
         return self.tokens
 
-    def check(self, config: Any, total_steps: int) -> None:
+    def check(self, config: Any, total_steps: int | None = None) -> None:
         """Checks that virtual tokens know nothing of the text after them; see ``Adapter``."""
         if self.form == "input":
             _check_causal(config, "PTuning")
