@@ -12,7 +12,8 @@ import numpy as np
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED
-from t5x_llm.hf.import_ import import_model, resolve
+from t5x_llm.hf.gptq import open_base
+from t5x_llm.hf.import_ import resolve
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
 from t5x_llm.hf.peft.base_mark import check_mark
 from t5x_llm.hf.peft.fitting import check_fits
@@ -27,7 +28,7 @@ from t5x_llm.hf.peft.write import adapted, check_loadable, to_peft
 from t5x_llm.hf.source import open_source
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
-from t5x_llm.models.weight_map import flatten, hf_shapes, unflatten
+from t5x_llm.models.weight_map import flatten, from_hf, hf_shapes, unflatten
 from t5x_llm.nn.adapters import roots
 from t5x_llm.nn.adapters.config import Adapter
 from t5x_llm.nn.adapters.lora import LoRA
@@ -155,10 +156,11 @@ def export_adapter(run: Run, params: Mapping[str, Any], out: str) -> parity.Pari
       ParityError: what was written does not compute what the model does.
     """
     assert run.start_from is not None and run.adapter is not None
-    source = open_source(run.start_from)
+    source = open_base(run.start_from, run.base_storage)
     tensors = resolve(source.weights, run.model)
     # The base as its files have it: in training it may be held in fewer bits.
-    base = import_model(run.start_from, check=False).params
+    abstract = Model(run.model.decoder()).abstract_params()
+    base = from_hf(run.model.weight_map(), abstract, tensors.read)
     parts = {k: v for k, v in roots.split(params).items() if k != roots.BASE}
     whole = roots.merge({roots.BASE: base} | jax.device_get(parts))
     return write_adapter(
@@ -175,7 +177,7 @@ def merge_run(
 ) -> Merged:
     """Writes a run's base and adapter as one Hugging Face directory; see ``merge_adapter``."""
     assert run.start_from is not None
-    source = open_source(run.start_from)
+    source = open_base(run.start_from, run.base_storage)
     tensors = resolve(source.weights, run.model)
     config, made = to_peft(
         plain_of(run, params),
