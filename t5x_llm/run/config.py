@@ -10,6 +10,7 @@ from t5x_llm.checkpoint import CheckpointConfig
 from t5x_llm.config import Flags, Resolved, load, parameters, parse_flags, register, registered
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_number, nearest
+from t5x_llm.core.fields import later
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.instruct.chat_config import Chat
@@ -30,6 +31,7 @@ from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, Pipeline
+from t5x_llm.run.federated import Federated, check_federated
 from t5x_llm.run.objective import check_objective
 from t5x_llm.run.results_config import Evaluation, Export, Samples
 from t5x_llm.text import TokenizerTraining
@@ -47,6 +49,7 @@ SHARED_NAMES = {
     "stability": "Run.stability",
     "adapter": "Run.adapter",
     "base_storage": "Run.base_storage",
+    "federated": "Run.federated",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
 }
@@ -82,6 +85,8 @@ class Run:
       base_storage: storage of the frozen model: float32, bfloat16, or its linear layers in few
         bits, nf4 (QLoRA, arXiv 2305.14314: 4.127 bits a weight) or int8 (a scale an output); gptq
         takes them as the directory of ``start_from`` has them (LLMTune).
+      federated: rounds of several parties that train the adapter, such as ``@Federated()``; None
+        trains on all data in one place.
       checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
       life: how long to wait for a step, and for the process to end.
@@ -108,6 +113,7 @@ class Run:
     adapter: Adapter | None = None
     start_adapter: str | None = None
     base_storage: str = "bfloat16"
+    federated: Federated | None = later(None)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
@@ -142,6 +148,7 @@ class Run:
         if self.neftune is not None:
             check_number("Run.neftune", self.neftune, above=0)
         self._check_adapter()
+        check_federated(self)
         if self.export.enabled:
             self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
         check_objective(self.model, self.data.denoising, self.samples.prompts)
@@ -174,7 +181,7 @@ class Run:
                 "(), as Run.adapter freezes all of the model",
                 "LoRA.targets says which layers have an adapter.",
             )
-        self.adapter.check(self.decoder())
+        self.adapter.check(self.decoder(), self.loop.steps)
 
     def _check_length(self) -> None:
         decoder = self.decoder()
@@ -235,6 +242,8 @@ class Run:
         some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
         if self.adapter is not None:
             some |= {"adapter": self.adapter, "base_storage": self.base_storage}
+        if self.federated is not None:
+            some |= {"federated": self.federated}
         return some | {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -317,6 +326,7 @@ register(
     Prefix,
     Prompt,
     PTuning,
+    Federated,
     Piecewise,
     *FAMILIES.values(),
 )
