@@ -70,6 +70,7 @@ def test_a_qlora_run_goes_on_to_the_bit_and_is_used(trained, monkeypatch):
     command.main(["generate", "qlora", "--prompt", "ab", "--max_tokens", "3"])
 
 
+@pytest.mark.extended
 def test_adapters_beside_a_gptq_directory_are_trained_and_used(trained, monkeypatch):
     there, _ = trained
     (there / "qlora.gin").write_text(QLORA)
