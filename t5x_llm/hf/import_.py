@@ -156,6 +156,10 @@ class NamedTensors:
             sizes[dtype] = sizes.get(dtype, 0) + int(np.prod(shapes[name], dtype=np.int64))
         self.stored = max(sizes, key=sizes.__getitem__)
 
+    def stored_name(self, name: str) -> str:
+        """Returns the name that a tensor has on disk."""
+        return self._alias[name]
+
     def dtype(self, name: str) -> np.dtype[Any]:
         """Returns the dtype in which a tensor is stored."""
         return self._weights.dtype(self._alias[name])

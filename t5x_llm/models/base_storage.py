@@ -7,6 +7,8 @@ the head, routers, norms and biases are bfloat16 then.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +22,26 @@ from t5x_llm.models.weight_map import Assembly, flatten, stacked, unflatten
 from t5x_llm.nn.adapters.linears import linear_places
 from t5x_llm.nn.adapters.targets import ALL, matches
 from t5x_llm.nn.dense import Dense
+from t5x_llm.nn.fewbit.gptq import GptqKernel
 from t5x_llm.nn.fewbit.int8 import Int8Kernel
 from t5x_llm.nn.fewbit.nf4 import Nf4
 from t5x_llm.nn.fewbit.stored import Matrix, Stored
 
-FEW_BITS: dict[str, type[Stored]] = {"nf4": Nf4, "int8": Int8Kernel}
-STORAGE = ("float32", "bfloat16", *FEW_BITS)
+STORAGE = ("float32", "bfloat16", "nf4", "int8", "gptq")
+_GPTQ = re.compile(r"gptq-(\d)-(\d+)")
+Quantiser = Callable[[jax.Array, Matrix], Stored]
+
+
+@functools.lru_cache(64)
+def quantiser(storage: str) -> Quantiser | None:
+    """Returns the function (kernel, its sizes) that stores a kernel in few bits; None for floats.
+
+    Args:
+      storage: one of ``STORAGE``, for 'gptq' with bits and inputs of a group: 'gptq-4-128'.
+    """
+    if found := _GPTQ.fullmatch(storage):
+        return functools.partial(GptqKernel.rounded, bits=int(found[1]), group=int(found[2]))
+    return {"nf4": Nf4.quantise, "int8": Int8Kernel.quantise}.get(storage)
 
 
 @functools.lru_cache(64)
@@ -47,12 +63,12 @@ def linear_kernels(model: Model) -> dict[str, Matrix]:
 
 def stored_kernels(model: Model, storage: str) -> dict[str, Matrix]:
     """Returns the kernels that a storage holds in few bits, by dotted path."""
-    return linear_kernels(model.bare) if storage in FEW_BITS else {}
+    return linear_kernels(model.bare) if quantiser(storage) else {}
 
 
 def storage_dtype(storage: str) -> Any:
     """Returns the dtype of what is not in few bits."""
-    return Policy("bfloat16" if storage in FEW_BITS else storage).param_dtype
+    return Policy("bfloat16" if quantiser(storage) else storage).param_dtype
 
 
 def store(params: Params, model: Model, storage: str) -> Params:
@@ -61,16 +77,17 @@ def store(params: Params, model: Model, storage: str) -> Params:
     Args:
       params: nested dict of arrays.
       model: the model, whose adapters are not in ``params``.
-      storage: one of ``STORAGE``.
+      storage: see ``quantiser``.
 
     Returns:
       The same tree, in which a kernel in few bits is an ``nn.fewbit.Stored``.
     """
     kernels, dtype = stored_kernels(model, storage), storage_dtype(storage)
+    quantise = quantiser(storage)
 
     def one(path: str, x: jax.Array) -> Any:
-        if path in kernels:
-            return FEW_BITS[storage].quantise(x, kernels[path])
+        if quantise is not None and path in kernels:
+            return quantise(x, kernels[path])
         return x.astype(dtype)
 
     return unflatten({path: one(path, x) for path, x in flatten(params).items()})
@@ -106,13 +123,13 @@ class Storing:
 
     Args:
       model: the model.
-      storage: one of ``STORAGE``.
+      storage: see ``quantiser``.
       shardings: tree of ``stored_axes`` with a sharding for every array.
     """
 
     def __init__(self, model: Model, storage: str, shardings: Params):
         self.kernels, self.dtype = stored_kernels(model, storage), storage_dtype(storage)
-        self.kind, self.shardings = FEW_BITS.get(storage), flatten(shardings)
+        self.quantise, self.shardings = quantiser(storage), flatten(shardings)
 
     def __call__(self, path: str, assembly: Assembly) -> Any:
         """Makes the parameter at ``path`` on its devices."""
@@ -120,21 +137,22 @@ class Storing:
         if path not in self.kernels:
             return jax.device_put(assembly.make(path).astype(self.dtype), sharding)
         if not stacked(path):
-            return jax.device_put(self._quantised(path, assembly.make(path)), sharding)
+            return jax.device_put(self.one(path, assembly, None), sharding)
         repeats = range(assembly.leaves[path].shape[0])
-        parts = [self._quantised(path, assembly.make(path, repeat)) for repeat in repeats]
+        parts = [self.one(path, assembly, repeat) for repeat in repeats]
         return jax.tree.map(lambda s, *xs: jax.device_put(np.stack(xs), s), sharding, *parts)
 
-    def _quantised(self, path: str, kernel: np.ndarray) -> Any:
-        assert self.kind is not None
+    def one(self, path: str, assembly: Assembly, repeat: int | None) -> Any:
+        """Makes one repeat of a kernel, or one that has none, with NumPy arrays."""
+        assert self.quantise is not None
         with jax.default_device(_cpu()):
-            made = _quantise(self.kind, jnp.asarray(kernel, jnp.float32), self.kernels[path])
-            return jax.tree.map(np.asarray, made)
+            kernel = jnp.asarray(assembly.make(path, repeat), jnp.float32)
+            return jax.tree.map(np.asarray, _quantise(self.quantise, kernel, self.kernels[path]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _quantise(kind: type[Stored], kernel: jax.Array, matrix: Matrix) -> Stored:
-    return kind.quantise(kernel, matrix)
+def _quantise(quantise: Quantiser, kernel: jax.Array, matrix: Matrix) -> Stored:
+    return quantise(kernel, matrix)
 
 
 def _cpu() -> Any:

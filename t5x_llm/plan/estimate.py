@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from t5x_llm.models.base_storage import FEW_BITS, storage_dtype, stored_kernels
+from t5x_llm.models.base_storage import quantiser, storage_dtype, stored_kernels
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.head import BLOCK, WHOLE
@@ -137,15 +137,15 @@ def _cast(run: Run) -> bool:
     """Returns False if the weights that layers use are stored in the compute dtype, or few bits."""
     if run.adapter is None:
         return True
-    same = storage_dtype(run.base_storage) == run.precision.compute_dtype
-    return run.base_storage not in FEW_BITS and not same
+    same = storage_dtype(run.storage) == run.precision.compute_dtype
+    return quantiser(run.storage) is None and not same
 
 
 def _dequantised(work: StepWork, run: Run) -> int:
     """Counts the kernels of a frozen base in few bits as they are used: this one and the next."""
     if run.adapter is None:
         return 0
-    kernels = stored_kernels(run.build_model(), run.base_storage)
+    kernels = stored_kernels(run.build_model(), run.storage)
     used = [
         math.prod(x.shape[1:]) / math.prod(kept_ways(work, names, x.shape)[1:])
         for path, x, names in work.leaves()

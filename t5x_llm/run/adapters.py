@@ -12,6 +12,7 @@ import numpy as np
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED
+from t5x_llm.hf.gptq import open_base
 from t5x_llm.hf.import_ import resolve
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
 from t5x_llm.hf.peft.base_mark import check_mark
@@ -160,7 +161,7 @@ def export_adapter(run: Run, params: Mapping[str, Any], out: str) -> parity.Pari
       ParityError: what was written does not compute what the model does.
     """
     assert run.start_from is not None and run.adapter is not None
-    source = open_source(run.start_from)
+    source = open_base(run.start_from, run.base_storage)
     tensors = resolve(source.weights, run.model)
     parts = {k: v for k, v in roots.split(params).items() if k != roots.BASE}
     # The base as its files have it: in training it may be held in fewer bits.
@@ -181,7 +182,7 @@ def merge_run(
 ) -> Merged:
     """Writes a run's base and adapter as one Hugging Face directory; see ``merge_adapter``."""
     assert run.start_from is not None
-    source = open_source(run.start_from)
+    source = open_base(run.start_from, run.base_storage)
     tensors = resolve(source.weights, run.model)
     config, made = to_peft(
         plain_of(run, params),

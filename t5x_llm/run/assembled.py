@@ -132,7 +132,7 @@ def assemble(
     if task is None:
         task = lm_task(run, model, data)
         if run.adapter is not None:
-            task = AdapterTask(task, model, run.base_storage)
+            task = AdapterTask(task, model, run.storage)
     tx = run.optimizer.build(run.loop.steps, task.trained_part(task.logical_axes()))
     if run.adapter is not None:
         tx = run.adapter.optimizer(tx, run.loop.steps)

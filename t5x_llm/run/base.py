@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,7 +14,7 @@ from t5x_llm.core.errors import CheckpointError
 from t5x_llm.core.paths import as_path
 from t5x_llm.core.rng import named_key
 from t5x_llm.models.base_storage import Storing, abstract_stored
-from t5x_llm.models.model import Params
+from t5x_llm.models.model import Model, Params
 from t5x_llm.nn.adapters import roots
 from t5x_llm.nn.fewbit.stored import is_stored
 from t5x_llm.run.assembled import Assembled
@@ -22,6 +22,9 @@ from t5x_llm.run.config import Run
 from t5x_llm.run.identity import MADE_FROM, newest_checkpoint
 from t5x_llm.train.adapted import AdapterTask
 from t5x_llm.train.state import TrainState, state_from_params, with_shardings
+
+if TYPE_CHECKING:
+    from t5x_llm.hf.import_ import Imported
 
 KEY = "base"
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -124,24 +127,39 @@ def restore(
     return TrainState(saved.step, params, saved.opt_state), meta
 
 
+def import_base(run: Run, model: Model, shardings: Params, check: bool = True) -> Imported:
+    """Imports the frozen model of a run with adapters, stored as it says.
+
+    Args:
+      run: the run.
+      model: its model.
+      shardings: tree of ``base_storage.stored_axes`` with a sharding for every array.
+      check: prove that the logits are right.
+    """
+    from t5x_llm.hf.gptq import import_gptq
+    from t5x_llm.hf.import_ import import_model
+
+    assert run.start_from is not None
+    if run.base_storage == "gptq":
+        return import_gptq(run.start_from, model, shardings, check)
+    storing = Storing(model, run.storage, shardings)
+    return import_model(run.start_from, check=check, build=storing)
+
+
 def load_roots(run: Run, checkpointer: Checkpointer, step: int) -> dict[str, Any]:
     """Loads the parameters of a run's model with its adapters, on one device.
 
     Raises:
       CheckpointError: the base is another than that of the checkpoint.
     """
-    from t5x_llm.hf.import_ import import_model
-
-    assert run.start_from is not None
     check_same_base(str(checkpointer.path(step)), checkpointer.meta(step), base_record(run))
     parts = roots.split(run.build_model().abstract_params())
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     asked = {name: part for name, part in parts.items() if name != roots.BASE}
     abstract = with_shardings(asked, jax.tree.map(lambda _: one, asked))
     model = run.build_model()
-    held = jax.tree.map(lambda _: one, abstract_stored(model, run.base_storage))
-    storing = Storing(model, run.base_storage, held)
-    base = import_model(run.start_from, check=False, build=storing).params
+    held = jax.tree.map(lambda _: one, abstract_stored(model, run.storage))
+    base = import_base(run, model, held, check=False).params
     dtype = run.precision.param_dtype
     base = jax.tree.map(lambda x: x if is_stored(x) else x.astype(dtype), base, is_leaf=is_stored)
     return roots.merge({roots.BASE: base} | checkpointer.restore_params(abstract, step))

@@ -97,6 +97,7 @@ def check_start_from(run: Run) -> None:
         return
     from t5x_llm.checkpoint.compat import differences
     from t5x_llm.config import to_dict
+    from t5x_llm.hf.gptq import read_settings
     from t5x_llm.hf.import_ import family_of, read_config
 
     path = as_path(run.start_from)
@@ -105,7 +106,7 @@ def check_start_from(run: Run) -> None:
 
         theirs = GgufReader(path).config
     else:
-        theirs = read_config(path)
+        theirs = read_settings(path)[0] if run.base_storage == "gptq" else read_config(path)
     skipped = {"init_std", "residual_scale"}
     if run.model.decoder().learned_positions is None:
         skipped.add("max_length")
@@ -134,9 +135,9 @@ def check_start_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
     """Raises ConfigError if the model of ``Run.start_from`` was trained with other token ids."""
     if run.start_from is None:
         return
-    from t5x_llm.hf.source import open_source
+    from t5x_llm.hf.gptq import open_base
 
-    theirs = open_source(run.start_from).tokenizer()
+    theirs = open_base(run.start_from, run.base_storage).tokenizer()
     if theirs is None:
         print(
             f"warning: {run.start_from} has no tokenizer to compare with Data.tokenizer; its "

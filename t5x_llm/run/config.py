@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from t5x_llm.checkpoint import CheckpointConfig
@@ -82,7 +83,8 @@ class Run:
         and checkpoints are without it. None trains the model.
       start_adapter: a PEFT directory whose adapter a fresh run begins with, or None.
       base_storage: storage of the frozen model: float32, bfloat16, or its linear layers in few
-        bits, nf4 (QLoRA, arXiv 2305.14314: 4.127 bits a weight) or int8 (a scale an output).
+        bits, nf4 (QLoRA, arXiv 2305.14314: 4.127 bits a weight) or int8 (a scale an output); gptq
+        takes them as the directory of ``start_from`` has them (LLMTune).
       federated: rounds of several parties that train the adapter, such as ``@Federated()``; None
         trains on all data in one place.
       checkpoint: when checkpoints are saved and how many are kept.
@@ -206,6 +208,20 @@ class Run:
         if self.stability is not None:
             config = self.stability.apply(config)
         return config if self.neftune is None else dataclasses.replace(config, neftune=self.neftune)
+
+    @functools.cached_property
+    def storage(self) -> str:
+        """Returns ``base_storage``, for GPTQ as config.json says it: bits, inputs of a group.
+
+        Raises:
+          ConfigError: ``start_from`` is no GPTQ directory.
+          CheckpointError: it is no model.
+        """
+        if self.base_storage != "gptq" or self.start_from is None:
+            return self.base_storage
+        from t5x_llm.hf.gptq import read_settings
+
+        return read_settings(self.start_from)[1].storage
 
     def build_model(self) -> Model:
         """Makes the model, without parameters."""

@@ -121,11 +121,12 @@ def imported(assembled: Assembled) -> Any:
     run = assembled.run
     check_start_from(run)
     assert run.start_from is not None
-    shardings, storage = assembled.placement.state.params, run.precision.params
+    shardings = assembled.placement.state.params
     if run.adapter is not None:
-        shardings, storage = shardings[roots.BASE], run.base_storage
-    storing = Storing(assembled.model, storage, shardings)
-    found = import_model(run.start_from, build=storing)
+        found = base.import_base(run, assembled.model, shardings[roots.BASE])
+    else:
+        storing = Storing(assembled.model, run.precision.params, shardings)
+        found = import_model(run.start_from, build=storing)
     if found.generation and jax.process_index() == 0:
         write_json(as_path(run.directory) / FILE, found.generation)
     return found.params

@@ -2,12 +2,15 @@
 
 import shutil
 
+import gptqs
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from t5x_llm.cli import main as command
 from t5x_llm.config import parse_flags
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.models.weight_map import flatten
 from t5x_llm.nn.adapters import roots
 from t5x_llm.nn.fewbit.stored import dequantise, is_stored
@@ -65,3 +68,22 @@ def test_a_qlora_run_goes_on_to_the_bit_and_is_used(trained, monkeypatch):
     other = whole.model.logits(whole.params, whole.model.apply(whole.params, prompt)[0])
     assert np.abs(few - np.asarray(other)).max() > 1e-3
     command.main(["generate", "qlora", "--prompt", "ab", "--max_tokens", "3"])
+
+
+@pytest.mark.extended
+def test_adapters_beside_a_gptq_directory_are_trained_and_used(trained, monkeypatch):
+    there, _ = trained
+    (there / "qlora.gin").write_text(QLORA)
+    monkeypatch.chdir(there)
+    gptqs.write(there / "run" / "hf", there / "gptq", group=16, desc_act=True)
+    with pytest.raises(ConfigError, match="quantised"):
+        load("gptq")  # as any model it is refused
+    flags = ["--gin.Run.base_storage='gptq'", "--gin.Loop.steps=4"]
+    flags += ["--gin.Run.start_from='gptq'", "--gin.Run.directory='llmtune'"]
+    tiny.train(there, *flags, gin="qlora.gin")
+    used = load("llmtune", compute="float32")
+    kernels = [x for x in flatten(used.params).values() if is_stored(x)]
+    assert len(kernels) == 7 and all(x.bits == 4 for x in kernels)
+    plain = parse_flags(["--gin_file=qlora.gin", *flags, "--gin.Run.start_from='run/hf'"])
+    with pytest.raises(ConfigError, match="no GPTQ directory"):
+        assemble(load_run(plain)[0])

@@ -85,10 +85,10 @@ class Stored(abc.ABC):
     def names(self) -> Mapping[str, tuple[str | None, ...]]:
         """Returns logical names of the trailing axes of each array, by its field."""
 
-    @classmethod
-    @abc.abstractmethod
-    def quantise(cls, kernel: jax.Array, matrix: Matrix) -> Stored:
-        """Stores a kernel, of any leading axes, each matrix by itself."""
+    @property
+    def static(self) -> Mapping[str, Any]:
+        """Returns the fields that are no arrays."""
+        return {"matrix": self.matrix}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ class Stored(abc.ABC):
         """
         arrays = {name: change(getattr(self, name), axes) for name, axes in self.names().items()}
         made: Any = type(self)
-        return made(**arrays, matrix=self.matrix)
+        return made(**arrays, **self.static)
 
     @property
     def nbytes(self) -> int:
