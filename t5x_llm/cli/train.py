@@ -67,11 +67,6 @@ def train_as(flags: Flags, args: argparse.Namespace) -> None:
 
         print(describe(run.config, run.resolved))
         return
-    if run.config.federated is not None:
-        from t5x_llm.tune.federated import session as federated
-
-        federated.train(run.config, run.operative_config, args.resume)
-        return
-    from t5x_llm.run.session import train
+    from t5x_llm.tune.train import train
 
     train(run.config, run.operative_config, args.resume)

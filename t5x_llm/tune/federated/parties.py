@@ -78,7 +78,7 @@ def open_party(run: Run, number: int) -> Party:
 
 @dataclasses.dataclass(frozen=True)
 class LocalRound:
-    """What a party says about its steps of one round.
+    """Report of a party on its steps of one round.
 
     Attributes:
       loss: mean over the tokens that it predicted, in nats.
