@@ -209,8 +209,8 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
         insists on it; ``anew`` begins anew where all checkpoints are damaged.
 
     Returns:
-      Directory, last step, metrics by step (loss in nats a token), held-out results, and the state;
-      ``load()`` gives the model to use.
+      Directory, last step, metrics by step (loss in nats a token), held-out results, and the state
+      with its parameters; ``load()`` gives the model to use.
 
     Raises:
       ConfigError: the run does not fit its mesh, or its directory is not what ``resume`` asks for.
@@ -221,16 +221,15 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
     Example:
       train(load_run("configs/recipes/quickstart.gin")).held_out["all"]["bits_per_byte"]
     """
-    from t5x_llm.run import result
-    from t5x_llm.tune import train as session
+    from t5x_llm.run.result import read_result
+    from t5x_llm.tune.training import train
 
     try:
-        state = session.train(run.config, run.operative_config, resume)
+        return read_result(run.directory, train(run.config, run.operative_config, resume))
     except SystemExit as e:  # of the process that prepares the data; it printed why
         if e.code != DataError.exit_code:
             raise
         raise DataError("The data could not be prepared; the message above says why.") from e
-    return result.read_result(run.directory, state)
 
 
 def load_model(

@@ -12,7 +12,7 @@ import numpy as np
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED
-from t5x_llm.hf.import_ import import_model, resolve
+from t5x_llm.hf.import_ import resolve
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
 from t5x_llm.hf.peft.base_mark import check_mark
 from t5x_llm.hf.peft.config import LOW_RANK
@@ -162,15 +162,16 @@ def export_adapter(run: Run, params: Mapping[str, Any], out: str) -> parity.Pari
     assert run.start_from is not None and run.adapter is not None
     source = open_source(run.start_from)
     tensors = resolve(source.weights, run.model)
-    # The base as its files have it: in training it may be held in fewer bits.
-    base = import_model(run.start_from, check=False).params
     parts = {k: v for k, v in roots.split(params).items() if k != roots.BASE}
-    whole = roots.merge({roots.BASE: base} | jax.device_get(parts))
+    # The base as its files have it: in training it may be held in fewer bits.
+    logits = parity.streamed_logits(
+        run.model, tensors.read, run.adapter, jax.device_get(roots.merge(parts))
+    )
     return write_adapter(
         out,
         plain_of(run, params),
         BaseModel(run.start_from, run.model, tensors.read),
-        parity.our_logits(run.model, whole, run.adapter),
+        logits,
         run.export.adapter_for,
     )
 

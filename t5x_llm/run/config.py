@@ -179,7 +179,7 @@ class Run:
                 "(), as Run.adapter freezes all of the model",
                 "LoRA.targets says which layers have an adapter.",
             )
-        self.adapter.check(self.decoder())
+        self.adapter.check(self.decoder(), self.loop.steps)
 
     def _check_length(self) -> None:
         decoder = self.decoder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from pathlib import Path
 
@@ -16,14 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
 from chat_cases import CONVERSATIONS
 
-from t5x_llm.text.chat import ChatTemplate, TemplateError, render
+from t5x_llm.text.chat import ChatTemplate, TemplateError, render, sandbox
 
 FILES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_renderings_are_those_of_transformers(file):
+def test_renderings_are_those_of_transformers(file, monkeypatch):
+    # Here the date is always the same, there it is that of the day.
+    monkeypatch.setattr(sandbox, "today", datetime.datetime.now)
     source = file.read_text("utf-8")
     for conversation in CONVERSATIONS.values():
         messages = [message.as_dict() for message in conversation.messages]

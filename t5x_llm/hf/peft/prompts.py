@@ -93,7 +93,7 @@ def prompt_given(prompt: Prompted, family: Family) -> tuple[Adapter, dict[str, A
     config: Adapter
     if prompt.embeddings is not None:
         config = Prompt(len(prompt.embeddings))
-        config.check(decoder)
+        config.check(decoder, 0)
         return config, {"adapter": {"embedding": prompt.embeddings}}
     assert prompt.keys is not None and prompt.values is not None
     if decoder.kind == "encoder_decoder":

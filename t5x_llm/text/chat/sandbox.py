@@ -37,6 +37,13 @@ _CONTEXTS = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Contex
 _FILTERS_OUT = ("random", "urlize", "pprint", "xmlattr", "format", "center", "wordwrap")
 
 
+def today() -> datetime.datetime:
+    """Returns the date that templates write: Llama-3.1's default. A store of conversations must
+    not depend on the day on which it was made.
+    """
+    return datetime.datetime(2024, 7, 26)
+
+
 class Exceeded(Exception):
     """A template that went beyond a limit."""
 
@@ -141,7 +148,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.globals |= {
             "raise_exception": _raise,
-            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+            "strftime_now": lambda form: today().strftime(form),
             "namespace": _Namespace,
             "dict": _Dict(),
         }

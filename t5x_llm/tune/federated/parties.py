@@ -78,7 +78,7 @@ def open_party(run: Run, number: int) -> Party:
 
 @dataclasses.dataclass(frozen=True)
 class LocalRound:
-    """Report of a party on its steps of one round.
+    """Message of a party about its steps of one round.
 
     Attributes:
       loss: mean over the tokens that it predicted, in nats.

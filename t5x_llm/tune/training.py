@@ -1,4 +1,4 @@
-"""Training of a run of any kind: the one place that knows which session trains it."""
+"""Training of a run by the kind that its configuration asks for."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from t5x_llm.train.state import TrainState
 
 
 def train(run: Run, operative_config: str, resume: str = "auto") -> TrainState | None:
-    """Trains a run in the way that its configuration asks for.
-
-    Args:
-      run: the configuration.
-      operative_config: gin text saved with the run.
-      resume: ``auto``, ``never``, ``always`` or ``anew``.
+    """Trains a run of any kind; see ``run.session.train``.
 
     Returns:
-      The state as the last step left it; None of a federated run, whose checkpoint has the average.
+      The state as the last step left it, or None where parties of ``Run.federated`` have their own.
     """
     if run.federated is not None:
         from t5x_llm.tune.federated import session as federated
