@@ -325,17 +325,17 @@ class _Rates:
 
     def _begin(self) -> subprocess.Popen[bytes] | None:
         sources = self._data.mixture.sources if self._data.mixture else ()
-        if not sources or self._data.modules or any(s.kind == "tfds" for s in sources):
-            return None  # seqio is needed in this process as well
+        if len(sources) < 2 or self._data.modules or any(s.kind == "tfds" for s in sources):
+            return None  # one has a share of 1; else seqio is needed in this process as well
         return subprocess.Popen(
             [sys.executable, "-m", "t5x_llm.data.tasks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
-        )
+        )  # fmt: skip
 
     def __call__(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        if self._data.mixture and len(sizes) == 1 and all(sizes.values()):
+            return dict.fromkeys(sizes, 1.0)
         if self._program:
             out, _ = self._program.communicate(pickle.dumps((self._data, dict(sizes))))
             if self._program.returncode == 0:

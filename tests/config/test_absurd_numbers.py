@@ -43,6 +43,7 @@ MORE = {
     "RotaryScaling": {"Llama.rope_scaling": "@RotaryScaling()"},
     "Chat": {"Data.chat": "@Chat()", "s/Source.kind": "chat", "Chat.template": "vicuna"},
     "Pipeline": {"MeshConfig.pipeline": "@Pipeline()"},
+    "Federated": {"Run.federated": "@Federated()"},
     **{
         name: {"Run.adapter": f"@{name}()", "Run.start_from": "nowhere"}
         for name in ("LoRA", "AdaLoRA", "Bottleneck", "Prefix", "Prompt", "PTuning")

@@ -9,10 +9,17 @@ from t5x_llm.tune.federated.averaging import Averager, shares, truncate_factors,
 
 AXES = {
     "block": {
-        "query": {"adapter": {"a": ("embed", "rank"), "b": ("rank", "heads", "head")}},
-        "out": {"adapter": {"a": ("heads", "head", "rank"), "b": ("rank", "embed")}},
+        "query": {
+            "adapter": {"a": ("embed", "adapter_rank"), "b": ("adapter_rank", "heads", "head")}
+        },
+        "out": {
+            "adapter": {"a": ("heads", "head", "adapter_rank"), "b": ("adapter_rank", "embed")}
+        },
         "experts": {
-            "up_adapter": {"a": ("expert", "embed", "rank"), "b": ("expert", "rank", "mlp")}
+            "up_adapter": {
+                "a": ("expert", "embed", "adapter_rank"),
+                "b": ("expert", "adapter_rank", "mlp"),
+            }
         },
     },
     "prefix": ("length", "embed"),

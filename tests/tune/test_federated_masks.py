@@ -53,7 +53,9 @@ def test_two_parties_know_the_same_secret_and_a_third_another():
     assert str(a.secret) not in repr(a)
 
 
-@pytest.mark.parametrize("value", [0, 1, PRIME - 1, PRIME, PRIME + 1])
+@pytest.mark.parametrize(
+    "value", [0, 1, PRIME - 1, PRIME, PRIME + 1], ids=["0", "1", "p-1", "p", "p+1"]
+)
 def test_a_key_that_makes_the_secret_known_is_refused(value):
     with pytest.raises(DataError, match="RFC 3526"):
         KeyPair.fresh().agree(value.to_bytes(KEY_BYTES))

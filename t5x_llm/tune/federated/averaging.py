@@ -26,7 +26,7 @@ import numpy as np
 Tree = Mapping[str, Any]
 Path = tuple[str, ...]
 _GAUGE = 1.0 / math.sqrt(3.0)
-_RANK_AXIS = "rank"
+_RANK_AXIS = "adapter_rank"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Averager:
 
     Args:
       adapter: tree of one of them, whose leaves have shapes and dtypes.
-      axes: the same tree with each parameter's logical axis names, where the rank is ``rank``.
+      axes: the same tree with each parameter's logical axis names, that of ranks being
+        ``adapter_rank``.
 
     Attributes:
       size: numbers in a ``contribution``.

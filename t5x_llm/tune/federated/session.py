@@ -22,11 +22,17 @@ from t5x_llm.run import base
 from t5x_llm.run.adapters import OUT, check_adapter, export_adapter
 from t5x_llm.run.assembled import Assembled, assemble
 from t5x_llm.run.chat import begin_chat, check_chat, save_template
-from t5x_llm.run.checks import check_start_from, check_start_tokenizer, check_tokenizer_size
+from t5x_llm.run.checks import (
+    check_fits,
+    check_start_from,
+    check_start_tokenizer,
+    check_tokenizer_size,
+)
 from t5x_llm.run.config import OPERATIVE_CONFIG, Run
 from t5x_llm.run.held import held
 from t5x_llm.run.identity import MADE_FROM, check_opened, made_from
 from t5x_llm.run.load import load
+from t5x_llm.run.memory import check_memory
 from t5x_llm.run.prepare import inputs_are_elsewhere, run_preparation
 from t5x_llm.run.session import check_resume
 from t5x_llm.run.start import imported, resumed_step, start_message
@@ -70,6 +76,9 @@ def train(run: Run, operative_config: str, resume: str = "auto") -> None:
 
 
 def _train_held(run: Run, operative_config: str, resume: str, directory: epath.Path) -> None:
+    mesh = parallel.make_mesh(run.mesh, jax.local_devices())
+    check_fits(run, mesh)
+    check_memory(run, mesh)
     keep_compiled(directory)
     check_start_from(run)
     check_chat(run)
@@ -102,8 +111,7 @@ def _train_held(run: Run, operative_config: str, resume: str, directory: epath.P
             run_preparation(operative_config, "t5x_llm.tune.federated.preparing", missing)
         parties = {i: _open(run, each, i, found) for i, each in own.items()}
         watchdog.heartbeat("import of the base")
-        devices = jax.local_devices()
-        assembled = assemble(run, parallel.make_mesh(run.mesh, devices))
+        assembled = assemble(run, mesh)
         training = _Training(assembled, parties, exchange, names, directory)
         try:
             first = training.restore(found)
