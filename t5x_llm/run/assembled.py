@@ -153,6 +153,7 @@ def lm_task(run: Run, model: Model, data: OpenData | None = None) -> LmTask:
         sources=sources,
         objective=objective,
         z_loss=run.z_loss,
+        label_smoothing=run.label_smoothing,
         embed_gradient=run.embed_gradient,
         seed=run.loop.seed,
         trained=run.optimizer.trained_mask(model.abstract_params()),

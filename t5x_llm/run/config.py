@@ -71,6 +71,8 @@ class Run:
         ``xla_tpu_...``. Other platforms know none of these and are given none.
       stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
+      label_smoothing: share of a target's probability that is spread evenly over the vocabulary, as
+        torch's CrossEntropyLoss; the loss reported is without it, ``smoothing`` is what it adds.
       embed_gradient: share of the gradient that reaches the embedding table by way of the input,
         by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the preset's.
       neftune: alpha of NEFTune's noise on embeddings (arXiv 2310.05914; 5 to 15), or None.
@@ -100,6 +102,7 @@ class Run:
     compiler_options: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
     stability: Stability | None = None
     z_loss: float = 0.0
+    label_smoothing: float = 0.0
     embed_gradient: Piecewise | None = None
     neftune: float | None = None
     start_from: str | None = None
@@ -135,6 +138,7 @@ class Run:
         check_choice("Run.remat", self.remat, REMAT)
         _check_options(self.compiler_options)
         check_number("Run.z_loss", self.z_loss, low=0)
+        check_number("Run.label_smoothing", self.label_smoothing, low=0, high=1)
         for _, share in self.embed_gradient.points if self.embed_gradient else ():
             check_number("Run.embed_gradient", share, low=0, high=1)
         if self.neftune is not None:
