@@ -9,6 +9,7 @@ from t5x_llm.checkpoint import CheckpointConfig
 from t5x_llm.config import Flags, Resolved, load, parameters, parse_flags, register, registered
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, check_choice, check_number, nearest
+from t5x_llm.core.fields import later
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.instruct.chat_config import Chat
@@ -31,9 +32,11 @@ from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, Pipeline
 from t5x_llm.run.objective import check_objective
 from t5x_llm.run.results_config import Evaluation, Export, Samples
+from t5x_llm.run.scoring_config import check_scoring
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
 from t5x_llm.train.hooks.tracking import MLflow, Tracking, WandB
+from t5x_llm.train.scoring import Classification, Regression, Scoring
 from t5x_llm.train.spike import SpikeConfig
 from t5x_llm.train.watchdog import LifeConfig
 
@@ -45,6 +48,7 @@ SHARED_NAMES = {
     "data": "Run.data",
     "stability": "Run.stability",
     "adapter": "Run.adapter",
+    "task": "Run.task",
     "base_storage": "Run.base_storage",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
@@ -76,6 +80,8 @@ class Run:
       embed_gradient: share of the gradient that reaches the embedding table by way of the input,
         by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the preset's.
       neftune: alpha of NEFTune's noise on embeddings (arXiv 2310.05914; 5 to 15), or None.
+      task: what is learned in place of the next token: ``@Classification()`` or ``@Regression()``
+        of whole documents, whose labels ``Source.score`` names; None for language modelling.
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
         and checkpoints are without it. None trains the model.
@@ -105,6 +111,7 @@ class Run:
     label_smoothing: float = 0.0
     embed_gradient: Piecewise | None = None
     neftune: float | None = None
+    task: Scoring | None = later(None)
     start_from: str | None = None
     adapter: Adapter | None = None
     start_adapter: str | None = None
@@ -119,6 +126,8 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", with_length(self.data, self.loop.sequence_length))
+        if self.task is not None:
+            object.__setattr__(self, "data", check_scoring(self))
         families: tuple[Any, ...] = tuple(FAMILIES.values())
         if not isinstance(self.model, families):
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
@@ -223,6 +232,8 @@ class Run:
         some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
         if self.adapter is not None:
             some |= {"adapter": self.adapter, "base_storage": self.base_storage}
+        if self.task is not None:
+            some |= {"task": self.task}
         return some | {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -305,6 +316,8 @@ register(
     Prefix,
     Prompt,
     PTuning,
+    Classification,
+    Regression,
     Piecewise,
     *FAMILIES.values(),
 )
