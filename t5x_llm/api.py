@@ -221,15 +221,15 @@ def train(run: ResolvedRun, resume: str = "auto") -> TrainResult:
     Example:
       train(load_run("configs/recipes/quickstart.gin")).held_out["all"]["bits_per_byte"]
     """
-    from t5x_llm.run import result, session
+    from t5x_llm.run.result import read_result
+    from t5x_llm.tune.training import train
 
     try:
-        trainer = session.train(run.config, run.operative_config, resume)
+        return read_result(run.directory, train(run.config, run.operative_config, resume))
     except SystemExit as e:  # of the process that prepares the data; it printed why
         if e.code != DataError.exit_code:
             raise
         raise DataError("The data could not be prepared; the message above says why.") from e
-    return result.read_result(run.directory, trainer.state)
 
 
 def load_model(

@@ -23,6 +23,7 @@ GROUPS = {
     },
     "train": {
         "train": ("train", "train a model; python train.py in a checkout"),
+        "tune": ("tune", "fine-tune a model: train, with gin files given by name"),
         "plan": (
             "plan",
             "compile the train step for a TPU slice that is not here; memory, time, cost",

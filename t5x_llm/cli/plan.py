@@ -25,12 +25,15 @@ DESCRIPTION = """Compile the train step of a run for a described TPU slice, on t
   t5x-llm plan --gin_file=RECIPE.gin --slice=v5p-128
   t5x-llm plan --gin_file=RECIPE.gin --slice=v5e-256 --search --tokens=2e12 --price=1.2
   t5x-llm plan --gin_file=RECIPE.gin --slice=h100-64
+  t5x-llm plan --gin_file=RECIPE.gin --slice=a100-8 --tuning
   t5x-llm plan --gin_file=RECIPE.gin --slice=here
 
 The step is the one that training runs, compiled by libtpu: memory is the compiler's, time is
 estimated from its schedule. --search also tries other meshes, microbatches and remat choices, and
-recommends the fastest that fits. For GPUs all is reckoned, and nothing compiled. 'here' compiles
-for the devices of this machine and keeps the step: training finds it in the compilation cache.
+recommends the fastest that fits. --tuning compares, by arithmetic, the memory of full tuning, LoRA,
+QLoRA and serving on the same machines. For GPUs all is reckoned, and nothing compiled. 'here'
+compiles for the devices of this machine and keeps the step: training finds it in the compilation
+cache.
 
 Ends with status 0 where the step fits, 1 where it does not, 2 for a mistake."""
 
@@ -52,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--price", type=float, help="of a chip-hour: adds money")
     add("--search", action="store_true", help="try other meshes, microbatches and remat choices")
     add("--most", type=int, default=12, help="compilations of a search (default 12)")
+    add("--tuning", action="store_true", help="memory of full tuning, LoRA, QLoRA and serving")
     add("--json", action="store_true", help="print JSON")
     return parser
 
@@ -73,6 +77,8 @@ def _main(argv: Sequence[str]) -> None:
     run = load_run(flags)[0]
     if isinstance(machine, Slice) and (reason := no_faster_on(run.precision, machine.generation)):
         print(f"warning: {reason}", file=sys.stderr)
+    if args.tuning:
+        return _tuning(run, machine, args)
     if args.search:
         fits = _search(run, machine, args)
     else:
@@ -92,9 +98,21 @@ def check(args: argparse.Namespace) -> None:
     for name in ("tokens", "price"):
         if (value := getattr(args, name)) is not None:
             check_number(f"--{name}", value, low=0)
-    if args.slice == "here" and (args.search or args.slices > 1):
-        flag = "--search" if args.search else "--slices"
+    if args.slice == "here" and (args.search or args.tuning or args.slices > 1):
+        flag = "--tuning" if args.tuning else "--search" if args.search else "--slices"
         raise ConfigError(flag, True, "a described slice: with --slice=here the mesh is as it is")
+
+
+def _tuning(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace) -> None:
+    """Prints what the usual ways of tuning the model need."""
+    from t5x_llm.core.slices import Slice
+    from t5x_llm.plan.tuning import figures, table, tuning_memory
+
+    assert machine is not None  # ``check`` refuses this machine
+    per_chip = machine.facts.devices if isinstance(machine, Slice) else 1
+    needs = tuning_memory(run, machine.chips * args.slices * per_chip)
+    said = [json.dumps(figures(needs, machine), indent=1)]
+    print("\n".join(said if args.json else table(run, needs, machine)))
 
 
 def _search(run: Run, machine: Slice | Cluster | None, args: argparse.Namespace) -> bool:

@@ -67,6 +67,6 @@ def train_as(flags: Flags, args: argparse.Namespace) -> None:
 
         print(describe(run.config, run.resolved))
         return
-    from t5x_llm.run.session import train
+    from t5x_llm.tune.training import train
 
     train(run.config, run.operative_config, args.resume)

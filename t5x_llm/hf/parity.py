@@ -185,26 +185,43 @@ def _exact() -> Callable[[Any], Any]:
     return in_float64 if jax.default_backend() == "cpu" else jax.jit
 
 
-def streamed_logits(family: Family, read: Callable[[str], np.ndarray]) -> Logits:
+def streamed_logits(
+    family: Family,
+    read: Callable[[str], np.ndarray],
+    adapter: Adapter | None = None,
+    trained: Mapping[str, Any] | None = None,
+) -> Logits:
     """Computes ``our_logits`` from HF tensors, with one layer in memory at a time.
 
-    An encoder-decoder is held as a whole.
+    An encoder-decoder is held as a whole, and so is a model with virtual tokens.
 
     Args:
       family: the preset dataclass.
       read: HF name to array.
+      adapter: of the model, or None.
+      trained: nested dict of the adapter's parameters.
     """
     from t5x_llm.models.decoder import DecoderConfig
     from t5x_llm.models.layerwise import layerwise_logits
     from t5x_llm.models.model import Model
-    from t5x_llm.models.weight_map import Assembly, from_hf
+    from t5x_llm.models.weight_map import Assembly, flatten, from_hf
+    from t5x_llm.nn.adapters import roots
 
     config, policy = family.decoder(), Policy(compute="float32")
     abstract = Model(config, policy).abstract_params()
-    if not isinstance(config, DecoderConfig) or config.kind == "encoder_decoder":
-        return our_logits(family, from_hf(family.weight_map(), abstract, read))
-    load = Assembly(family.weight_map(), abstract, read).make
-    return layerwise_logits(config, policy, load, _exact())
+    whole = not isinstance(config, DecoderConfig) or config.kind == "encoder_decoder"
+    if whole or (adapter is not None and adapter.virtual):
+        base = from_hf(family.weight_map(), abstract, read)
+        parts = {roots.BASE: base, roots.ADAPTER: trained or {}}
+        return our_logits(family, roots.merge(parts), adapter)
+    make, own = Assembly(family.weight_map(), abstract, read).make, flatten(trained or {})
+
+    def load(path: str, repeat: int | None) -> np.ndarray:
+        if path not in own:
+            return make(path, repeat)
+        return np.asarray(own[path] if repeat is None else own[path][repeat])
+
+    return layerwise_logits(config, policy, load, _exact(), adapter)
 
 
 def count(family: Family) -> int:

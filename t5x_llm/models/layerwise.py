@@ -17,6 +17,7 @@ from t5x_llm.core.dtypes import Policy
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import flatten, unflatten
+from t5x_llm.nn.adapters.config import Adapter
 
 # (path of a parameter, repeat or None) -> array; a repeat comes without the leading axis.
 Load = Callable[[str, int | None], np.ndarray]
@@ -31,7 +32,11 @@ _FIRST = (
 
 
 def layerwise_logits(
-    config: DecoderConfig, policy: Policy, load: Load, jit: Callable[[Any], Any] = jax.jit
+    config: DecoderConfig,
+    policy: Policy,
+    load: Load,
+    jit: Callable[[Any], Any] = jax.jit,
+    adapter: Adapter | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function from tokens [T] of one document to float32 logits [T, V].
 
@@ -40,9 +45,11 @@ def layerwise_logits(
       policy: as the ``Model``'s.
       load: called for a parameter when it is needed, and again for the next prompt.
       jit: compiles a function of (parameters and hidden states, tokens).
+      adapter: trained parts beside the architecture's, without virtual tokens; ``load`` gives their
+        parameters too.
     """
     groups = tuple(dataclasses.replace(group, repeat=1) for group in config.groups)
-    model = Model(dataclasses.replace(config, groups=groups), policy)
+    model = Model(dataclasses.replace(config, groups=groups), policy, adapter=adapter)
     paths = list(flatten(model.abstract_params()))
 
     def part(wanted: Iterable[str], repeat: int | None = None) -> Any:

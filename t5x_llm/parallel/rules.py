@@ -42,8 +42,14 @@ _TENSOR_PARAMS: dict[str, MeshAxes] = {
     "state": None,
     "conv": None,
     "rank": None,
+    "adapter_rank": None,
 }
-_PIECES = {**_TENSOR_PARAMS, "embed": ("fsdp", "context", "expert")}
+# What has no ``embed`` beside its rank lies in pieces along that.
+_PIECES = {
+    **_TENSOR_PARAMS,
+    "embed": ("fsdp", "context", "expert"),
+    "adapter_rank": ("fsdp", "context", "expert"),
+}
 _COMPUTE: dict[str, MeshAxes] = {
     "batch": ("replica", "data", "fsdp", "expert"),
     "rows": ("replica", "data", "fsdp"),
@@ -63,6 +69,7 @@ _COMPUTE: dict[str, MeshAxes] = {
     "state": None,
     "conv": None,
     "rank": None,
+    "adapter_rank": None,
     "scan_inner": ("tensor", "context"),
     "scan_heads": ("tensor", "context"),
 }

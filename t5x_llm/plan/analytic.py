@@ -92,7 +92,7 @@ class StepWork:
         for _, x, names in self.leaves():
             if "layers" not in names:
                 stored = _ways(self, resolve(self.rules.params, names, self.mesh, x.shape))
-                used = math.prod(_kept_ways(self, names, x.shape))
+                used = math.prod(kept_ways(self, names, x.shape))
                 if "vocab" in names:  # rows that the mesh does not divide are padded for use
                     used = max(used, ways(self.mesh, self.rules, "vocab"))
                 yield -(-math.prod(x.shape) // used), math.prod(stored) == used
@@ -241,7 +241,7 @@ def reckoned_time(
     again = 2 if work.model.remat in ("full", "save_qkv", "dots", "offload_stream") else 0
     kernels = attention * (7 + again) / 6 * tokens / devices / (peak * ATTENTION)
     weights = sum(
-        math.prod(x.shape) / math.prod(_kept_ways(work, names, x.shape))
+        math.prod(x.shape) / math.prod(kept_ways(work, names, x.shape))
         for _, x, names in work.leaves()
     )
     updated = sum(
@@ -276,7 +276,7 @@ def gathered(work: StepWork) -> int:
     0 where they lie as they are used.
     """
     layers = [
-        math.prod(x.shape[1:]) / math.prod(_kept_ways(work, names, x.shape)[1:]) * work.itemsize
+        math.prod(x.shape[1:]) / math.prod(kept_ways(work, names, x.shape)[1:]) * work.itemsize
         for _, x, names in work.leaves()
         if "layers" in names
     ]
@@ -295,7 +295,7 @@ def _used(work: StepWork, names: Any) -> dict[str, Any]:
     return table | {"layers": work.rules.params["layers"]}
 
 
-def _kept_ways(work: StepWork, names: Any, shape: Any) -> list[int]:
+def kept_ways(work: StepWork, names: Any, shape: Any) -> list[int]:
     """Pieces of each dimension of a parameter as it is used."""
     return _ways(work, resolve(_used(work, names), names, work.mesh, shape))
 

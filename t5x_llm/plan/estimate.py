@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from t5x_llm.models.base_storage import FEW_BITS, storage_dtype, stored_kernels
 from t5x_llm.models.decoder import DecoderConfig
 from t5x_llm.models.encoder_decoder import EncoderDecoderConfig
 from t5x_llm.models.head import BLOCK, WHOLE
@@ -18,8 +19,9 @@ from t5x_llm.models.pipelined import plan as plan_pipeline
 from t5x_llm.nn.block import GroupConfig
 from t5x_llm.parallel import Rules, ways
 from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout
-from t5x_llm.plan.analytic import StepWork, gathered
+from t5x_llm.plan.analytic import StepWork, gathered, kept_ways
 from t5x_llm.run.assembled import Assembled
+from t5x_llm.run.config import Run
 from t5x_llm.train.task import TrainTask
 
 # A batch without its rows: structure, and (shape, dtype) of every array.
@@ -96,7 +98,7 @@ def estimate(assembled: Assembled) -> Estimate:
     shapes = _row_shapes(task, run.loop.sequence_length, traced)
     one, two = (_kept(local, shapes, n, traced) for n in (1, 2))
     per_row, scores, stream = (b - a for a, b in zip(one, two, strict=True))
-    casts = max(one[0] - per_row, 0) * ways(mesh, rules, "heads")
+    casts = max(one[0] - per_row, 0) * ways(mesh, rules, "heads") * _cast(run)
     per_row -= stream - stream // _stream_pieces(model.config, mesh, rules, length)
     if staged is not None:  # idle ticks are kept as well
         busy = staged[0].repeats * staged[0].microbatches
@@ -114,7 +116,7 @@ def estimate(assembled: Assembled) -> Estimate:
         activations=per_row * rows * length // traced,
         casts=round(casts * params / whole),
         logits=logits,
-        working=_working(work, logits),
+        working=_working(work, logits) + _dequantised(work, run),
         scores=scores * rows * length**2 // traced**2,
     )
 
@@ -129,6 +131,27 @@ def _working(work: StepWork, logits: int) -> int:
     gradient = 4 * head if 4 * head <= WHOLE else BLOCK
     loss = logits + work.itemsize * head + gradient * bool(head)
     return max(loss, 3 * gathered(work) // 2, 2 * work.itemsize * head)
+
+
+def _cast(run: Run) -> bool:
+    """Returns False if the weights that layers use are stored in the compute dtype, or few bits."""
+    if run.adapter is None:
+        return True
+    same = storage_dtype(run.base_storage) == run.precision.compute_dtype
+    return run.base_storage not in FEW_BITS and not same
+
+
+def _dequantised(work: StepWork, run: Run) -> int:
+    """Counts the kernels of a frozen base in few bits as they are used: this one and the next."""
+    if run.adapter is None:
+        return 0
+    kernels = stored_kernels(run.build_model(), run.base_storage)
+    used = [
+        math.prod(x.shape[1:]) / math.prod(kept_ways(work, names, x.shape)[1:])
+        for path, x, names in work.leaves()
+        if path in kernels
+    ]
+    return int(2 * work.itemsize * max(used, default=0))
 
 
 def _stream_pieces(

@@ -12,14 +12,15 @@ import numpy as np
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf import parity
 from t5x_llm.hf.convert import STORED
-from t5x_llm.hf.import_ import import_model, resolve
+from t5x_llm.hf.import_ import resolve
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
 from t5x_llm.hf.peft.base_mark import check_mark
+from t5x_llm.hf.peft.config import LOW_RANK
 from t5x_llm.hf.peft.fitting import check_fits
 from t5x_llm.hf.peft.gate import BaseModel
 from t5x_llm.hf.peft.layout import linear_layers
 from t5x_llm.hf.peft.merge import Merged, merge_adapter
-from t5x_llm.hf.peft.ours import filled, from_plain, no_form, site_path, to_plain
+from t5x_llm.hf.peft.ours import filled, folded, from_plain, kind_of, no_form, site_path, to_plain
 from t5x_llm.hf.peft.read import PeftAdapter, from_peft, open_adapter
 from t5x_llm.hf.peft.serving import check_adapter_for
 from t5x_llm.hf.peft.store import write_adapter
@@ -88,19 +89,23 @@ def check_adapter(run: Run) -> None:
     servers = run.export.adapter_for
     if run.adapter is None:
         return
-    if servers:
-        if not isinstance(run.adapter, LoRA):
-            raise no_form(run.adapter)
+    kind = kind_of(run.adapter)
+    if servers and kind is None:
+        raise no_form(run.adapter)
+    if servers and kind in (*LOW_RANK, "IA3"):
         model = run.build_model()
         paths = [site_path(path) for path in flatten(model.abstract_params())]
         sites = {path[0]: Site() for path in paths if path is not None}
         layers = linear_layers(run.model)
-        modules = adapted(PlainAdapter("LORA", sites), layers)
-        check_loadable(modules, layers, "LORA")
-        parts = max(sum(path in sites for path in m.paths()) for m in modules)
-        rank = max([run.adapter.rank, *run.adapter.ranks.values()])
-        rank *= parts * (2 if run.adapter.init == "pissa" else 1)
-        check_adapter_for(servers, "LORA", rank, run.adapter.dora)
+        modules = adapted(PlainAdapter(kind, sites), layers)
+        check_loadable(modules, layers, kind)
+        if isinstance(run.adapter, LoRA):
+            parts = max(sum(path in sites for path in m.paths()) for m in modules)
+            rank = max([run.adapter.rank, *run.adapter.ranks.values()])
+            rank *= parts * (2 if run.adapter.init == "pissa" else 1)
+            check_adapter_for(servers, kind, rank, run.adapter.dora)
+    if servers and kind is not None and not isinstance(run.adapter, LoRA):
+        check_adapter_for(servers, kind, 0, False)
     if run.start_adapter is not None:
         start_params(run, None)
 
@@ -123,7 +128,7 @@ def start_params(run: Run, fresh: Mapping[str, Any] | None) -> dict[str, Any]:
             run.start_adapter,
             "None where Run.adapter is not @LoRA(), or LoRA.init is 'pissa'",
         )
-    plain = read_adapter(run.start_adapter, run.model, run.start_from)
+    plain = folded(read_adapter(run.start_adapter, run.model, run.start_from))
     if plain.kind != "LORA":
         raise ConfigError("Run.start_adapter", plain.kind, "a LoRA, as Run.adapter is")
     if fresh is None:
@@ -157,15 +162,16 @@ def export_adapter(run: Run, params: Mapping[str, Any], out: str) -> parity.Pari
     assert run.start_from is not None and run.adapter is not None
     source = open_source(run.start_from)
     tensors = resolve(source.weights, run.model)
-    # The base as its files have it: in training it may be held in fewer bits.
-    base = import_model(run.start_from, check=False).params
     parts = {k: v for k, v in roots.split(params).items() if k != roots.BASE}
-    whole = roots.merge({roots.BASE: base} | jax.device_get(parts))
+    # The base as its files have it: in training it may be held in fewer bits.
+    logits = parity.streamed_logits(
+        run.model, tensors.read, run.adapter, jax.device_get(roots.merge(parts))
+    )
     return write_adapter(
         out,
         plain_of(run, params),
         BaseModel(run.start_from, run.model, tensors.read),
-        parity.our_logits(run.model, whole, run.adapter),
+        logits,
         run.export.adapter_for,
     )
 

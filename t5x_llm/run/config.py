@@ -30,6 +30,7 @@ from t5x_llm.nn.remat import REMAT
 from t5x_llm.nn.rotary_scaling import DynamicRotaryScaling, LongRotaryScaling, RotaryScaling
 from t5x_llm.optim import BatchRamp, Optimizer, Piecewise, Schedule
 from t5x_llm.parallel import MeshConfig, Pipeline
+from t5x_llm.run.federated import Federated, check_federated
 from t5x_llm.run.objective import check_objective
 from t5x_llm.run.results_config import Evaluation, Export, Samples
 from t5x_llm.run.scoring_config import check_scoring
@@ -50,6 +51,7 @@ SHARED_NAMES = {
     "adapter": "Run.adapter",
     "task": "Run.task",
     "base_storage": "Run.base_storage",
+    "federated": "Run.federated",
     "sequence_length": "Loop.sequence_length",
     "seed": "Loop.seed",
 }
@@ -88,6 +90,8 @@ class Run:
       start_adapter: a PEFT directory whose adapter a fresh run begins with, or None.
       base_storage: storage of the frozen model: float32, bfloat16, or its linear layers in few
         bits, nf4 (QLoRA, arXiv 2305.14314: 4.127 bits a weight) or int8 (a scale an output).
+      federated: rounds of several parties that train the adapter, such as ``@Federated()``; None
+        trains on all data in one place.
       checkpoint: when checkpoints are saved and how many are kept.
       spike: what counts as a loss spike, and what is done about it.
       life: how long to wait for a step, and for the process to end.
@@ -116,6 +120,7 @@ class Run:
     adapter: Adapter | None = None
     start_adapter: str | None = None
     base_storage: str = "bfloat16"
+    federated: Federated | None = later(None)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
     life: LifeConfig = dataclasses.field(default_factory=LifeConfig)
@@ -153,6 +158,7 @@ class Run:
         if self.neftune is not None:
             check_number("Run.neftune", self.neftune, above=0)
         self._check_adapter()
+        check_federated(self)
         if self.export.enabled:
             self.check_exportable("Set Export.enabled = False; the run directory has the weights.")
         check_objective(self.model, self.data.denoising, self.samples.prompts)
@@ -185,7 +191,7 @@ class Run:
                 "(), as Run.adapter freezes all of the model",
                 "LoRA.targets says which layers have an adapter.",
             )
-        self.adapter.check(self.decoder())
+        self.adapter.check(self.decoder(), self.loop.steps)
 
     def _check_length(self) -> None:
         decoder = self.decoder()
@@ -234,6 +240,8 @@ class Run:
             some |= {"adapter": self.adapter, "base_storage": self.base_storage}
         if self.task is not None:
             some |= {"task": self.task}
+        if self.federated is not None:
+            some |= {"federated": self.federated}
         return some | {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -318,6 +326,7 @@ register(
     PTuning,
     Classification,
     Regression,
+    Federated,
     Piecewise,
     *FAMILIES.values(),
 )

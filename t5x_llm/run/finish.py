@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.data.data_plan import data_plan
 from t5x_llm.nn.adapters import roots
@@ -79,10 +80,12 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
     elif run.export.enabled and run.adapter is not None:
         from t5x_llm.run.adapters import OUT, export_adapter
 
-        report = export_adapter(
-            run, roots.merge(jax.device_get(state.params)), str(directory / OUT)
-        )
-        lines.append(f"  adapter       {directory / OUT} ({report.summary()})")
+        made, whole = str(directory / OUT), roots.merge(jax.device_get(state.params))
+        try:
+            said = f"{made} ({export_adapter(run, whole, made).summary()})"
+        except ConfigError as e:  # what peft cannot load is trained all the same
+            said = f"in the run alone: {e}"
+        lines.append(f"  adapter       {said}")
     if (samples := directory / "samples.txt").exists():
         lines.append(f"  samples       {samples}")
     encoder = run.decoder().kind == "encoder"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from t5x_llm.core.errors import DataError
 from t5x_llm.data.sources import Data
@@ -20,16 +21,33 @@ def prepare_in_subprocess(run: Run, operative_config: str, process_index: int = 
     given the store alone), the store is taken as it is. Of several processes of a run each calls
     this: those that share a directory wait for the one that builds.
     """
-    if _inputs_are_elsewhere(run.data):
+    if inputs_are_elsewhere(run.data):
         return
+    flags = ["--quick", f"--process_index={process_index}"]
+    run_preparation(operative_config, "t5x_llm.cli.prepare", flags, quiet=process_index > 0)
+
+
+def run_preparation(
+    operative_config: str, module: str, flags: Sequence[str], quiet: bool = False
+) -> None:
+    """Runs a module that prepares data in a process of its own; see ``prepare_in_subprocess``.
+
+    Args:
+      operative_config: gin text of the run, which the module gets as a file.
+      module: its name; its first argument is the file, as ``--gin_file=...``.
+      flags: its further arguments.
+      quiet: True drops what it prints.
+
+    Raises:
+      DataError: it failed.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "run.gin")
         with open(path, "w", encoding="utf-8") as file:
             file.write(operative_config)
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "t5x_llm.cli.prepare", f"--gin_file={path}"]
-        command += ["--quick", f"--process_index={process_index}"]
-        out = subprocess.DEVNULL if process_index else None  # one of them reports
+        command = [sys.executable, "-m", module, f"--gin_file={path}", *flags]
+        out = subprocess.DEVNULL if quiet else None  # one of them reports
         done = subprocess.run(command, env=environment, stdout=out, check=False)
     if done.returncode == 2:  # a mistake of the user's; the message is printed
         sys.exit(2)
@@ -37,7 +55,8 @@ def prepare_in_subprocess(run: Run, operative_config: str, process_index: int = 
         raise DataError(f"Preparing the data ended with status {done.returncode}; see above.")
 
 
-def _inputs_are_elsewhere(data: Data) -> bool:
+def inputs_are_elsewhere(data: Data) -> bool:
+    """Returns True if there are stores of sources whose files are not here."""
     from t5x_llm.data.catalog import open_stores
     from t5x_llm.data.reading import find_files
 

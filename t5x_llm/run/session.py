@@ -98,7 +98,7 @@ def _train_held(
     check_chat(run)
     check_adapter(run)
     found = resumed_step(run, resume == "anew")
-    _check_resume(run, resume, found)
+    check_resume(run, resume, found)
     primary = jax.process_index() == 0
     if primary:
         for name in ("hf", ADAPTER_OUT):
@@ -143,7 +143,14 @@ def _train_held(
     return trainer
 
 
-def _check_resume(run: Run, resume: str, found: int | None) -> None:
+def check_resume(run: Run, resume: str, found: int | None) -> None:
+    """Raises ConfigError unless a run's directory is what ``resume`` asks for.
+
+    Args:
+      run: the configuration.
+      resume: as for ``train``.
+      found: step of the newest checkpoint, None if there is none.
+    """
     if resume == "never" and found is not None:
         raise ConfigError(
             "Run.directory",

@@ -126,11 +126,18 @@ class HFTokenizer(Tokenizer):
         self, text: str, specials: bool, start: bool
     ) -> tuple[list[int], list[tuple[int, int]]]:
         coder = self._placing[specials]
-        for before in ("",) if start else ("a", "\n", ".", "0", "一"):
+        if start:
+            encoding = coder.encode(text, add_special_tokens=False)
+            spans = encoding.offsets
+            # A space that is put in front has the place of the first character.
+            if len(spans) > 1 and spans[0] != spans[1] and spans[0][1] > spans[1][0]:
+                spans[0] = (spans[0][0], spans[1][0])
+            return encoding.ids, spans
+        for before in ("a", "\n", ".", "0", "一"):
             encoding = coder.encode(before + text, add_special_tokens=False)
             ids, size = encoding.ids, len(before)
             spans = [(a - size, b - size) for a, b in encoding.offsets]
-            skip = sum(b <= 0 for _, b in spans) if before else 0
+            skip = sum(b <= 0 for _, b in spans)
             # A token of both, or one that stands for nothing, would belong to neither side.
             if all(a >= 0 for a, _ in spans[skip:]):
                 return ids[skip:], spans[skip:]

@@ -1,6 +1,7 @@
 """A run's adapter from training to PEFT's directory and on: exported, used, merged, begun from."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -79,6 +80,29 @@ def test_an_adapter_leaves_the_run_and_comes_back(there, capsys):
     with pytest.raises(SystemExit):
         command.main(["generate", "lora/adapter", "--prompt", "ab"])
     assert "--adapter lora/adapter" in capsys.readouterr().err
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("AdaLoRA", "adapter       {}/adapter (logits within"),
+        ("IA3", "adapter       {}/adapter (logits within"),
+        ("Prefix", "adapter       {}/adapter (Weights read back bit for bit"),
+        ("Bottleneck", "adapter       in the run alone: .*keep the run"),
+    ],
+)
+def test_every_method_ends_with_what_peft_has_of_it(there, method, said):
+    place = method.lower()
+    bindings = [f"Run.directory='{place}'", f"Run.adapter=@{method}()", "Loop.steps=2"]
+    bindings += ["Schedule.warmup_steps=0", "Export.adapter_for=('peft',)"]
+    if method == "Bottleneck":
+        bindings[-1] = "Export.adapter_for=()"
+        with pytest.raises(ConfigError, match="keep the run"):
+            check_adapter(run_of("Run.adapter=@Bottleneck()"))
+    done = tiny.train(there, *(f"--gin.{binding}" for binding in bindings), gin="lora.gin")
+    assert re.search(said.format(place).replace("(", r"\("), done.stderr), done.stderr
+    command.main(["generate", place, "--prompt", "ab", "--max_tokens", "2"])
 
 
 def run_of(*bindings):

@@ -74,10 +74,8 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=pytest.mark.extended) for m in METHODS if m != "Prompt"]
-    + ["Prompt"],
-)  # fmt: skip
+@pytest.mark.extended
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_trains_evaluates_samples_and_is_loaded(there, method):
     gin, run = written(there, method, *METHODS[method], "Loop.steps = 4"), there / method
     tiny.train(there, gin=gin)

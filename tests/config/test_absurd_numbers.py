@@ -43,6 +43,10 @@ MORE = {
     "RotaryScaling": {"Llama.rope_scaling": "@RotaryScaling()"},
     "Chat": {"Data.chat": "@Chat()", "s/Source.kind": "chat", "Chat.template": "vicuna"},
     "Pipeline": {"MeshConfig.pipeline": "@Pipeline()"},
+    **{
+        name: {"Run.adapter": f"@{name}()", "Run.start_from": "nowhere"}
+        for name in ("LoRA", "AdaLoRA", "Bottleneck", "Prefix", "Prompt", "PTuning")
+    },
 }  # fmt: skip
 
 

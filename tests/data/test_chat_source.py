@@ -1,12 +1,15 @@
 """Sources of conversations: stores of codes, weights a token, packing, counts, identity."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.core.errors import ConfigError, DataError
@@ -15,6 +18,7 @@ from t5x_llm.data.catalog import open_stores, open_stream
 from t5x_llm.data.data_plan import data_plan
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.instruct.chat_config import Chat
+from t5x_llm.data.instruct.splitting import pieces
 from t5x_llm.data.packing import Spans, assemble
 from t5x_llm.data.prepare import prepare
 from t5x_llm.data.sources import Data, Mixture, Source
@@ -22,8 +26,14 @@ from t5x_llm.evaluate.perplexity import HeldOut, evaluate
 from t5x_llm.models.families import FAMILIES
 from t5x_llm.models.model import Model
 from t5x_llm.parallel import MeshConfig, make_mesh
-from t5x_llm.text import TokenizerTraining, train_tokenizer
-from t5x_llm.text.chat import TemplateError
+from t5x_llm.text import TokenizerTraining, load_tokenizer, train_tokenizer
+from t5x_llm.text.chat import (
+    Conversation,
+    Message,
+    TemplateError,
+    encode_conversation,
+    template_for,
+)
 from t5x_llm.train.task import LmTask
 
 LENGTH = 256
@@ -187,6 +197,30 @@ def test_long_conversations_are_split_and_held_out_whole(data):
     (whole,) = [prepare(data(long, Chat(template="vicuna"), store="whole"), say=quiet)]
     every = whole.stores["talk"].manifest["codes"]
     assert spoken == sum(sum(every[split][2:]) for split in ("train", "validation"))
+
+
+@pytest.mark.parametrize("name", ["vicuna", "llama2", "alpaca", "mistral"])
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    answers=st.lists(st.text("abc 12\n三", min_size=1, max_size=120), min_size=1, max_size=8),
+    question=st.integers(1, 60),
+    limit=st.integers(200, 400),
+)
+def test_templates_train_every_answer_s_token_once(tokenizer, name, answers, question, limit):
+    loaded = load_tokenizer(tokenizer)
+    template = template_for(name, loaded)
+    turns = [
+        turn
+        for i, text in enumerate(answers)
+        for turn in (Message("user", f"{i} " * question), Message("assistant", f"{i}{text}"))
+    ]
+    encode = functools.partial(encode_conversation, template, loaded)
+    whole = encode(Conversation(tuple(turns)))
+    found = list(pieces(Conversation(tuple(turns)), encode, limit))
+    trained = np.concatenate([piece.ids[piece.codes >= 2] for piece in found])
+    assert trained.tolist() == whole.ids[whole.codes >= 2].tolist()
+    assert trained.tolist().count(loaded.eos_id) == len(answers)
+    assert all(len(piece.ids) <= limit for piece in found)
 
 
 def test_unreadable_rows_are_counted_by_reason_and_refused(data):

@@ -27,6 +27,8 @@ from t5x_llm.hf.peft.store import write_adapter
 from t5x_llm.hf.peft.write import to_peft
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import from_hf, hf_shapes
+from t5x_llm.nn.adapters import roots
+from t5x_llm.run.adapters import given_adapter
 
 STORED = [f"{family}_{method}" for family, method in cases.STORED]
 WEIGHTS = [case for case in STORED if not case.endswith(("prefix", "prompt", "ptuning"))]
@@ -71,6 +73,18 @@ def test_the_reference_of_the_gate_gives_peft_s_logits(case):
     )
     assert name.startswith("numpy")
     np.testing.assert_allclose(logits(cases.prompt()), cases.logits(case), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["llama_prefix", "llama_ptuning", "llama_adalora"])
+def test_a_model_given_an_adapter_computes_what_peft_does(case):
+    preset, _, _, read = base(case.partition("_")[0])
+    abstract = Model(preset.decoder()).abstract_params()
+    given = given_adapter(cases.GOLDEN / case, preset)
+    whole = roots.merge(
+        {roots.BASE: from_hf(preset.weight_map(), abstract, read), roots.ADAPTER: given.params}
+    )
+    found = parity.our_logits(preset, whole, given.config)(cases.prompt())
+    np.testing.assert_allclose(found, cases.logits(case), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", STORED)

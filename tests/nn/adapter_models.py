@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from t5x_llm.core.dtypes import Policy
 from t5x_llm.models.families.bloom import Bloom
@@ -31,6 +32,13 @@ FAMILIES = DECODERS | {
     "mamba": Mamba(vocab_size=64, d_model=32, n_layers=2),
     "t5": T5(vocab_size=64, d_model=32, n_layers=2, n_heads=4, head_dim=8, d_ff=48, start_id=7),
 }
+
+
+def some(names, first):
+    """Names as parameters of a test; all but the ``first`` ones are extended cases."""
+    return [
+        name if name in first else pytest.param(name, marks=pytest.mark.extended) for name in names
+    ]
 
 
 def made(family, adapter, **options):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapter_models import adapter_leaves, gradients, hidden, made, shaken, tokens, without
+from adapter_models import adapter_leaves, gradients, hidden, made, shaken, some, tokens, without
 from flax import nnx
 
 from t5x_llm.core.errors import ConfigError
@@ -24,7 +24,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family", some(SHAPES, ("qwen2", "mixtral")))
 def test_a_fresh_one_is_the_base_to_the_bit_and_all_of_a_trained_one_matters(family):
     model, params = made(family, IA3())
     ids = tokens(2, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import peft_cases as cases
 import pytest
@@ -16,16 +17,20 @@ import make_peft_golden as golden  # noqa: E402
 
 from t5x_llm.hf import parity  # noqa: E402
 from t5x_llm.hf.import_ import family_of  # noqa: E402
-from t5x_llm.hf.peft.adapter import PlainAdapter, Prompted, Site  # noqa: E402
+from t5x_llm.hf.peft.adapter import PlainAdapter, Site  # noqa: E402
 from t5x_llm.hf.peft.fitting import check_fits  # noqa: E402
 from t5x_llm.hf.peft.gate import BaseModel, adapted_reference  # noqa: E402
 from t5x_llm.hf.peft.layout import linear_layers  # noqa: E402
 from t5x_llm.hf.peft.numpy_reader import AdaptedTensors  # noqa: E402
+from t5x_llm.hf.peft.ours import to_plain  # noqa: E402
 from t5x_llm.hf.peft.read import from_peft, open_adapter  # noqa: E402
 from t5x_llm.hf.peft.store import write_adapter  # noqa: E402
 from t5x_llm.hf.peft.write import BYPASSED  # noqa: E402
 from t5x_llm.models.model import Model  # noqa: E402
 from t5x_llm.models.weight_map import flatten, from_hf, hf_shapes, unflatten  # noqa: E402
+from t5x_llm.nn.adapters import roots  # noqa: E402
+from t5x_llm.nn.adapters.prompting import Prefix, PTuning  # noqa: E402
+from t5x_llm.run.adapters import given_adapter  # noqa: E402
 
 TOLERANCE = 1e-5
 WEIGHTS = [case for case in cases.CASES if case[1] not in ("prefix", "prompt", "ptuning")]
@@ -91,28 +96,50 @@ def test_virtual_tokens_both_ways(case, tmp_path):
     np.testing.assert_allclose(loaded(family, again), wanted, atol=TOLERANCE)
 
 
+GIVEN = [
+    case
+    for case in cases.CASES
+    if case[1] in ("prefix", "prompt", "ptuning", "lora", "dora", "adalora", "ia3", "experts")
+    and not (case[0] in ("mamba", "t5") and case[1] in ("prompt", "ptuning"))
+    and case != ("falcon", "prefix")  # trained for every query head, where ours has groups
+]
+
+
+@pytest.mark.parametrize("case", GIVEN, ids="_".join)
+def test_a_model_given_an_adapter_of_peft_computes_the_same(case, tmp_path):
+    """The adapter beside the base, not in it."""
+    family, method = case
+    model = golden.adapted(family, method)
+    wanted = golden.logits(model, family)
+    model.float().save_pretrained(tmp_path)
+    preset, _, _, _, params = base(family)
+    given = given_adapter(tmp_path, preset)
+    whole = roots.merge({roots.BASE: params, roots.ADAPTER: given.params})
+    found = parity.our_logits(preset, whole, given.config)(cases.prompt())
+    print(f"{family} {method}: {np.abs(found - wanted).max():.2g}")
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "config", [Prefix(3), PTuning("deep", 2, hidden=5)], ids=["prefix", "deep"]
+)
 @pytest.mark.parametrize("family", [f for f in cases.CONFIGS if f not in ("mamba", "t5")])
-def test_prefixes_lie_as_peft_lays_them(family, tmp_path):
-    """Keys and values drawn by us, written, and read by peft as past keys and values."""
-    preset, _, _, read, _ = base(family)
-    config = preset.decoder()
-    attention = config.groups[0].blocks[0].mixer
-    shape = (2, 3, attention.n_kv_heads, attention.head_dim)
-    prompt = Prompted("PREFIX_TUNING", keys=cases.draw("k", shape), values=cases.draw("v", shape))
-    write_adapter(
-        tmp_path / "out", PlainAdapter("PREFIX_TUNING", prompt=prompt),
-        BaseModel(None, preset, read), None,
-    )  # fmt: skip
-    model = peft.PeftModel.from_pretrained(
-        golden.base_model(family, torch.float32), tmp_path / "out"
-    )
-    cache = model.get_prompt(1)
-    layers = cache.layers if hasattr(cache, "layers") else cache
-    for i, layer in enumerate(layers):
-        keys = layer.keys if hasattr(layer, "keys") else layer[0]
-        values = layer.values if hasattr(layer, "values") else layer[1]
-        np.testing.assert_array_equal(keys[0].detach().numpy().swapaxes(0, 1), prompt.keys[i])
-        np.testing.assert_array_equal(values[0].detach().numpy().swapaxes(0, 1), prompt.values[i])
+def test_prefixes_written_here_compute_the_same_in_peft(family, config, tmp_path):
+    preset, _, _, read, params = base(family)
+    model = Model(preset.decoder(), adapter=config)
+    tree = jax.device_get(model.adapted(params, jax.random.key(0)))[roots.ADAPTER]
+    tree = unflatten({p: v + cases.draw(p, v.shape, 0.5) for p, v in flatten(tree).items()})
+    whole = roots.merge({roots.BASE: params, roots.ADAPTER: tree})
+    wanted = parity.our_logits(preset, whole, config)(cases.prompt())
+    out = tmp_path / "out"
+    write_adapter(out, to_plain(config, tree), BaseModel(None, preset, read), None)
+    found = loaded(family, out)
+    print(f"{family} {config.method}: {np.abs(found - wanted).max():.2g}")
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
+    given = given_adapter(out, preset)
+    whole = roots.merge({roots.BASE: params, roots.ADAPTER: given.params})
+    again = parity.our_logits(preset, whole, given.config)(cases.prompt())
+    np.testing.assert_allclose(again, wanted, atol=TOLERANCE)
 
 
 RANK, SCALE = 2, 1.5

@@ -172,3 +172,26 @@ def test_show_and_plan_and_trace(chat, monkeypatch, capfd):
     with pytest.raises(SystemExit):
         command.main(["data", "show", "run", "--source", "tlak"])
     assert "Did you mean 'talk'?" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("talk/Source.format='sharegpt'", "looks like 'alpaca': set Source.format = 'alpaca'"),
+        ("Chat.template='vicunya'", "Did you mean 'vicuna'"),
+        ("Chat.template='chatml'", "a server stops at one"),
+        (
+            "talk/Source.columns={'response': 'instruction', 'prompt': 'input'}",
+            "120 x empty 'instruct",
+        ),
+    ],
+)
+def test_what_cannot_be_prepared_is_told_and_leaves_no_store(
+    tmp_path, monkeypatch, capfd, flag, words
+):
+    corpus(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["prepare", "--gin_file=chat.gin", f"--gin.{flag}"])
+    assert ended.value.code == 2 and words in capfd.readouterr().err
+    assert not list(tmp_path.glob("store/mixture.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -72,13 +73,27 @@ def records(
 def texts(
     source: Source, stretches: Iterable[Stretch], progress: Callable[[int], object] = int
 ) -> Iterator[SourceDocument]:
-    """Yields the conversations that are taught as plain text, a line a turn, without a template."""
+    """Yields the conversations that are taught as plain text, a line a turn, without a template.
+
+    Raises:
+      DataError: not one row of a stretch can be read.
+    """
     for stretch in stretches:
+        reasons, readable = collections.Counter[str](), 0
         for line, record in records(source, stretch, progress):
-            taught = None if isinstance(record, str) else record.taught
-            if taught is not None:
+            if isinstance(record, str):
+                reasons[record] += 1
+                continue
+            readable += 1
+            if (taught := record.taught) is not None:
                 words = "\n".join(m.content for m in taught.messages if m.content)
                 yield SourceDocument(words, stretch.file, line)
+        if reasons and not readable:
+            told = "; ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(5))
+            raise DataError(
+                f"Source {source.name!r}: no conversation of {stretch.path} from line "
+                f"{stretch.line} on can be read: {told}. Check Source.format and Source.columns."
+            )
 
 
 def _joined(

@@ -175,6 +175,8 @@ class LinearLayers:
       shapes: of our parameters, by dotted path.
       tied: Hugging Face names of modules whose weight is another's too.
       model_type: of config.json.
+      cached_heads: heads that transformers' cache has keys of, where it is not as many as there
+        are; else None.
     """
 
     modules: Mapping[str, LinearModule]
@@ -182,6 +184,7 @@ class LinearLayers:
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     model_type: str = ""
+    cached_heads: int | None = None
 
     def of(self, path: str) -> list[LinearModule]:
         """The modules that one linear map of ours is, or is in; none if it is not linear there."""
@@ -220,7 +223,15 @@ def linear_layers(family: Family) -> LinearLayers:
     }
     ours = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
     names = list(dict.fromkeys([*within, *tied]))
-    return LinearLayers(modules, tuple(names), ours, tied, family.hf_type)
+    return LinearLayers(modules, tuple(names), ours, tied, family.hf_type, cached_heads(family))
+
+
+def cached_heads(family: Family) -> int | None:
+    """Returns how many heads transformers caches keys of, where it repeats them before that."""
+    config = family.to_hf_config()
+    # Falcon 40B and 180B: as many as there are queries.
+    repeated = config.get("new_decoder_architecture", False)
+    return config["num_attention_heads"] if repeated else None
 
 
 def _slot(piece: Piece) -> Slot | None:

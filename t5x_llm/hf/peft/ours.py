@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +11,28 @@ import numpy as np
 
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.hf.peft.adapter import PlainAdapter, Site
+from t5x_llm.hf.peft.prompts import prompt_given, prompt_of
 from t5x_llm.hf.peft.targets import common_value, suffixes
 from t5x_llm.models.family import Family
 from t5x_llm.models.model import Model
 from t5x_llm.models.weight_map import flatten, stacked, unflatten
+from t5x_llm.nn.adapters import roots
+from t5x_llm.nn.adapters.adaptive import AdaLoRA
 from t5x_llm.nn.adapters.config import Adapter
 from t5x_llm.nn.adapters.lora import LoRA
+from t5x_llm.nn.adapters.prompting import Prefix, Prompt, PTuning
 from t5x_llm.nn.adapters.roots import ADAPTER
+from t5x_llm.nn.adapters.scaling import IA3
+from t5x_llm.nn.adapters.targets import matches
 
 _ENDING = f"_{ADAPTER}"
+_KINDS: dict[type[Adapter], str] = {
+    LoRA: "LORA",
+    AdaLoRA: "ADALORA",
+    IA3: "IA3",
+    Prefix: "PREFIX_TUNING",
+    Prompt: "PROMPT_TUNING",
+}
 
 
 def site_path(path: str) -> tuple[str, str] | None:
@@ -45,18 +59,41 @@ def to_plain(config: Adapter, tree: Mapping[str, Any]) -> PlainAdapter:
     Raises:
       ConfigError: the method has no form in PEFT.
     """
+    kind = kind_of(config)
+    if kind is None:
+        raise no_form(config)
+    flat = {path: np.asarray(value, np.float32) for path, value in flatten(tree).items()}
+    if isinstance(config, Prefix | Prompt | PTuning):
+        return PlainAdapter(kind, prompt=prompt_of(kind, flat))
     leaves: dict[str, dict[str, np.ndarray]] = {}
     lead: dict[str, int] = {}
-    for path, value in flatten(tree).items():
+    for path, value in flat.items():
         if (found := site_path(path)) is not None:
-            leaves.setdefault(found[0], {})[found[1]] = np.asarray(value, np.float32)
+            leaves.setdefault(found[0], {})[found[1]] = value
             lead[found[0]] = int(stacked(path)) + int(f"{_ENDING}." in path)
-    if isinstance(config, LoRA):
-        sites = {path: _low_rank(config, its, lead[path]) for path, its in leaves.items()}
-        return PlainAdapter(
-            "LORA", sites, dropout=config.dropout, rank_stabilised=config.rank_stabilised
-        )
-    raise no_form(config)
+    if isinstance(config, IA3):
+        sites = {
+            path: Site(gain=its["scale"], feeds=any(matches(path, t) for t in config.inputs))
+            for path, its in leaves.items()
+        }
+        return PlainAdapter(kind, sites)
+    if isinstance(config, AdaLoRA):
+        sites = {
+            path: Site(a=its["a"], b=its["b"], e=its["e"], scale=config.scaling)
+            for path, its in leaves.items()
+        }
+        return PlainAdapter(kind, sites, dropout=config.dropout)
+    assert isinstance(config, LoRA)
+    sites = {path: _low_rank(config, its, lead[path]) for path, its in leaves.items()}
+    stable = config.rank_stabilised
+    return PlainAdapter(kind, sites, dropout=config.dropout, rank_stabilised=stable)
+
+
+def kind_of(config: Adapter) -> str | None:
+    """Returns PEFT's name of a method, None where it has no form of it."""
+    if isinstance(config, PTuning):
+        return "P_TUNING" if config.form == "input" else "PREFIX_TUNING"
+    return _KINDS.get(type(config))
 
 
 def no_form(config: Adapter) -> ConfigError:
@@ -84,6 +121,8 @@ def _low_rank(config: LoRA, leaves: Mapping[str, np.ndarray], lead: int) -> Site
 def from_plain(adapter: PlainAdapter, family: Family) -> tuple[Adapter, dict[str, Any]]:
     """Makes the config and the parameters of an adapter of ours.
 
+    What AdaLoRA left becomes a LoRA, what an encoder of P-tuning made the rows of a prompt.
+
     Args:
       adapter: plain arrays.
       family: the preset of the base.
@@ -93,23 +132,51 @@ def from_plain(adapter: PlainAdapter, family: Family) -> tuple[Adapter, dict[str
       and the adapter does not have get one that changes nothing.
 
     Raises:
-      ConfigError: there is no such method here.
+      ConfigError: the model has no place for it.
     """
-    if adapter.kind != "LORA":
-        raise ConfigError(
-            "peft_type",
-            adapter.kind,
-            "LORA, the one that a model here is given while it runs",
-            "Merge another with its base: t5x-llm adapter merge BASE ADAPTER OUT.",
-        )
+    config: Adapter
+    if adapter.prompt is not None:
+        return prompt_given(adapter.prompt, family)
+    if adapter.kind == "IA3":
+        every = linear_paths(family)
+        feeds = {path: site for path, site in adapter.sites.items() if site.feeds}
+        others = [path for path in adapter.sites if path not in feeds]
+        config = IA3(tuple(suffixes(others, every)), tuple(suffixes(feeds, every)))
+        blank = abstract_adapter(config, family, 1.0)
+        gains = {path: _gain(adapter, path, value) for path, value in blank.items()}
+        return config, unflatten(gains)
+    adapter = folded(adapter)
     config = lora_of(adapter, family)
-    abstract = flatten(Model(family.decoder(), adapter=config).abstract_params())
-    wanted = {path: leaf for path, leaf in abstract.items() if site_path(path)}
-    blank = {path: np.zeros(leaf.shape, np.float32) for path, leaf in wanted.items()}
+    blank = abstract_adapter(config, family, 0.0)
     missing = [p for p in blank if p.endswith(".magnitude") and site_of(adapter, p) is None]
     if missing:
         raise ConfigError("target_modules", missing[0], "all maps that an end names, with DoRA")
     return config, unflatten(filled(adapter, config, blank))
+
+
+def abstract_adapter(config: Adapter, family: Family, value: float) -> dict[str, np.ndarray]:
+    """Returns the parameters of an adapter by path, all of them ``value``."""
+    tree = roots.split(Model(family.decoder(), adapter=config).abstract_params())
+    leaves = flatten(tree[roots.ADAPTER])
+    return {path: np.full(leaf.shape, value, np.float32) for path, leaf in leaves.items()}
+
+
+def _gain(adapter: PlainAdapter, path: str, fresh: np.ndarray) -> np.ndarray:
+    site = site_of(adapter, path)
+    return fresh if site is None or site.gain is None else site.gain
+
+
+def folded(adapter: PlainAdapter) -> PlainAdapter:
+    """Returns a LoRA that does the same: singular values of AdaLoRA go into A."""
+    if adapter.kind != "ADALORA":
+        return adapter
+    sites = {}
+    for path, site in adapter.sites.items():
+        assert site.a is not None and site.e is not None
+        lead = site.e.ndim - 1
+        shape = (*site.e.shape[:lead], *(1,) * (site.a.ndim - lead - 1), site.rank)
+        sites[path] = dataclasses.replace(site, a=site.a * site.e.reshape(shape), e=None)
+    return dataclasses.replace(adapter, kind="LORA", sites=sites)
 
 
 def site_of(adapter: PlainAdapter, path: str) -> Site | None:
@@ -164,7 +231,7 @@ def _leaf(site: Site, part: str, config: LoRA) -> np.ndarray:
 def lora_of(adapter: PlainAdapter, family: Family) -> LoRA:
     """Returns the config of a LoRA that was read, by whose targets it is given to a model."""
     sites = adapter.sites
-    every = _linear_paths(family)
+    every = linear_paths(family)
     ranks = {path: site.rank for path, site in sites.items()}
     rank: int = common_value(ranks.values())
     scale: float = common_value(site.scale for site in sites.values() if site.rank == rank)
@@ -188,7 +255,7 @@ def lora_of(adapter: PlainAdapter, family: Family) -> LoRA:
     return LoRA(**fields)
 
 
-def _linear_paths(family: Family) -> list[str]:
+def linear_paths(family: Family) -> list[str]:
     """Returns the paths of all maps that an adapter can go to."""
     shapes = flatten(Model(family.decoder()).abstract_params())
     found = []

@@ -70,7 +70,10 @@ def to_peft(
       ConfigError: naming a map of ours that peft could not load an adapter of.
     """
     if adapter.prompt is not None:
-        return prompt_to_peft(adapter.prompt, base, task)
+        if adapter.prompt.keys is not None and task == "SEQ_2_SEQ_LM":
+            said = "another method: peft gives both attentions of a decoder the same prefix"
+            raise ConfigError("Run.adapter", adapter.kind, said)
+        return prompt_to_peft(adapter.prompt, base, task, layout.cached_heads)
     modules = adapted(adapter, layout)
     if loadable:
         check_loadable(modules, layout, adapter.kind)
@@ -344,7 +347,7 @@ def _ia3(
 
 
 def prompt_to_peft(
-    prompt: Prompted, base: str | None, task: str
+    prompt: Prompted, base: str | None, task: str, cached: int | None = None
 ) -> tuple[PeftConfig, dict[str, np.ndarray]]:
     """Makes the one tensor of virtual tokens: embeddings, or keys and values of every layer."""
     if prompt.embeddings is not None:
@@ -352,8 +355,10 @@ def prompt_to_peft(
         config = PeftConfig(prompt.kind, base, task, tokens=n, token_width=width, heads=1, layers=1)
         return config, {"prompt_embeddings": prompt.embeddings}
     assert prompt.keys is not None and prompt.values is not None
-    layers, n, heads, size = prompt.keys.shape
     both = np.stack([prompt.keys, prompt.values], axis=1)  # [L, 2, n, K, H]
+    if cached is not None:
+        both = np.repeat(both, cached // both.shape[3], axis=3)
+    layers, _, n, heads, size = both.shape
     flat = both.transpose(2, 0, 1, 3, 4).reshape(n, layers * 2 * heads * size)
     config = PeftConfig(
         prompt.kind, base, task, tokens=n, token_width=heads * size, heads=heads, layers=layers

@@ -106,6 +106,10 @@ class AdaLoRA(Adapter):
         """Returns the factor on x a diag(e) b, with peft's guard against rank 0."""
         return self.alpha / (self.rank + 1e-5)
 
+    def check(self, config: Any, total_steps: int) -> None:
+        """Checks that there are steps to prune in; see ``Adapter``."""
+        self.budget(total_steps)
+
     def budget(self, total_steps: int) -> RankBudget:
         """Makes the budget of a run of ``total_steps`` updates.
 

@@ -50,11 +50,12 @@ class Adapter(abc.ABC):
         """Gives the parts random keys of a training step; without them nothing is dropped."""
         return None
 
-    def check(self, config: Any) -> None:
-        """Checks that the method can be trained in rows that several segments share.
+    def check(self, config: Any, total_steps: int) -> None:
+        """Checks that the method can train a model in rows that several segments share.
 
         Args:
           config: of the model.
+          total_steps: steps of the run.
 
         Raises:
           ConfigError: it cannot.

@@ -21,6 +21,7 @@ from t5x_llm.nn.adapters.targets import check_targets, chosen, matches
 from t5x_llm.nn.moe import Experts
 from t5x_llm.optim.masks import scale_named
 
+_RANK = "adapter_rank"
 INITS = ("zero_b", "zero_a", "pissa")
 
 
@@ -146,7 +147,7 @@ def _low_rank(config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: ja
             a = _uniform(key, a_shape, shape.matrix[0])
         else:
             b = _uniform(key, b_shape, rank)
-    axes = {"a": (*spare, *in_axes, "rank"), "b": (*spare, "rank", *out_axes)}
+    axes = {"a": (*spare, *in_axes, _RANK), "b": (*spare, _RANK, *out_axes)}
     factors = {"a": nnx.Param(a, logical=axes["a"]), "b": nnx.Param(b, logical=axes["b"])}
     if config.init == "pissa":
         factors["initial_a"] = nnx.Param(a, logical=axes["a"])

@@ -12,6 +12,7 @@ from flax import nnx
 
 from t5x_llm.nn.adapters.linear import LinearAdapter
 from t5x_llm.nn.kernels import linear
+from t5x_llm.parallel import constrain
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32
@@ -114,8 +115,8 @@ class LowRank(LinearAdapter):
         return kernels.astype(jnp.float32) + self.form.scaling * change
 
     def _product(self, x: jax.Array, a: nnx.Param[jax.Array], b: nnx.Param[jax.Array]) -> jax.Array:
-        inner = linear(x, a[...].astype(x.dtype), self.form.n_inputs)
-        return linear(inner, b[...].astype(x.dtype)) * jnp.asarray(self.form.scaling, x.dtype)
+        inner = linear(x, _placed(a, x.dtype), self.form.n_inputs)
+        return linear(inner, _placed(b, x.dtype)) * jnp.asarray(self.form.scaling, x.dtype)
 
     def _sum(self, kernel: jax.Array) -> jax.Array:
         change = jnp.tensordot(self.a[...], self.b[...], 1)
@@ -131,3 +132,10 @@ class LowRank(LinearAdapter):
             return x
         kept = jax.random.bernoulli(self.key[...], 1.0 - self.form.dropout, x.shape)
         return jnp.where(kept, x / jnp.asarray(1.0 - self.form.dropout, x.dtype), 0)
+
+
+def _placed(factor: nnx.Param[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    """Returns a factor in ``dtype``, placed for compute where its axes have names."""
+    axes = factor.get_metadata().get("logical")
+    value = factor[...].astype(dtype)
+    return value if axes is None else constrain(value, axes)

@@ -82,7 +82,7 @@ class Prompt(Adapter):
         """Returns ``tokens``."""
         return self.tokens
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any, total_steps: int) -> None:
         """Checks that virtual tokens know nothing of the text after them; see ``Adapter``."""
         _check_causal(config, "Prompt")
 
@@ -125,7 +125,7 @@ class PTuning(Adapter):
         """Returns ``tokens``."""
         return self.tokens
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any, total_steps: int) -> None:
         """Checks that virtual tokens know nothing of the text after them; see ``Adapter``."""
         if self.form == "input":
             _check_causal(config, "PTuning")

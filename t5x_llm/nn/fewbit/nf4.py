@@ -101,8 +101,8 @@ class Nf4(Stored):
     """A kernel of 4-bit codes.
 
     Attributes:
-      codes: [*leading, blocks, 32, *outputs] uint8; the high half of a byte is an input of the
-        first half of its block, the low half that 32 inputs later.
+      codes: [*leading, 32 blocks, *outputs] uint8; the high half of a byte is an input of the first
+        half of its block, the low half that 32 inputs later.
       scales: [*leading, blocks, *outputs] uint8, indices into ``SCALES``.
       groups: [*leading, groups] float32, scales of the scales.
       offset: [*leading] float32, mean of the scales.
@@ -126,7 +126,7 @@ class Nf4(Stored):
         blocks = self.matrix.axes[0] if even else None
         out = self.matrix.out_axes
         return {
-            "codes": (blocks, None, *out),
+            "codes": (blocks, *out),
             "scales": (blocks, *out),
             "groups": (None,),
             "offset": (),
@@ -140,7 +140,7 @@ class Nf4(Stored):
         codes, scales, groups, offset = jax.vmap(_quantise)(flat)
         blocks = scales.shape[1]
         return cls(
-            codes.reshape(*lead, blocks, _HALF, *matrix.outputs),
+            codes.reshape(*lead, -1, *matrix.outputs),
             scales.reshape(*lead, blocks, *matrix.outputs),
             groups.reshape(*lead, -1),
             offset.reshape(lead),
@@ -160,7 +160,8 @@ class Nf4(Stored):
         """Computes the kernel [*leading, *inputs, *outputs] in float32."""
         axis = len(self.leading) + 1
         scales = jnp.expand_dims(self.block_scales(), (axis, axis + 1))
-        codes = jnp.stack([self.codes >> 4, self.codes & 15], axis)
+        codes = self.codes.reshape(*self.leading, -1, _HALF, *self.matrix.outputs)
+        codes = jnp.stack([codes >> 4, codes & 15], axis)
         whole = _looked_up(codes) * scales
         whole = whole.reshape(*self.leading, -1, *self.matrix.outputs)
         whole = jax.lax.slice_in_dim(whole, 0, self.matrix.n_inputs, axis=axis - 1)

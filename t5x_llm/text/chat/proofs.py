@@ -58,10 +58,11 @@ def prove(template: ChatTemplate, tokenizer: Tokenizer, last_only: bool = False)
     Raises:
       TemplateError: one of them fails; ``proof`` names it.
     """
-    stop, stop_id = _stop(template, tokenizer)
+    _check_eos(template, tokenizer)
     plain = _dialogue()
     encoded = encode_conversation(template, tokenizer, plain)
     _check_contents(template, encoded, plain)
+    stop, stop_id = _stop(template, tokenizer)
     bos = _check_bos(template, tokenizer, encoded, stop_id)
     supported = {}
     for name, conversation in _variants().items():
@@ -124,17 +125,19 @@ def _variants() -> dict[str, Conversation]:
     }
 
 
-def _stop(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, int]:
-    """Returns text and id of the stop token."""
-    specials = special_texts(tokenizer)
-    if "eos_token" in template.source and "eos_token" not in specials:
+def _check_eos(template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    if "eos_token" in template.source and tokenizer.eos_id is None:
         raise TemplateError(
             f"Chat template {template.name} ends an answer with the tokenizer's eos_token, and the "
             "tokenizer has none. Name one in special_tokens_map.json, or use a template with a "
             "stop token that the tokenizer has.",
             "stop",
         )
-    stop = stop_text(template, specials)
+
+
+def _stop(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, int]:
+    """Returns text and id of the stop token."""
+    stop = stop_text(template, special_texts(tokenizer))
     if not stop:
         raise TemplateError(
             f"Chat template {template.name} writes nothing after an answer: a model trained so "

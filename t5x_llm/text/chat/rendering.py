@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -120,7 +121,8 @@ def render(
     """
     renderer = _Renderer(template, conversation, tokenizer_specials)
     marked = _GENERATION.search(template.source) is not None
-    marks = marks_for("".join(map(repr, renderer.messages)) + template.source)
+    seen = [template.source, renderer.messages, renderer.tools]
+    marks = marks_for(json.dumps(seen, ensure_ascii=False))
     given = renderer.whole(add_generation_prompt, marks if marked else ("", ""))
     text, blocks = _unmarked(given, marks, template.name)
     assistants = conversation.assistants
@@ -202,7 +204,7 @@ def _owned(
     blocks = [(a, b) for a, b in blocks if b > a]
     if len(blocks) == len(assistants):
         return [(a, b, i) for (a, b), i in zip(blocks, assistants, strict=True)]
-    ends = [(_common(text, _or_empty(renderer, i + 1)), i) for i in assistants]
+    ends = [(_common(text, _or_none(renderer, i + 1) or ""), i) for i in assistants]
     out = []
     for a, b in blocks:
         owner = next((i for end, i in ends if a < end), assistants[-1])
@@ -216,13 +218,13 @@ def _derived(
     """Finds answers by prefixes: each goes from the end of its prompt to its stop token."""
     out = []
     for i in assistants:
-        start = len(prompt) if text.startswith(prompt := _or_empty(renderer, i, True)) else -1
-        answered = _or_empty(renderer, i + 1)
-        if start <= 0 or _common(text, answered) <= start:
+        prompt, answered = _or_none(renderer, i, True), _or_none(renderer, i + 1)
+        if prompt is None or answered is None or not text.startswith(prompt):
             continue
-        end = answered.rfind(stop) + len(stop) if stop and stop in answered else len(answered)
-        if start < end and text.startswith(answered[:end]):
-            out.append((start, end, i))
+        at = answered.rfind(stop, len(prompt)) if stop else -1
+        end = at + len(stop) if at >= 0 else len(answered)
+        if len(prompt) < end and text.startswith(answered[:end]):
+            out.append((len(prompt), end, i))
     return out
 
 
@@ -233,10 +235,10 @@ def _stable(
     text holds; else None.
     """
     end = max((b for _, b, i in spans if i == index), default=0)
-    prompt = _or_empty(renderer, index, True)
-    answered = _or_empty(renderer, index + 1)
-    served = prompt and text.startswith(prompt) and answered.startswith(text[:end])
-    return len(prompt) if served and len(prompt) < end else None
+    prompt, answered = _or_none(renderer, index, True), _or_none(renderer, index + 1)
+    if prompt is None or answered is None or len(prompt) >= end:
+        return None
+    return len(prompt) if text.startswith(prompt) and answered.startswith(text[:end]) else None
 
 
 def _check_calls(
@@ -255,12 +257,12 @@ def _check_calls(
                 )
 
 
-def _or_empty(renderer: _Renderer, count: int, prompt: bool = False) -> str:
-    """Returns a prefix; '' where the template does not render it."""
+def _or_none(renderer: _Renderer, count: int, prompt: bool = False) -> str | None:
+    """Returns a prefix; None where the template does not render it."""
     try:
         return renderer.prefix(count, prompt)
     except TemplateError:
-        return ""
+        return None
 
 
 def _ended(text: str, spans: list[tuple[int, int, int]], stop: str) -> list[tuple[int, int, int]]:

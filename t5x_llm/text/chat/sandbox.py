@@ -26,12 +26,22 @@ from t5x_llm.text.chat.errors import TemplateError
 
 MAX_STEPS = 2_000_000  # turns of loops and calls
 MAX_CHARACTERS = 64_000_000  # of any text that a template makes
-MAX_NUMBER = 10_000_000  # of arithmetic: a width or a count
+MAX_WIDTH = 10_000_000  # that a method or a filter is told
+MAX_NUMBER = 2**63  # of arithmetic
 MAX_SECONDS = 20.0
 MAX_SOURCE = 1_000_000
 # Private-use characters that no text of the model's contains, see ``marks_for``.
 _PRIVATE = range(0xF0000, 0xFFFFE)
+# What jinja2 passes to a filter before its value.
+_CONTEXTS = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
 _FILTERS_OUT = ("random", "urlize", "pprint", "xmlattr", "format", "center", "wordwrap")
+
+
+def today() -> datetime.datetime:
+    """Returns the date that templates write: Llama-3.1's default. A store of conversations must
+    not depend on the day on which it was made.
+    """
+    return datetime.datetime(2024, 7, 26)
 
 
 class Exceeded(Exception):
@@ -66,8 +76,13 @@ def _bounded(value: Any) -> Any:
             raise Exceeded(f"a value of more than {MAX_CHARACTERS:,} characters or items")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if abs(value) > MAX_NUMBER:
-            raise Exceeded(f"a number beyond {MAX_NUMBER:,}")
+            raise Exceeded("a number of more than 64 bits")
     return value
+
+
+def _check_widths(values: Iterable[Any]) -> None:
+    if any(isinstance(value, int) and abs(value) > MAX_WIDTH for value in values):
+        raise Exceeded(f"a text or a list wider than {MAX_WIDTH:,}")
 
 
 def _counted(values: Iterable[Any]) -> Iterator[Any]:
@@ -133,7 +148,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.globals |= {
             "raise_exception": _raise,
-            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+            "strftime_now": lambda form: today().strftime(form),
             "namespace": _Namespace,
             "dict": _Dict(),
         }
@@ -146,6 +161,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         jinja2.nodes.Node.set_environment(tree, self)
         return tree
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Refuses ``str.format``, whose widths are not bounded."""
+        if super().wrap_str_format(value) is not None:
+            raise Exceeded("a use of str.format, which no chat template needs")
+        return None
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             raise Exceeded("a power, which no chat template needs")
@@ -153,18 +174,16 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _product(left, right)
             _product(right, left)
         if operator == "%" and isinstance(left, str):
-            raise Exceeded("text formatted by %, which no chat template needs")
+            raise Exceeded("a text formatted by %, which no chat template needs")
         return _bounded(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
         _budget.step()
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and called is not _joined:
-                _bounded(value)
         owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         if isinstance(owner, str):
-            if name in ("format", "format_map", "translate", "encode", "maketrans"):
-                raise Exceeded(f"str.{name}, which no chat template needs")
+            _check_widths((*args, *kwargs.values()))
+            if name in ("translate", "encode", "maketrans"):
+                raise Exceeded(f"a use of str.{name}, which no chat template needs")
             if name == "replace" and len(args) > 1:
                 _bounded_replace(owner, str(args[0]), str(args[1]))
             if name == "join" and args:
@@ -193,13 +212,11 @@ def _guarded(found: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(found)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         _budget.step()
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int):
-                _bounded(value)
+        given = [a for a in args if not isinstance(a, _CONTEXTS)]
+        _check_widths((*given[1:], *kwargs.values()))
         if getattr(found, "__name__", "") == "do_replace":
-            texts = [str(a) for a in args if not isinstance(a, jinja2.nodes.EvalContext)]
-            if len(texts) >= 3:
-                _bounded_replace(*texts[:3])
+            texts = [str(a) for a in given[:3]]
+            _bounded_replace(*texts, *("" for _ in range(3 - len(texts))))
         return _bounded(found(*args, **kwargs))
 
     return bounded
@@ -315,7 +332,7 @@ def run(
     except (RecursionError, MemoryError) as e:
         raise TemplateError(f"Chat template {name} recurses or grows without end.") from e
     except jinja2.TemplateError as e:
-        raise TemplateError(f"Chat template {name} says: {e.message or e!r}.") from e
+        raise TemplateError(f"Chat template {name} says: {e.message or e}.") from e
     except Exception as e:  # any error of Python's that a stranger's template can cause
         raise TemplateError(f"Chat template {name} failed: {type(e).__name__}: {e}.") from e
     finally:

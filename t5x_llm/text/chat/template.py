@@ -44,6 +44,7 @@ class ChatTemplate:
         return hashlib.sha256(json.dumps([self.source, self.stop]).encode()).hexdigest()
 
 
+@functools.cache
 def builtin(name: str) -> ChatTemplate:
     """Returns a built-in template by its name, one of ``BUILTIN``.
 

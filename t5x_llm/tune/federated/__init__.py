@@ -1,0 +1,1 @@
+"""Federated fine-tuning of adapters: parties train on their own data, a server averages."""
