@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,9 @@ from t5x_llm.data.reading import read
 from t5x_llm.data.sources import Source
 from t5x_llm.data.stretch import Stretch
 from t5x_llm.hf.scoring import document_scores, read_scorer
+from t5x_llm.parallel import MeshConfig, make_mesh
+from t5x_llm.plan.estimate import estimate
+from t5x_llm.run.assembled import assemble
 from t5x_llm.run.config import load_run
 from t5x_llm.run.load import load
 
@@ -133,3 +137,11 @@ def test_a_label_that_is_not_one_of_the_classes_is_named_with_its_line(tmp_path)
     stretch = Stretch(0, str(file), 0, file.stat().st_size, 1)
     with pytest.raises(DataError, match=r"a.jsonl:2: label 'y' is 'goood', expected one of bad"):
         assert [document.score for document in read(source, [stretch])][0] == 1.0
+
+
+def test_its_memory_is_estimated_and_it_has_no_head_over_the_vocabulary(tmp_path):
+    corpus(tmp_path)
+    one = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    assembled = assemble(load_run(flags(tmp_path, "MeshConfig.data=1"))[0], one)
+    assert estimate(assembled).total > 0
+    assert "head" not in assembled.state.params and set(assembled.batch.extra) == {"labels"}
