@@ -70,6 +70,8 @@ def described(data: Data) -> dict[str, Any]:
         for source in value["mixture"]["sources"]:
             for name in (*_READING["Source"], *([] if source["score"] else ["score"])):
                 del source[name]
+            if not source["classes"]:
+                del source["classes"]
             if source["kind"] != "chat":
                 del source["format"], source["columns"]
     if data.chat is None:

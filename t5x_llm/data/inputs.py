@@ -89,6 +89,8 @@ def _file_plan(
         read = dict(kind=source.kind, format=source.format, columns=source.columns)
     if source.score:
         read["score"] = source.score
+    if source.classes:
+        read["classes"] = source.classes
     digest = content_hash(**read, files=[[shipped_name(s.path), s.sha256] for s in scans])
     texts = content_hash(**read, files=[s.sha256 for s in scans])
     return StorePlan(source.name, digest, jobs, tuple(s.path for s in scans), texts)

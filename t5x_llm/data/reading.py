@@ -346,6 +346,14 @@ def _score(source: Source, value: dict[str, Any], where: str) -> float:
     found: Any = value
     for part in source.score.split("."):
         found = found.get(part) if isinstance(found, dict) else None
+    if source.classes:
+        name = str(found) if isinstance(found, (str, int)) else None
+        if name not in source.classes:
+            raise DataError(
+                f"{where}: label {source.score!r} is {found!r}, expected one of "
+                f"{', '.join(source.classes)}. Repair the line, or add to Classification.labels."
+            )
+        return float(source.classes.index(name))
     number = isinstance(found, (int, float)) and not isinstance(found, bool)
     if not number or not abs(found) < 3e38:  # what float32 holds
         raise DataError(

@@ -53,7 +53,10 @@ class Source:
         that the budget bought again and again (``repeat``).
       curriculum: which documents come first: ``shortest`` or ``longest`` by tokens, ``lowest`` or
         ``highest`` by ``score``; between the bins of ``Data.bins``, shuffled inside each.
-      score: of a jsonl object the field with a number to order by; dots lead into objects.
+      score: of a jsonl object the field with a number to order by, or with the label of a
+        document; dots lead into objects.
+      classes: names that may stand in the field ``score``, each for its index; those of
+        ``Run.task`` if ().
       format: of conversations, such as ``alpaca``, ``sharegpt``, ``openai`` or ``preference``; told
         row by row if ``auto``.
       columns: where the files have other names: LLaMA-Factory's columns and tags, such as
@@ -77,6 +80,7 @@ class Source:
     exhausted: str = later("stop")
     curriculum: str = later("")
     score: str = later("")
+    classes: tuple[str, ...] = later(())
     format: str = later("auto")
     columns: dict[str, str] | None = later(None)
 

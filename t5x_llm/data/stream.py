@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,17 @@ from t5x_llm.data.positions import DataState, History, Skips
 from t5x_llm.data.row_objective import RowObjective
 from t5x_llm.data.shuffled import ShuffledSource
 from t5x_llm.data.store import Provenance, TokenStore
+
+
+class RowPiece(NamedTuple):
+    """Piece of one document in a row; the fields are those of ``DocumentSpan``."""
+
+    source: str
+    document: int
+    start: int
+    stop: int
+    column: int
+    epoch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +299,21 @@ class Stream:
 
     def documents(self, position: int) -> list[DocumentSpan]:
         """Returns the spans of documents in the row at ``position``, and where each came from."""
+        return [
+            DocumentSpan(
+                source=piece.source,
+                document=piece.document,
+                provenance=self._sources[piece.source].split.provenance(piece.document),
+                start=piece.start,
+                stop=piece.stop,
+                column=piece.column,
+                epoch=piece.epoch,
+            )
+            for piece in self.pieces(position)
+        ]
+
+    def pieces(self, position: int) -> list[RowPiece]:
+        """Returns the pieces of documents in the row at ``position``; reads nothing."""
         (index,), (ordinal,) = self._locate(np.array([position]))
         part = self._sources[self.sources[index]]
         spans, epoch = part.spans(int(ordinal))
@@ -295,17 +322,7 @@ class Stream:
         for start, length in zip(spans.start.tolist(), spans.length.tolist(), strict=True):
             document = int(np.searchsorted(offsets, start, side="right")) - 1
             first = start - int(offsets[document])
-            pieces.append(
-                DocumentSpan(
-                    source=part.name,
-                    document=document,
-                    provenance=part.split.provenance(document),
-                    start=first,
-                    stop=first + length,
-                    column=column,
-                    epoch=epoch,
-                )
-            )
+            pieces.append(RowPiece(part.name, document, first, first + length, column, epoch))
             column += length
         return pieces
 

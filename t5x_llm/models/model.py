@@ -221,11 +221,17 @@ class Model:
         return self.bind(params).logits(hidden)
 
     def loss(
-        self, params: Params, batch: Any, z_loss: float = 0.0, training: Training | None = None
+        self,
+        params: Params,
+        batch: Any,
+        z_loss: float = 0.0,
+        training: Training | None = None,
+        label_smoothing: float = 0.0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Summed negative log likelihood of a data.Batch, plus ``z_loss`` times summed log(Z)^2.
 
-        Auxiliary losses of layers count once for every token predicted.
+        Label smoothing is added to that, and no part of ``nll``. Auxiliary losses of layers count
+        once for every token predicted.
 
         Returns:
           (scalar float32 to differentiate, aux of ``objectives.lm.cross_entropy`` and the layers'
@@ -255,6 +261,7 @@ class Model:
             transposed=head.transposed,
             one_cpu=one_cpu(),
             pieces=head_gradient(head),
+            label_smoothing=label_smoothing,
         )
         aux["nll"] = _unfolded(aux["nll"], count)
         if not layers:

@@ -43,6 +43,7 @@ class _Static(NamedTuple):
     chunk: int
     one_cpu: bool
     pieces: Pieces | None
+    label_smoothing: float
 
     @property
     def flipped(self) -> bool:
@@ -64,8 +65,9 @@ def cross_entropy(
     chunk: int | None = None,
     one_cpu: bool = False,
     pieces: Pieces | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[Float32[Array, ""], Aux]:
-    """Summed negative log likelihood of ``targets``, plus z-loss.
+    """Summed negative log likelihood of ``targets``, plus z-loss and label smoothing.
 
     Args:
       hidden: [B, T, D] final hidden states.
@@ -81,19 +83,25 @@ def cross_entropy(
       one_cpu: use the forms that suit a single CPU device; the result is the same.
       pieces: how the gradient of ``kernel`` is added up on several devices; None leaves that to
         the compiler, which adds up the whole of it on each and sums over devices at the end.
+      label_smoothing: share of the target's probability that is spread evenly over all V tokens
+        (Szegedy et al., arXiv 1512.00567, section 7; ``torch.nn.CrossEntropyLoss``).
 
     Returns:
-      (scalar float32 to differentiate by ``hidden``, ``kernel`` and ``bias``: sum(nll) + z-loss,
-      {'nll': [B, T] float32 weighted by ``mask``, 'z_loss': the z-loss term}); no gradient flows
-      through the second.
+      (scalar float32 to differentiate by ``hidden``, ``kernel`` and ``bias``: sum(nll) + z-loss +
+      smoothing, {'nll': [B, T] float32 weighted by ``mask``, without smoothing, 'z_loss': the
+      z-loss term}, and with ``label_smoothing`` 'smoothing': what it adds to sum(nll)); no
+      gradient flows through the second.
     """
     b, t, _ = hidden.shape
     if chunk is None:
         chunk = max(1, _cpu_rows(hidden.shape[-1]) // b) if one_cpu else 512
     chunk = -(-t // -(-t // min(chunk, t)))  # as few chunks as that allows, of equal length
-    static = _Static(z_loss, softcap, logit_scale, transposed, chunk, one_cpu, pieces)
-    value, nll, z_term = _loss(static, hidden, kernel, bias, targets, mask)
-    return value, jax.tree.map(jax.lax.stop_gradient, {"nll": nll, "z_loss": z_term})
+    static = _Static(
+        z_loss, softcap, logit_scale, transposed, chunk, one_cpu, pieces, label_smoothing
+    )
+    value, *parts = _loss(static, hidden, kernel, bias, targets, mask)
+    aux = dict(zip(("nll", "z_loss", "smoothing"), parts, strict=False))
+    return value, jax.tree.map(jax.lax.stop_gradient, aux)
 
 
 def _cpu_rows(d_model: int) -> int:
@@ -110,7 +118,7 @@ def _loss(
     bias: jax.Array | None,
     targets: jax.Array,
     mask: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     return _run(static, hidden, kernel, bias, targets, mask, gradients=False)[0]
 
 
@@ -149,7 +157,7 @@ def _run(
     mask: jax.Array,
     *,
     gradients: bool,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+) -> tuple[tuple[jax.Array, ...], Any]:
     """The loss chunk by chunk along T, so that a sharded batch stays as it lies."""
     b, t, d = hidden.shape
     mask = mask.astype(jnp.float32)
@@ -166,9 +174,9 @@ def _run(
             jax.lax.dynamic_slice_in_dim(a, i * static.chunk, static.chunk, axis=1)
             for a in (hidden, targets, mask)
         )
-        nll, z, d_logits = _chunk(static, x, kernel, bias, y, w, gradients)
+        terms, d_logits = _chunk(static, x, kernel, bias, y, w, gradients)
         if not gradients:
-            return None, (nll, z)
+            return None, terms
         d_kernel, d_bias = sums
         dx, d_kernel = _chunk_gradients(static, x, kernel, d_logits, d_kernel)
         if bias is not None:
@@ -176,7 +184,7 @@ def _run(
         if static.one_cpu and dx.dtype == jnp.bfloat16:
             # XLA's CPU backend in jax 0.10 widens all chunks of bfloat16 to write one; not bits.
             dx = jax.lax.bitcast_convert_type(dx, jnp.uint16)
-        return (d_kernel, d_bias), (nll, z, dx)
+        return (d_kernel, d_bias), (*terms, dx)
 
     zero = jnp.zeros(kernel.T.shape if static.flipped else kernel.shape, jnp.float32)
     zero = zero if static.pieces is None else static.pieces.lay_out(zero)
@@ -186,11 +194,11 @@ def _run(
     if gradients and static.flipped:
         d_kernel = jax.lax.optimization_barrier(d_kernel).T
     whole = [jnp.moveaxis(a, 0, 1).reshape(b, t + fill, *a.shape[3:])[:, :t] for a in out]
-    if gradients and whole[2].dtype != hidden.dtype:
-        whole[2] = jax.lax.bitcast_convert_type(whole[2], hidden.dtype)
-    z_term = jnp.sum(whole[1])
-    value = jnp.sum(whole[0]) + z_term
-    return (value, whole[0], z_term), (whole[2], d_kernel, d_bias) if gradients else None
+    if gradients and whole[-1].dtype != hidden.dtype:
+        whole[-1] = jax.lax.bitcast_convert_type(whole[-1], hidden.dtype)
+    added = [jnp.sum(term) for term in (whole[1:-1] if gradients else whole[1:])]
+    value = sum(added, start=jnp.sum(whole[0]))
+    return (value, whole[0], *added), (whole[-1], d_kernel, d_bias) if gradients else None
 
 
 def _chunk(
@@ -201,8 +209,8 @@ def _chunk(
     targets: jax.Array,
     mask: jax.Array,
     gradients: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """nll and z-loss [B, c] of one chunk, and d(loss)/d(product) [B, c, V] in x's dtype."""
+) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+    """nll, z-loss and smoothing [B, c] of one chunk, and d(loss)/d(product) [B, c, V] like x."""
     form = "btd,vd->btv" if static.transposed else "btd,dv->btv"
     raw = jnp.einsum(form, x, kernel, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -213,18 +221,28 @@ def _chunk(
         logits = static.softcap * tanh
     log_z = jax.nn.logsumexp(logits, axis=-1)
     hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-    nll = (log_z - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)) * mask
-    z = static.z_loss * jnp.square(log_z) * mask
+    found = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    terms: tuple[jax.Array, ...] = (
+        (log_z - found) * mask,
+        static.z_loss * jnp.square(log_z) * mask,
+    )
+    if static.label_smoothing:
+        terms += (static.label_smoothing * (found - jnp.mean(logits, axis=-1)) * mask,)
     if not gradients:
-        return nll, z, None
+        return terms, None
     pull = mask * (1.0 + 2.0 * static.z_loss * log_z)
     d_logits = jnp.exp(logits - log_z[..., None]) * pull[..., None]
-    d_logits -= jnp.where(hit, mask[..., None], 0.0)
+    if static.label_smoothing:
+        spread = static.label_smoothing / logits.shape[-1]
+        goal = jnp.where(hit, 1.0 - static.label_smoothing + spread, spread)
+        d_logits -= goal * mask[..., None]
+    else:
+        d_logits -= jnp.where(hit, mask[..., None], 0.0)
     if static.softcap is not None:
         d_logits *= 1.0 - jnp.square(tanh)
     if static.logit_scale is not None:
         d_logits *= static.logit_scale
-    return nll, z, d_logits.astype(x.dtype)
+    return terms, d_logits.astype(x.dtype)
 
 
 def _chunk_gradients(

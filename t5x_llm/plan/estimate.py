@@ -22,6 +22,7 @@ from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout
 from t5x_llm.plan.analytic import StepWork, gathered, kept_ways
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
+from t5x_llm.train.scoring import ScoringTask
 from t5x_llm.train.task import TrainTask
 
 # A batch without its rows: structure, and (shape, dtype) of every array.
@@ -244,8 +245,14 @@ def _unmistakable(length: int, model: Model) -> int:
 
 
 def _row_shapes(task: TrainTask, length: int, traced: int) -> _RowShapes:
-    """Returns the batch of a task with ``traced`` tokens for ``length``, the rest in proportion."""
-    leaves, treedef = jax.tree.flatten(task.abstract_batch(1))
+    """Returns the batch of a task with ``traced`` tokens for ``length``, the rest in proportion.
+
+    A head of scores is counted as one over the vocabulary, which keeps no less.
+    """
+    batch = task.abstract_batch(1)
+    if isinstance(task, ScoringTask):
+        batch = dataclasses.replace(batch, extra={})
+    leaves, treedef = jax.tree.flatten(batch)
     sizes = [tuple(n * traced // length for n in x.shape[1:2]) + x.shape[2:] for x in leaves]
     return treedef, tuple(zip(sizes, (x.dtype for x in leaves), strict=True))
 

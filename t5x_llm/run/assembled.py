@@ -19,6 +19,7 @@ from t5x_llm.run.config import Run
 from t5x_llm.run.data import OpenData, planned_source_names
 from t5x_llm.train.adapted import AdapterTask
 from t5x_llm.train.flops import flops_per_token
+from t5x_llm.train.scoring import ScoringTask
 from t5x_llm.train.state import Placement, TrainState, abstract_state, place, with_shardings
 from t5x_llm.train.step import (
     Control,
@@ -130,7 +131,7 @@ def assemble(
     """
     model, rules = run.build_model(), run.mesh.rules()
     if task is None:
-        task = lm_task(run, model, data)
+        task = scoring_task(run, model, data) if run.task else lm_task(run, model, data)
         if run.adapter is not None:
             task = AdapterTask(task, model, run.storage)
     tx = run.optimizer.build(run.loop.steps, task.trained_part(task.logical_axes()))
@@ -153,10 +154,20 @@ def lm_task(run: Run, model: Model, data: OpenData | None = None) -> LmTask:
         sources=sources,
         objective=objective,
         z_loss=run.z_loss,
+        label_smoothing=run.label_smoothing,
         embed_gradient=run.embed_gradient,
         seed=run.loop.seed,
         trained=run.optimizer.trained_mask(model.abstract_params()),
     )
+
+
+def scoring_task(run: Run, model: Model, data: OpenData | None = None) -> ScoringTask:
+    """Makes the task that scores documents, as ``Run.task`` says; see ``assemble``."""
+    assert run.task is not None
+    sources = tuple(data.stream.sources) if data is not None else planned_source_names(run.data)
+    task = ScoringTask(model, run.task, run.loop.sequence_length, sources, run.label_smoothing)
+    mask = run.optimizer.trained_mask(task.abstract_params())
+    return dataclasses.replace(task, trained=mask)
 
 
 def token_flops(run: Run, model: Model) -> float:

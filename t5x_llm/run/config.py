@@ -34,9 +34,11 @@ from t5x_llm.parallel import MeshConfig, Pipeline
 from t5x_llm.run.federated import Federated, check_federated
 from t5x_llm.run.objective import check_objective
 from t5x_llm.run.results_config import Evaluation, Export, Samples
+from t5x_llm.run.scoring_config import check_scoring
 from t5x_llm.text import TokenizerTraining
 from t5x_llm.train.config import Loop
 from t5x_llm.train.hooks.tracking import MLflow, Tracking, WandB
+from t5x_llm.train.scoring import Classification, Regression, Scoring
 from t5x_llm.train.spike import SpikeConfig
 from t5x_llm.train.watchdog import LifeConfig
 
@@ -48,6 +50,7 @@ SHARED_NAMES = {
     "data": "Run.data",
     "stability": "Run.stability",
     "adapter": "Run.adapter",
+    "task": "Run.task",
     "base_storage": "Run.base_storage",
     "federated": "Run.federated",
     "sequence_length": "Loop.sequence_length",
@@ -75,9 +78,13 @@ class Run:
         ``xla_tpu_...``. Other platforms know none of these and are given none.
       stability: changes to the preset's norms and logits, such as ``@Stability()``, or None.
       z_loss: weight of log(Z)^2; PaLM's is 1e-4.
+      label_smoothing: share of a target's probability that is spread evenly over the vocabulary, as
+        torch's CrossEntropyLoss; the loss reported is without it, ``smoothing`` is what it adds.
       embed_gradient: share of the gradient that reaches the embedding table by way of the input,
         by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the preset's.
       neftune: alpha of NEFTune's noise on embeddings (arXiv 2310.05914; 5 to 15), or None.
+      task: what is learned in place of the next token: ``@Classification()`` or ``@Regression()``
+        of whole documents, whose labels ``Source.score`` names; None for language modelling.
       start_from: a Hugging Face directory whose weights a fresh run starts from.
       adapter: small trained parts, such as ``@LoRA()``; the model of ``start_from`` is frozen then,
         and checkpoints are without it. None trains the model.
@@ -107,8 +114,10 @@ class Run:
     compiler_options: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
     stability: Stability | None = None
     z_loss: float = 0.0
+    label_smoothing: float = 0.0
     embed_gradient: Piecewise | None = None
     neftune: float | None = None
+    task: Scoring | None = later(None)
     start_from: str | None = None
     adapter: Adapter | None = None
     start_adapter: str | None = None
@@ -124,6 +133,8 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", with_length(self.data, self.loop.sequence_length))
+        if self.task is not None:
+            object.__setattr__(self, "data", check_scoring(self))
         families: tuple[Any, ...] = tuple(FAMILIES.values())
         if not isinstance(self.model, families):
             names = ", ".join(f"@{family.__name__}()" for family in FAMILIES.values())
@@ -143,6 +154,7 @@ class Run:
         check_choice("Run.remat", self.remat, REMAT)
         _check_options(self.compiler_options)
         check_number("Run.z_loss", self.z_loss, low=0)
+        check_number("Run.label_smoothing", self.label_smoothing, low=0, high=1)
         for _, share in self.embed_gradient.points if self.embed_gradient else ():
             check_number("Run.embed_gradient", share, low=0, high=1)
         if self.neftune is not None:
@@ -242,6 +254,8 @@ class Run:
         some: dict[str, Any] = {} if self.stability is None else {"stability": self.stability}
         if self.adapter is not None:
             some |= {"adapter": self.adapter, "base_storage": self.base_storage}
+        if self.task is not None:
+            some |= {"task": self.task}
         if self.federated is not None:
             some |= {"federated": self.federated}
         return some | {
@@ -326,6 +340,8 @@ register(
     Prefix,
     Prompt,
     PTuning,
+    Classification,
+    Regression,
     Federated,
     Piecewise,
     *FAMILIES.values(),

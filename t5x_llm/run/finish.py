@@ -49,6 +49,19 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
     lines.append(f"  report        {write_report(directory)}")
     if run.export.enabled and jax.process_count() > 1:
         lines.append(f"  to export     t5x-llm export {run.directory}")
+    elif run.export.enabled and run.task is not None:
+        from t5x_llm.hf.scoring import export_scorer
+
+        proof = export_scorer(
+            jax.device_get(state.params),
+            run.model,
+            run.task,
+            data.opened.tokenizer,
+            directory / "hf",
+            run.export.max_shard_bytes,
+            run.export.dtype,
+        )
+        lines.append(f"  Hugging Face  {directory / 'hf'} ({proof.summary()})")
     elif run.export.enabled and run.adapter is None:
         out = directory / "hf"
         params = jax.device_get(state.params)
@@ -77,5 +90,6 @@ def finish(run: Run, state: TrainState, data: OpenData) -> None:
         lines.append(f"  samples       {samples}")
     encoder = run.decoder().kind == "encoder"
     then = f"eval {run.directory}" if encoder else f"generate {run.directory} --prompt '...'"
-    lines.append(f"Next: t5x-llm {then}")
+    if run.task is None:
+        lines.append(f"Next: t5x-llm {then}")
     print("\n".join(lines), file=sys.stderr)

@@ -13,6 +13,7 @@ from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.paths import as_path
 from t5x_llm.evaluate.hooks import BASELINE, Baseline, EvaluationHook, Every, read_baseline
 from t5x_llm.evaluate.perplexity import Evaluator
+from t5x_llm.evaluate.scoring import DocumentScorer, ScoringHook
 from t5x_llm.infer.sampler import generate
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.base import base_record
@@ -66,7 +67,8 @@ def make_hooks(
     signals = functools.partial(signal_rows, mesh)
     hooks.append(Guard(run.spike, journal.decisions, signals, make_phases(run, data)))
     if held_out(data.opened):
-        hooks.append(evaluation_hook(assembled, data))
+        make = evaluation_hook if run.task is None else scoring_hook
+        hooks.append(make(assembled, data))
     if run.samples.prompts and jax.process_count() == 1:
         hooks.append(Every("samples", run.samples.every, sample_writer(assembled, data)))
     read = made_from(data.opened) | base_record(run)
@@ -94,6 +96,17 @@ def evaluation_hook(assembled: Assembled, data: OpenData) -> EvaluationHook:
         compare = bool(run.start_from or config.baseline)
     baseline = stage_baseline(run) if compare else None
     return EvaluationHook(evaluator, held_out(data.opened), config.limit, compare, baseline)
+
+
+def scoring_hook(assembled: Assembled, data: OpenData) -> ScoringHook:
+    """Makes the hook that scores held-out documents, as ``Run.evaluation`` says."""
+    run, mesh, rules = assembled.run, assembled.placement.devices, assembled.rules
+    assert run.task is not None
+    config, length = run.evaluation, run.loop.sequence_length
+    scorer = DocumentScorer(assembled.model, mesh, rules, length, config.batch_size)
+    stores = data.opened.stores.items()
+    documents = {name: store.validation for name, store in stores if len(store.validation)}
+    return ScoringHook(scorer, run.task, documents, config.limit)
 
 
 def stage_baseline(run: Run) -> Baseline | None:

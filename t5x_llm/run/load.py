@@ -133,6 +133,11 @@ def _from_run(path: str, step: int | None, compute: str | None, lazy: bool) -> L
     from t5x_llm.run.template import with_run_template
 
     run, _ = load_saved(path)
+    if run.task is not None:
+        raise ConfigError(
+            "path", path, "a run of a language model; this one scores documents (Run.task)",
+            "Its hf directory loads as AutoModelForSequenceClassification.",
+        )  # fmt: skip
     policy = run.precision if compute is None else Policy(run.precision.params, compute)
     model = Model(run.decoder(), policy, adapter=run.adapter)
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -45,7 +45,9 @@ def make_phases(run: Run, data: OpenData) -> RunPhases:
 
 def course(run: Run) -> dict[str, Any]:
     """Returns what decides the updates of a run, by name; runs of equal ones are alike in it."""
-    return {
+    some = {"label_smoothing": run.label_smoothing} if run.label_smoothing else {}
+    some |= {"task": to_dict(run.task)} if run.task else {}
+    return some | {
         "optimizer": to_dict(run.optimizer),
         # More steps of the same learning rates are no change.
         "steps": run.optimizer.schedule.end(run.loop.steps),

@@ -14,6 +14,7 @@ from t5x_llm.checkpoint import Checkpointer
 from t5x_llm.core.errors import ConfigError
 from t5x_llm.core.memory import memory_explained
 from t5x_llm.core.paths import as_path, check_writable, write_atomic
+from t5x_llm.data.labelled import LabelledStream, check_labelled
 from t5x_llm.hf.drafts import remove_abandoned
 from t5x_llm.run import finish
 from t5x_llm.run.adapters import OUT as ADAPTER_OUT
@@ -129,6 +130,8 @@ def _train_held(
         changes = check_opened(run, data.opened) if compared else []
         if found is None:
             check_start_tokenizer(run, data.opened.tokenizer)
+        if run.task is not None:
+            check_labelled(data.opened)
         begin_chat(run, data.opened, 3 if primary else 0)
         journals.append(Journal(directory / JOURNAL, primary=primary))
         _report_changes(journals[0], found, changes)
@@ -234,7 +237,7 @@ def _train(
             run.loop, start, assembled.task.measures, hooks, record, assembled.task
         )
         feed = StreamFeed(
-            data.stream,
+            data.stream if run.task is None else LabelledStream(data.stream),
             run.loop.size_at,
             assembled.placement,
             run.loop.prefetch,

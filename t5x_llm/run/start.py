@@ -12,6 +12,7 @@ from t5x_llm.core.paths import as_path, write_json
 from t5x_llm.core.rng import named_key
 from t5x_llm.data.positions import DataState, merge_ranges
 from t5x_llm.models.base_storage import Storing
+from t5x_llm.models.weight_map import Assembly
 from t5x_llm.nn.adapters import roots
 from t5x_llm.run import base
 from t5x_llm.run.assembled import Assembled
@@ -23,6 +24,7 @@ from t5x_llm.run.thaw import restore_thawed, saved_trained
 from t5x_llm.train import hooks as train_hooks
 from t5x_llm.train.journal import JOURNAL, read_journal
 from t5x_llm.train.recovery import Origin, Restored, lost_steps, none_is_sound
+from t5x_llm.train.scoring import ScoringTask
 from t5x_llm.train.state import init_state, state_from_params
 from t5x_llm.train.task import LmTask
 
@@ -67,6 +69,8 @@ def make_origin(assembled: Assembled, data: OpenData, checkpointer: Checkpointer
             fresh = DataState(skips=merge_ranges(run.loop.skips))
             if run.start_from is not None:
                 params = imported(assembled)
+                if isinstance(task, ScoringTask):
+                    params = task.around(params, named_key(run.loop.seed, "params"))
                 if run.adapter is not None:
                     return base.begin(assembled, params), fresh, {}
                 return state_from_params(params, task, tx, placement), fresh, {}
@@ -125,8 +129,19 @@ def imported(assembled: Assembled) -> Any:
     if run.adapter is not None:
         found = base.import_base(run, assembled.model, shardings[roots.BASE])
     else:
-        storing = Storing(assembled.model, run.precision.params, shardings)
+        storing: Any = Storing(assembled.model, run.precision.params, shardings)
+        if run.task is not None:
+            storing = _without_head(storing)
         found = import_model(run.start_from, build=storing)
     if found.generation and jax.process_index() == 0:
         write_json(as_path(run.directory) / FILE, found.generation)
     return found.params
+
+
+def _without_head(storing: Storing) -> Any:
+    """Returns a builder that leaves out the head over the vocabulary, of which None is made."""
+
+    def build(path: str, assembly: Assembly) -> Any:
+        return storing(path, assembly) if path in storing.shardings else None
+
+    return build

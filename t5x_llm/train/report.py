@@ -138,7 +138,9 @@ def _summary(start: Line, train: Sequence[Line]) -> str:
     parts = []
     if start.get("parameters"):
         parts.append(f"{_count(start['parameters'])} parameters")
-    parts.append(f"{_count(train[-1]['tokens'])} tokens")
+    for unit in ("tokens", "examples"):
+        if unit in train[-1]:
+            parts.append(f"{_count(train[-1][unit])} {unit}")
     devices = start.get("environment", {}).get("devices")
     if devices:
         parts.append(f"on {devices}")

@@ -153,6 +153,7 @@ class LmTask(TrainTask):
         input, by step (GLM-130B, arXiv 2210.02414, section 3.3); None for the model config's.
       seed: seed of the noise that the model's config may ask for while training.
       trained: see ``TrainTask``.
+      label_smoothing: share of each target's probability that is spread evenly over the vocabulary.
     """
 
     model: Model
@@ -163,6 +164,7 @@ class LmTask(TrainTask):
     embed_gradient: Piecewise | None = None
     seed: int = 0
     trained: Any = None
+    label_smoothing: float = 0.0
 
     @property
     def measures(self) -> Measures:
@@ -213,10 +215,11 @@ class LmTask(TrainTask):
         """Computes the negative log likelihood with its z-loss and the layers' auxiliary losses.
 
         Returns:
-          (float32 scalar, sums: loss in nats, z_loss, tokens (predicted), the layers' own
+          (float32 scalar, sums: loss in nats without smoothing, so that its exponential stays the
+          perplexity, z_loss, smoothing if there is any, tokens (predicted), the layers' own
           measures times the tokens, and loss_by_source and tokens_by_source, each [sources]).
         """
-        value, aux = self.model.loss(params, batch, self.z_loss, training)
+        value, aux = self.model.loss(params, batch, self.z_loss, training, self.label_smoothing)
         nll = jnp.sum(aux.pop("nll"), axis=-1)
         tokens = jnp.sum(batch.loss_mask, axis=-1)
         count = len(self.sources)

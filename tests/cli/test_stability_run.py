@@ -67,6 +67,7 @@ def test_every_option_is_set_from_gin_and_reaches_the_step(tmp_path):
     [
         ("Export.enabled=True", "Stability.qk_norm and Stability.attention_softcap"),
         ("Run.neftune=0.0", "Run.neftune"),
+        ("Run.label_smoothing=1.5", "Run.label_smoothing"),
         ("Piecewise.points=((0, 2.0),)", "Run.embed_gradient"),
         ("Stability.qk_norm='every'", "Stability.qk_norm"),
     ],

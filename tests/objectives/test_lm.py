@@ -140,3 +140,62 @@ def test_a_gradient_in_pieces_is_the_same_to_the_bit(transposed, blocks):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
     carried = f"f32[{V},{D // 8}]" if transposed else f"f32[{D // 8},{V}]"
     assert carried in cut.as_text() and carried not in whole.as_text()
+
+
+@pytest.mark.parametrize("one_cpu", [False, True])
+@pytest.mark.parametrize(
+    ("epsilon", "z_loss", "softcap"), [(0.1, 0.0, None), (0.3, 1e-2, 3.0), (1.0, 0.0, None)]
+)
+def test_label_smoothing_is_that_of_optax(epsilon, z_loss, softcap, one_cpu):
+    """``optax.smooth_labels`` defines it; ``nll`` stays the one without."""
+    hidden, kernel, targets, mask = _inputs(jnp.float32, False)
+    options = dict(z_loss=z_loss, softcap=softcap, logit_scale=None, transposed=False)
+
+    def ours(hidden, kernel):
+        smoothed = options | dict(label_smoothing=epsilon, chunk=4, one_cpu=one_cpu)
+        return cross_entropy(hidden, kernel, targets, mask, **smoothed)
+
+    def reference(hidden, kernel):
+        logits = hidden @ kernel
+        logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
+        goal = optax.smooth_labels(jax.nn.one_hot(targets, V), epsilon)
+        smoothed = jnp.sum(mask * optax.softmax_cross_entropy(logits, goal))
+        plain = _optax(hidden, kernel, targets, mask, **options)[1]
+        return smoothed + plain["z_loss"], plain | {"smoothing": smoothed - jnp.sum(plain["nll"])}
+
+    a = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(hidden, kernel)
+    b = jax.jit(jax.value_and_grad(reference, (0, 1), has_aux=True))(hidden, kernel)
+    assert set(a[0][1]) == {"nll", "z_loss", "smoothing"}
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-5 * max(1.0, np.abs(y).max()))
+    np.testing.assert_allclose(jax.jit(ours)(hidden, kernel)[0], a[0][0], rtol=1e-6)
+
+
+def test_label_smoothing_is_the_value_of_torch():
+    """torch 2.13: CrossEntropyLoss(label_smoothing=0.1, reduction="sum") of these logits."""
+    logits = jnp.asarray([[[1.0, 2.0, 0.5, -1.0], [0.0, -2.0, 3.0, 0.25]]])
+    targets, mask = jnp.asarray([[1, 3]]), jnp.ones((1, 2))
+    value, aux = cross_entropy(logits, jnp.eye(4), targets, mask, label_smoothing=0.1)
+    np.testing.assert_allclose(value, 3.4901648557474, rtol=1e-6)
+    np.testing.assert_allclose(value, aux["nll"].sum() + aux["smoothing"], rtol=1e-6)
+
+
+def test_label_smoothing_on_eight_devices():
+    auto, spec = jax.sharding.AxisType.Auto, jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(auto, auto))
+    hidden, kernel, targets, mask = _inputs(jnp.float32, False)
+    arguments = [jnp.concatenate([a, a]) for a in (hidden, targets, mask)]
+    arguments.insert(1, kernel)
+
+    def loss(*a):
+        return cross_entropy(*a, chunk=5, label_smoothing=0.2)[0]
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    places = (spec("data"), spec(None, "tensor"), spec("data"), spec("data"))
+    placed = [
+        jax.device_put(a, jax.sharding.NamedSharding(mesh, s))
+        for a, s in zip(arguments, places, strict=True)
+    ]
+    whole = jax.tree.leaves(step(*arguments))
+    for x, y in zip(jax.tree.leaves(step(*placed)), whole, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)

@@ -145,6 +145,17 @@ def test_metrics_are_what_optax_computes(reference):
     np.testing.assert_allclose(metrics["learning_rate"], 1e-2)
 
 
+def test_label_smoothing_is_reported_apart_from_the_loss():
+    params, batch = MODEL.init(jax.random.key(0)), make_batch()
+    plain, smooth = (LmTask(MODEL, 16, ("a", "b"), label_smoothing=e) for e in (0.0, 0.1))
+    value, sums = plain.loss(params, batch, None)
+    smoothed, more = smooth.loss(params, batch, None)
+    assert set(more) - set(sums) == {"smoothing"}
+    np.testing.assert_allclose(more["loss"], sums["loss"], rtol=1e-6)
+    np.testing.assert_allclose(smoothed, value + more["smoothing"], rtol=1e-6)
+    assert abs(smoothed - value) > 1e-3
+
+
 def test_two_runs_are_equal_to_the_bit():
     batches = [make_batch(0), make_batch(1)]
     config = MeshConfig(fsdp=4, tensor=2)
