@@ -91,7 +91,7 @@ class TrainTask(abc.ABC):
 
     @abc.abstractmethod
     def total(self, batch: Any) -> jax.Array:
-        """Computes the float32 scalar, at least 1, that the loss of a whole batch is divided by."""
+        """Computes the float32 scalar, above 0, that the loss of a whole batch is divided by."""
 
     @abc.abstractmethod
     def loss(self, params: Any, batch: Any, training: Training | None) -> tuple[jax.Array, Sums]:
@@ -208,8 +208,9 @@ class LmTask(TrainTask):
         return Training(named_key(self.seed, "noise", step), share)
 
     def total(self, batch: Batch) -> jax.Array:
-        """Counts the tokens that the batch predicts."""
-        return jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+        """Sums the weights of the tokens that the batch predicts; 1 where it predicts none."""
+        weight = jnp.sum(batch.loss_mask)
+        return jnp.where(weight > 0, weight, 1.0)
 
     def loss(self, params: Any, batch: Batch, training: Training | None) -> tuple[jax.Array, Sums]:
         """Computes the negative log likelihood with its z-loss and the layers' auxiliary losses.

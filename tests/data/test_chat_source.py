@@ -416,6 +416,10 @@ def test_fractional_weights_through_packing_change_no_gradient(data, task):
     for x, y, z in zip(*map(jax.tree.leaves, (left, right, parts)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
         np.testing.assert_allclose(x, z, atol=1e-6)
+    # A batch of little weight is divided by it, and not by 1; one of none by 1.
+    for weight, total in ((0.01, 0.04), (0.0, 1.0)):
+        light = dataclasses.replace(single, loss_mask=np.full((2, 2), weight, np.float32))
+        assert float(task.total(light)) == pytest.approx(total)
     # The same by hand: weights times log-probabilities, over the sum of the weights.
     found, _ = task.model.log_probs(params, jax.tree.map(jnp.asarray, single))
     by_hand = -np.sum(np.asarray(found, np.float64) * single.loss_mask) / single.loss_mask.sum()

@@ -1,7 +1,10 @@
 """Every format of instruction data, read row by row; what rows look like; rows that are refused."""
 
+import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from t5x_llm.core.errors import ConfigError, DataError
@@ -231,6 +234,21 @@ def test_oasst_messages_are_joined_to_trees(tmp_path):
     assert (4, "a message whose parent is not there") in read
     assert [turns(r)[-1][1] for _, r in read if not isinstance(r, str)] == ["best", "worse"]
     assert len(found(tmp_path, rows, format="oasst_best")) == 2
+
+
+def test_parquet_and_compressed_files_are_read_too(tmp_path):
+    rows = [SINGLE["openai"], {"messages": None}, SINGLE["openai"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl.gz").write_bytes(
+        gzip.compress("\n".join(map(json.dumps, rows)).encode())
+    )
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    for name in ("rows.parquet", "rows.jsonl.gz", "rows.json.gz"):
+        source = Source("talk", str(tmp_path / name), kind="chat")
+        ((stretch,),) = plan_jobs([scan(str(tmp_path / name), is_cut(source, name))])
+        read = list(records(source, stretch))
+        assert [line for line, _ in read] == [1, 2, 3] and turns(read[2][1]) == QA
+        assert read[1][1] in ("a row of no known format", "turns are null, no list")
 
 
 def test_turns_inside_of_texts(tmp_path):
