@@ -180,6 +180,11 @@ def torch_reference(
     return f"transformers {transformers.__version__}, torch {torch.__version__}", logits
 
 
+def _wide(x: np.ndarray) -> np.ndarray:
+    """Returns float64 as it is, anything else in float32: what is read says how it is computed."""
+    return np.asarray(x, np.result_type(x.dtype, np.float32))
+
+
 def _softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -189,8 +194,8 @@ def _causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray
     """q [T, N, H], k and v [T, K, H] to [T, N * H]; query head n reads key head n // (N / K)."""
     t, n, h = q.shape
     k, v = (np.repeat(x, n // x.shape[1], axis=1) for x in (k, v))
-    scores = np.einsum("tnh,snh->nts", q, k) / np.float32(np.sqrt(h))
-    scores = np.where(np.tril(np.ones((t, t), bool)), scores, np.float32(-1e30))
+    scores = np.einsum("tnh,snh->nts", q, k) / np.sqrt(h).astype(q.dtype)
+    scores = np.where(np.tril(np.ones((t, t), bool)), scores, q.dtype.type(-1e30))
     return np.einsum("nts,snh->tnh", _softmax(scores), v).reshape(t, n * h)
 
 
@@ -201,10 +206,10 @@ def llama(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     h = config.get("head_dim") or config["hidden_size"] // n
     if config.get("hidden_act", "silu") != "silu":
         raise NoReference("The NumPy reference of LLaMA knows no other activation than silu.")
-    eps = np.float32(config.get("rms_norm_eps", 1e-6))
+    eps = config.get("rms_norm_eps", 1e-6)
 
     def get(name: str) -> np.ndarray:
-        return np.asarray(read(name), np.float32)
+        return _wide(read(name))
 
     def project(x: np.ndarray, name: str, bias: bool) -> np.ndarray:
         y = x @ get(name + ".weight").T
@@ -215,14 +220,14 @@ def llama(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
 
     inverse = _frequencies(config, h)
     angle = np.tile(np.arange(len(tokens))[:, None] * inverse, 2)[:, None]
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    x = get("model.embed_tokens.weight")[tokens]
+    cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
 
     def rotate(x: np.ndarray) -> np.ndarray:
         half = np.concatenate([-x[..., h // 2 :], x[..., : h // 2]], -1)
         return x * cos + half * sin
 
     bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
-    x = get("model.embed_tokens.weight")[tokens]
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         y = norm(x, layer + "input_layernorm.weight")
@@ -268,10 +273,10 @@ def gpt2(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
         raise NoReference("The NumPy reference of GPT-2 knows only the activation gelu_new.")
     heads = config.get("n_head") or config["num_attention_heads"]
     layers = config.get("n_layer") or config["num_hidden_layers"]
-    eps = np.float32(config.get("layer_norm_epsilon", 1e-5))
+    eps = config.get("layer_norm_epsilon", 1e-5)
 
     def get(name: str) -> np.ndarray:
-        return np.asarray(read("transformer." + name), np.float32)
+        return _wide(read("transformer." + name))
 
     def project(x: np.ndarray, name: str) -> np.ndarray:
         return x @ get(name + ".weight") + get(name + ".bias")
@@ -292,7 +297,7 @@ def gpt2(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     x = norm(x, "ln_f")
     if config.get("tie_word_embeddings", True):
         return x @ get("wte.weight").T
-    return x @ np.asarray(read("lm_head.weight"), np.float32).T
+    return x @ _wide(read("lm_head.weight")).T
 
 
 NUMPY: dict[str, Callable[[dict[str, Any], Read, np.ndarray], np.ndarray]] = {

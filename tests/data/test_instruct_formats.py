@@ -65,7 +65,7 @@ def test_every_format_is_read_by_name_and_by_its_looks(tmp_path, name, told):
     assert line == 1 and turns(record) == QA
 
 
-@pytest.mark.parametrize("name", set(SINGLE) - {"belle", "linly"})
+@pytest.mark.parametrize("name", sorted(set(SINGLE) - {"belle", "linly"}))
 @pytest.mark.parametrize("other", ["alpaca", "sharegpt", "prompt_completion", "oasst"])
 def test_a_file_of_another_format_is_told_by_what_it_looks_like(tmp_path, name, other):
     ok = {(n, n) for n in SINGLE} | {("labelled", "prompt_completion")}
