@@ -218,8 +218,9 @@ def llama(config: dict[str, Any], read: Read, tokens: np.ndarray) -> np.ndarray:
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * get(name)
 
-    inverse = _frequencies(config, h)
-    angle = np.tile(np.arange(len(tokens))[:, None] * inverse, 2)[:, None]
+    # Angles and their tables are float32 in released code, however wide the rest is.
+    inverse = _frequencies(config, h).astype(np.float32)
+    angle = np.tile(np.arange(len(tokens), dtype=np.float32)[:, None] * inverse, 2)[:, None]
     x = get("model.embed_tokens.weight")[tokens]
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
 
