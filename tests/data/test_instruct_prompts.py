@@ -100,6 +100,16 @@ def test_parallel_text_is_translated_both_ways_and_held_out_together():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(0, "bad"), (1, "good"), (True, "good"), (1.0, "good"), ("1", "good"), ("bad", "bad")],
+)
+def test_choices_are_found_by_number_or_name(value, name):
+    assert written(Prompts(REVIEW[:1], choices=CHOICES), {"text": "t", "label": value}) == [
+        ("Review: t\nGood?", name)
+    ]
+
+
 @given(st.dictionaries(st.sampled_from("ab"), st.text(max_size=9), min_size=2), st.integers(1, 2))
 @settings(max_examples=60, deadline=None)
 def test_any_text_comes_back_whole(row, per_row):
@@ -120,6 +130,11 @@ def test_any_text_comes_back_whole(row, per_row):
         ({"text": True, "label": 1}, "field 'text' holds true or false"),
         ({"text": "a", "label": 2}, "field 'label' holds none of its choices 0 to 1"),
         ({"text": "a", "label": -1}, "none of its choices"),
+        ({"text": "a", "label": 0.5}, "none of its choices"),
+        ({"text": "a", "label": 0.99999999}, "none of its choices"),
+        ({"text": "a", "label": 10**400}, "none of its choices"),
+        ({"text": "a", "label": "9" * 5000}, "none of its choices"),
+        ({"text": "a", "label": ["1"]}, "none of its choices"),
         ({"text": "a", "label": None}, "none of its choices"),
     ],
 )
@@ -178,11 +193,13 @@ def test_fields_that_no_row_has_end_it_at_once_and_single_rows_are_counted(tmp_p
         error.value
     ) and "Prompts.templates ask for text, label" in str(error.value)
     rows = [{"text": str(i), "label": "x"} for i in range(30)]
+    rows[:6] = [{"text": "a", "label": " "}] * 6
     rows[20], rows[25] = {"text": "a"}, "{broken"
     some = Source("s", write(tmp_path / "some.jsonl", rows), kind="chat", prompts=prompts)
     with pytest.raises(DataError) as error:
         prepare(config(tmp_path, some), say=quiet)
-    assert "2 of 30 conversations (6.67%) cannot be used" in str(error.value)
+    assert "8 of 30 conversations (26.67%) cannot be used" in str(error.value)
+    assert "6 x an empty answer" in str(error.value)
     assert "1 x no field 'label'; there are text (first: " in str(error.value)
     assert "some.jsonl:21)" in str(error.value) and "1 x not JSON" in str(error.value)
 

@@ -156,6 +156,10 @@ class Prompts:
         return [self.bank, self.per_row, chosen, self.languages, self.directions, self.columns]
 
 
+class MissingField(Unreadable):
+    """A row without a field that a template names."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Slot:
     """A field in a template, or the list of its choices."""
@@ -303,7 +307,8 @@ class PromptWriter:
                 have = sorted(map(str, row))
                 near = nearest(field, have)
                 hint = f", did you mean {near!r}" if near else ""
-                raise Unreadable(f"no field {field!r}{hint}; there are {', '.join(have) or 'none'}")
+                told = f"no field {field!r}{hint}; there are {', '.join(have) or 'none'}"
+                raise MissingField(told)
         names = (self._prompts.choices or {}).get(field)
         if names is not None:
             return _chosen(field, value, names)
@@ -316,12 +321,12 @@ class PromptWriter:
 
 def _chosen(field: str, value: object, names: tuple[str, ...]) -> str:
     """Returns the name of a value that is the number of a choice, or the name itself."""
-    if isinstance(value, str) and value.isdecimal():
-        value = value if value in names else int(value)
     if isinstance(value, str) and value in names:
         return value
-    if isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
+    for number, name in enumerate(names):
+        # True is 1, and so is 1.0, which tables with holes make of numbers.
+        if value == number or value == str(number):
+            return name
     raise Unreadable(f"field {field!r} holds none of its choices 0 to {len(names) - 1}")
 
 

@@ -19,7 +19,7 @@ from t5x_llm.data.instruct.formats import (
     looks_like,
     renamed,
 )
-from t5x_llm.data.instruct.prompts import PromptWriter
+from t5x_llm.data.instruct.prompts import MissingField, PromptWriter
 from t5x_llm.data.instruct.records import TypedRecord, Unreadable
 from t5x_llm.data.instruct.turns import Row
 from t5x_llm.data.reading import SourceDocument, by_name, is_packed, opened, raw_lines
@@ -85,15 +85,17 @@ def _prompted(
     assert source.prompts is not None
     writer = PromptWriter(source.prompts)
     head = list(itertools.islice(rows, _LOOKED_AT))
-    failed: list[tuple[int, str]] = []
+    missing: list[tuple[int, str]] = []
     readable = [(line, row) for line, row in head if not isinstance(row, str)]
     for line, row in readable if stretch.line == 1 else ():
         try:
             writer.read(row)
-        except Unreadable as e:
-            failed.append((line, str(e)))
-    if failed and len(failed) == len(readable):
-        line, reason = failed[0]
+        except MissingField as e:
+            missing.append((line, str(e)))
+        except Unreadable:
+            continue  # counted below
+    if missing and len(missing) == len(readable):
+        line, reason = missing[0]
         raise DataError(
             f"Source {source.name!r}: {stretch.path}:{line}: {reason}. Prompts.templates ask for "
             f"{', '.join(writer.fields)}: name fields that the rows have."
