@@ -162,6 +162,7 @@ def test_rows_that_templates_cannot_use_give_a_reason(row, reason):
         ({"languages": PAIRS, "columns": ("en", "cn")}, "Prompts.languages = 'zh'"),
         ({"languages": PAIRS[:1]}, "two fields with the names of their languages"),
         ({"templates": REVIEW, "choices": {"label": ("good",)}}, "two names or more"),
+        ({"templates": (("{a}", "{b}"),), "choices": {"c": ("x", "y")}}, "'c': expected one of a"),
     ],
 )
 def test_templates_that_cannot_be_are_refused(fields, said):

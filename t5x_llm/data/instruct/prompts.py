@@ -120,6 +120,7 @@ class Prompts:
                 "E.g. (('Is this review good?\\n{review}', '{label}'),); parallel text has "
                 "built-in ones: set Prompts.languages.",
             )  # fmt: skip
+        named: set[str] = set()
         for template in self.bank:
             if self.bank.count(template) > 1:
                 raise ConfigError("Prompts.templates", template, "templates that differ")
@@ -132,6 +133,10 @@ class Prompts:
                     )  # fmt: skip
                 for slot in slots:
                     self._check_slot(template, slot)
+                    named.add(slot.field)
+        for field in self.choices or {}:
+            if field not in named:
+                raise ConfigError("Prompts.choices", field, choices=named)
 
     def _check_slot(self, template: Template, slot: _Slot) -> None:
         if self.languages and slot.field in PAIR and not slot.options:
