@@ -16,6 +16,7 @@ from t5x_llm.core.units import count
 from t5x_llm.data.mixing import proportions
 from t5x_llm.data.positions import History
 from t5x_llm.data.sources import Mixture
+from t5x_llm.data.store import TokenStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,24 @@ def stages(
             found.pop()
         found.append((at, weights))
     return tuple((at, replayed(mixture, weights, rates)) for at, weights in found)
+
+
+def mixed_sizes(mixture: Mixture | None, stores: Mapping[str, TokenStore]) -> dict[str, float]:
+    """Returns what ``proportional``, ``temperature`` and ``examples`` rates are made of, by source.
+
+    These are its training tokens. For ``examples`` they count in the ratio of the documents that
+    the mixture wants to those that there are: documents of all sources then come in the ratio of
+    min(documents, max_examples) ** (1 / temperature), however long they are (T5, arXiv 1910.10683,
+    section 3.5.2; FLAN, 2109.01652, section 2.2).
+    """
+    if mixture is None or mixture.rates != "examples":
+        return {name: store.train.tokens for name, store in stores.items()}
+    sizes = {}
+    for name, store in stores.items():
+        documents = max(len(store.train), 1)
+        wanted = min(documents, mixture.max_examples or documents) ** (1 / mixture.temperature)
+        sizes[name] = store.train.tokens * wanted / documents
+    return sizes
 
 
 def replayed(

@@ -67,6 +67,8 @@ def described(data: Data) -> dict[str, Any]:
     if value["mixture"]:
         for name in _READING["Mixture"]:
             del value["mixture"][name]
+        if value["mixture"]["max_examples"] is None:
+            del value["mixture"]["max_examples"]
         for source in value["mixture"]["sources"]:
             for name in (*_READING["Source"], *([] if source["score"] else ["score"])):
                 del source[name]
@@ -74,6 +76,8 @@ def described(data: Data) -> dict[str, Any]:
                 del source["classes"]
             if source["kind"] != "chat":
                 del source["format"], source["columns"]
+            if source["prompts"] is None:
+                del source["prompts"]
     if data.chat is None:
         del value["chat"]
     else:

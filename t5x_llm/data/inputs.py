@@ -87,6 +87,8 @@ def _file_plan(
     read: dict[str, object] = dict(kind=source.kind, field=source.field, unit=source.unit)
     if talks:
         read = dict(kind=source.kind, format=source.format, columns=source.columns)
+        if source.prompts is not None:
+            read["prompts"] = source.prompts.identity()
     if source.score:
         read["score"] = source.score
     if source.classes:

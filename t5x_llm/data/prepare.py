@@ -8,9 +8,8 @@
     <store_dir>/<Data.name>.json        the catalogue, written last
 
 Nothing is changed in place: another input, tokenizer or setting has another hash. Several processes
-may call this at once. On a file system the first takes the lock and builds, the others wait for it
-and find the work done. In a bucket, which has no locks, process 0 builds and the others wait for
-the catalogue.
+may call this at once. On a file system the first takes the lock and builds, the others wait and
+find the work done. In a bucket, without locks, process 0 builds and the others await the catalogue.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from t5x_llm.core.errors import ConfigError, DataError
 from t5x_llm.core.holding import Held, Hold
 from t5x_llm.core.paths import as_path, check_writable, write_json
+from t5x_llm.data.blending import mixed_sizes
 from t5x_llm.data.building import StorePlan, build_store, is_remote, workspace
 from t5x_llm.data.catalog import Opened, catalog_path, described, open_stores, read_catalog
 from t5x_llm.data.inputs import content_hash, make_plans
@@ -125,7 +125,7 @@ def _prepare(data: Data, force: bool, verify: bool, say: Callable[[str], object]
         template = _template(data, tokenizer)
         targets = {p.name: f"{p.name}-{_fingerprint(p, tokenizer)[:12]}" for p in plans}
         stores = {p.name: _store(data, root, p, targets, tokenizer, path, say) for p in plans}
-        rates = resolve({name: store.train.tokens for name, store in stores.items()})
+        rates = resolve(mixed_sizes(data.mixture, stores))
     own = {s.name: s for s in data.mixture.sources} if data.mixture else {}
     catalog = {
         "format": FORMAT,
@@ -333,7 +333,7 @@ class _Rates:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
         )  # fmt: skip
 
-    def __call__(self, sizes: Mapping[str, int]) -> dict[str, float]:
+    def __call__(self, sizes: Mapping[str, float]) -> dict[str, float]:
         if self._data.mixture and len(sizes) == 1 and all(sizes.values()):
             return dict.fromkeys(sizes, 1.0)
         if self._program:

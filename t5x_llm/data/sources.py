@@ -15,12 +15,13 @@ from t5x_llm.core.units import count
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.instruct.chat_config import Chat
 from t5x_llm.data.instruct.formats import check_format
+from t5x_llm.data.instruct.prompts import Prompts, check_prompts
 from t5x_llm.data.packing import PACKINGS
 from t5x_llm.text import TokenizerTraining
 
 KINDS = ("jsonl", "text", "tfds", "chat")
 UNITS = ("file", "line")
-RATES = ("proportional", "temperature", "budgets")
+RATES = ("proportional", "temperature", "examples", "budgets")
 EXHAUSTED = ("stop", "repeat")
 CURRICULA = ("", "shortest", "longest", "lowest", "highest")
 Stages = tuple[tuple[int | str, dict[str, float]], ...]
@@ -62,6 +63,7 @@ class Source:
       columns: where the files have other names: LLaMA-Factory's columns and tags, such as
         ``{'prompt': 'question', 'response': 'reply'}`` or ``{'messages': 'talk', 'role_tag':
         'who', 'content_tag': 'text', 'user_tag': 'me', 'assistant_tag': 'you'}``.
+      prompts: templates that make conversations of the rows' fields; None where rows hold them.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Source:
     classes: tuple[str, ...] = later(())
     format: str = later("auto")
     columns: dict[str, str] | None = later(None)
+    prompts: Prompts | None = later(None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w+", self.name, re.ASCII):
@@ -113,9 +116,12 @@ class Source:
     def _check_conversations(self) -> None:
         if self.kind == "chat":
             check_format("Source", self.format, self.columns or {}, self.name)
+            told = {"columns": self.columns, "format": self.format if self.format != "auto" else ""}
+            check_prompts(self.prompts, self.paths, told, self.name)
             return
         for field, value, default in (
             ("format", self.format, "auto"), ("columns", self.columns, None),
+            ("prompts", self.prompts, None),
         ):  # fmt: skip
             if value != default:
                 raise ConfigError(
@@ -164,8 +170,9 @@ class Mixture:
     Attributes:
       sources: in the order that ``Batch.source`` counts.
       rates: one number a source (any scale; 0 leaves it out), ``proportional`` to the tokens,
-        ``temperature``: tokens ** (1 / temperature), or ``budgets``: every source has one, and all
-        are used up together.
+        ``temperature``: tokens ** (1 / temperature), ``examples``: documents are drawn in the ratio
+        of min(documents, max_examples) ** (1 / temperature), or ``budgets``: every source has one,
+        and all are used up together.
       temperature: 1 is proportional, large is equal.
       stages: other weights from some point of the run on: ((start, {source: weight}), ...), start
         a step (1000) or tokens of the run (``'20B'``), ascending; ``rates`` hold before the first.
@@ -173,6 +180,7 @@ class Mixture:
       replay: share of the rows, in every stage, of a source or of all sources of a language, such
         as ``{'en': 0.1}``; the others share the rest.
       max_epochs: no source may be read more often by the end of the run; None for no limit.
+      max_examples: of ``examples``: larger sources count as of so many documents (3000 in FLAN).
     """
 
     sources: tuple[Source, ...]
@@ -181,6 +189,7 @@ class Mixture:
     stages: Stages = later(())
     replay: dict[str, float] | None = later(None)
     max_epochs: float | None = later(None)
+    max_examples: int | None = later(None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -200,6 +209,12 @@ class Mixture:
         self._check_replay()
         if self.max_epochs is not None:
             check_number("Mixture.max_epochs", self.max_epochs, above=0)
+        if self.max_examples is not None:
+            check_number("Mixture.max_examples", self.max_examples, low=1, integer=True)
+            if self.rates != "examples":
+                expected = f"None, as Mixture.rates = {self.rates!r}"
+                remedy = "Set Mixture.rates = 'examples'."
+                raise ConfigError("Mixture.max_examples", self.max_examples, expected, remedy)
         if isinstance(self.rates, str):
             check_choice("Mixture.rates", self.rates, RATES)
             without = [s.name for s in self.sources if not s.budgeted]

@@ -160,12 +160,12 @@ def _task(data: Data, source: Source) -> seqio.Task:
     )
 
 
-def register(data: Data, sizes: Mapping[str, int]) -> seqio.Mixture:
+def register(data: Data, sizes: Mapping[str, float]) -> seqio.Mixture:
     """Registers the seqio Mixture of a configuration with its tasks, again if they were there.
 
     Args:
       data: the configuration.
-      sizes: tokens to train on by source, looked up when a rate is asked for.
+      sizes: what ``mixed_sizes`` gives by source, looked up when a rate is asked for.
 
     Raises:
       ConfigError: a seqio mixture that no module registers.
@@ -197,7 +197,7 @@ def _registered(data: Data) -> seqio.Mixture:
     )
 
 
-def _rate(mixture: Mixture, index: int, sizes: Mapping[str, int]) -> Rate:
+def _rate(mixture: Mixture, index: int, sizes: Mapping[str, float]) -> Rate:
     if not isinstance(mixture.rates, str):
         return float(mixture.rates[index])
     name = mixture.sources[index].name
@@ -218,7 +218,7 @@ def planned_sources(data: Data) -> tuple[str, ...]:
     return tuple(source_names(data, _registered(data)))
 
 
-def rates(data: Data, sizes: Mapping[str, int]) -> dict[str, float]:
+def rates(data: Data, sizes: Mapping[str, float]) -> dict[str, float]:
     """Returns the share of each source as seqio resolves it; the shares add up to 1."""
     mixture = register(data, sizes)
     names = source_names(data, mixture)

@@ -14,6 +14,7 @@ from t5x_llm.core.fields import later
 from t5x_llm.core.paths import as_path, check_place, check_written
 from t5x_llm.data.denoising import Denoising
 from t5x_llm.data.instruct.chat_config import Chat
+from t5x_llm.data.instruct.prompts import Prompts
 from t5x_llm.data.sources import Data, Mixture, Source
 from t5x_llm.infer.sampler import Sampling
 from t5x_llm.models.base_storage import STORAGE
@@ -311,6 +312,7 @@ register(
     Mixture,
     Source,
     Chat,
+    Prompts,
     TokenizerTraining,
     Loop,
     BatchRamp,

@@ -28,7 +28,7 @@ _TOKENIZER = ("Data.tokenizer",)
 # Fields that decide what a store holds: to allow one of them allows another content.
 _CONTENT = (
     *("Source.files", "Source.kind", "Source.field", "Source.unit", "Source.score", "Source.tfds"),
-    *("Source.format", "Source.columns", "Data.chat"),
+    *("Source.format", "Source.columns", "Source.prompts", "Data.chat"),
     *("Source.tfds_split", "Source.tfds_data_dir", "Source.validation_fraction"),
     *("Data.validation_fraction", "Data.mixture", "Data.modules", "Data.seqio_mixture"),
     *("Data.tokenizer", "Mixture.sources"),

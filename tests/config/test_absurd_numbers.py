@@ -42,6 +42,10 @@ MORE = {
     },
     "RotaryScaling": {"Llama.rope_scaling": "@RotaryScaling()"},
     "Chat": {"Data.chat": "@Chat()", "s/Source.kind": "chat", "Chat.template": "vicuna"},
+    "Prompts": {
+        "s/Source.prompts": "@Prompts()", "s/Source.kind": "chat", "Chat.template": "vicuna",
+        "Data.chat": "@Chat()", "Prompts.templates": (("{a}", "{b}"),),
+    },
     "Pipeline": {"MeshConfig.pipeline": "@Pipeline()"},
     "Federated": {"Run.federated": "@Federated()"},
     **{

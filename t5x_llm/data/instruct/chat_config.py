@@ -24,7 +24,7 @@ class Chat:
 
     Attributes:
       template: ``auto`` for the one beside the tokenizer, the name of a built-in template, or the
-        path of a .jinja file.
+        path of a .jinja file; ``plain`` writes a prompt, a newline and the answer, no marks.
       loss: tokens trained: those of ``answers`` (every turn of the assistant with its end token),
         of ``all`` turns, or of the assistant's ``last_turn``.
       prompt_weight: weight of the tokens that are not the assistant's, from 0 to 1.

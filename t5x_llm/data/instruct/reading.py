@@ -19,6 +19,7 @@ from t5x_llm.data.instruct.formats import (
     looks_like,
     renamed,
 )
+from t5x_llm.data.instruct.prompts import MissingField, PromptWriter
 from t5x_llm.data.instruct.records import TypedRecord, Unreadable
 from t5x_llm.data.instruct.turns import Row
 from t5x_llm.data.reading import SourceDocument, by_name, is_packed, opened, raw_lines
@@ -39,6 +40,9 @@ def records(
         it is damaged.
     """
     found = _rows(source, stretch, progress)
+    if source.prompts is not None:
+        yield from _prompted(source, stretch, found)
+        return
     head = list(itertools.islice(found, _LOOKED_AT))
     if stretch.line == 1:
         _check(source, stretch.path, head)
@@ -67,6 +71,43 @@ def records(
             for record in own.read(renamed(row, own, columns), columns):
                 yield line, record
         except (Unreadable, DataError) as e:
+            yield line, str(e)
+
+
+def _prompted(
+    source: Source, stretch: Stretch, rows: Iterator[tuple[int, Row | str]]
+) -> Iterator[tuple[int, TypedRecord | str]]:
+    """Yields what the templates of a source make of its rows.
+
+    Raises:
+      DataError: not one of a file's first rows has what the templates ask for.
+    """
+    assert source.prompts is not None
+    writer = PromptWriter(source.prompts)
+    head = list(itertools.islice(rows, _LOOKED_AT))
+    missing: list[tuple[int, str]] = []
+    readable = [(line, row) for line, row in head if not isinstance(row, str)]
+    for line, row in readable if stretch.line == 1 else ():
+        try:
+            writer.read(row)
+        except MissingField as e:
+            missing.append((line, str(e)))
+        except Unreadable:
+            continue  # counted below
+    if missing and len(missing) == len(readable):
+        line, reason = missing[0]
+        raise DataError(
+            f"Source {source.name!r}: {stretch.path}:{line}: {reason}. Prompts.templates ask for "
+            f"{', '.join(writer.fields)}: name fields that the rows have."
+        )
+    for line, given in itertools.chain(head, rows):
+        if isinstance(given, str):
+            yield line, given
+            continue
+        try:
+            for record in writer.read(given):
+                yield line, record
+        except Unreadable as e:
             yield line, str(e)
 
 
@@ -164,12 +205,17 @@ def _rows(
 ) -> Iterator[tuple[int, Row | str]]:
     """Yields (line or row from 1, the object), or the reason why there is none."""
     name = by_name(source, stretch.path)
+    tabs = source.prompts is not None and source.prompts.columns
+    cells = PromptWriter(source.prompts).tab_separated if tabs and source.prompts else None
     if name == source.kind:
         for number, position, raw in raw_lines(stretch, progress):
             if position == 0:
                 raw = raw.removeprefix(files.UTF8_BOM)
-            if raw.strip():
-                yield number, _object(raw)
+            if not raw.strip():
+                continue
+            row = cells(raw, number == 1) if cells else _object(raw)
+            if row is not None:
+                yield number, row
         return
     values = _parquet(stretch.path) if name == "parquet" else _json(source, stretch.path, name)
     for number, value in enumerate(values, start=1):

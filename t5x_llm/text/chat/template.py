@@ -18,9 +18,10 @@ from t5x_llm.text.tokenizer import Tokenizer
 
 BUILTIN = (
     "vicuna", "alpaca", "chatml", "llama2", "llama3", "mistral", "qwen", "gemma", "chatglm",
+    "plain",
 )  # fmt: skip
 # Built-in templates that write no BOS of their own; they get one where the tokenizer adds it.
-_WITHOUT_BOS = ("vicuna", "alpaca", "chatml", "qwen", "chatglm")
+_WITHOUT_BOS = ("vicuna", "alpaca", "chatml", "qwen", "chatglm", "plain")
 _BOS = "{{- bos_token }}\n"
 
 
@@ -62,8 +63,8 @@ def template_for(choice: str, tokenizer: Tokenizer) -> ChatTemplate:
     Args:
       choice: 'auto' (what lies beside the tokenizer: chat_template.jinja, chat_template.json or
         tokenizer_config.json), 'auto:NAME' (one of several named ones there), a built-in's name,
-        or the path of a .jinja file. Vicuna, Alpaca, ChatML, Qwen and ChatGLM begin with BOS where
-        the tokenizer adds one (``Tokenizer.add_bos``).
+        or the path of a .jinja file. Vicuna, Alpaca, ChatML, Qwen, ChatGLM and plain begin with BOS
+        where the tokenizer adds one (``Tokenizer.add_bos``).
       tokenizer: whose companions are looked at.
 
     Raises:

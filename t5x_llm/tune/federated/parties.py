@@ -34,8 +34,9 @@ def party_run(run: Run, number: int) -> Run:
     assert run.data.mixture is not None
     source = run.data.mixture.sources[number]
     mixture = dataclasses.replace(
-        run.data.mixture, sources=(source,), rates="proportional", stages=(), replay=None
-    )
+        run.data.mixture, sources=(source,), rates="proportional", stages=(), replay=None,
+        max_examples=None,
+    )  # fmt: skip
     where = os.path.join(run.data.store_dir, "parties", source.name)
     data = dataclasses.replace(run.data, mixture=mixture, store_dir=where)
     return dataclasses.replace(run, data=data, federated=None)
