@@ -38,6 +38,7 @@ NAMES = {
     "devices": "devices along axes of the mesh",
     "features": "axes of what a cache keeps of a token or a row",
     "heads": "heads, some of them repeated",
+    "hidden": "width between two maps that make rows",
     "mini_batch": "tokens of an inner step",
     "pairs": "pairs of channels that are rotated",
     "rows": "rows of a buffer, or of a padded table",
@@ -45,4 +46,5 @@ NAMES = {
     "taps": "tokens before the first that a layer reads",
     "units": "units of a group of blocks",
     "values": "head size of the values",
+    "virtual": "virtual tokens",
 }

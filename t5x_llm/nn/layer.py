@@ -52,7 +52,7 @@ class Context:
     encoded: Float[Array, "B S D"] | None = None
     encoder_segment_ids: Int[Array, "B S"] | None = None
     common: int = 0
-    trunk: Float[Array, "n hidden"] | None = None
+    trunk: Float[Array, "virtual hidden"] | None = None
 
     def seen(self) -> dict[str, Any]:
         """Returns what ``attend`` is told of queries and keys: of this call, or of the cache."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 
 import pytest
 import sentencepiece
@@ -19,6 +20,7 @@ from t5x_llm.text.grow import Growing, learn
 from t5x_llm.text.sentencepiece import SentencePieceTokenizer
 from t5x_llm.text.training import fit
 
+DATA = pathlib.Path(__file__).parents[2] / "data" / "quickstart"
 KINDS = ("bpe", "unigram", "llama", "byte_level")
 MOST = 300
 ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -28,7 +30,6 @@ TIGHT = st.text(st.sampled_from("ab -\n中国文件的，。1the "), max_size=60
 @pytest.fixture(scope="module")
 def languages():
     """English and Chinese documents of the shipped text."""
-    from conftest import DATA
 
     def read(name, count):
         lines = (DATA / f"{name}.jsonl").read_text("utf-8").split("\n")[:count]

@@ -21,7 +21,7 @@ from t5x_llm.nn.kernels import linear
 from t5x_llm.optim.rank_allocation import RankBudget, allocate_ranks, orthogonality
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Float32
+    from jaxtyping import Array, Float, Float32, Key
 
 _STD = 0.02  # of fresh vectors, as peft
 
@@ -33,7 +33,7 @@ class Triplets(LowRank):
         super().__init__(form, factors)
         self.e = factors["e"]
 
-    def merged_experts(self, kernels: Float[Array, "E I O"]) -> Float32[Array, "E I O"]:
+    def merged_experts(self, kernels: Float[Array, "E _ _"]) -> Float32[Array, "E _ _"]:
         """Returns the kernels [E, inputs, outputs] that do the same alone, in float32."""
         change = jnp.einsum("eir,er,ero->eio", self.a[...], self.e[...], self.b[...])
         return kernels.astype(jnp.float32) + self.form.scaling * change
@@ -139,7 +139,7 @@ class AdaLoRA(Adapter):
         """Computes the regulariser, weighted; see ``Adapter``."""
         return self.orthogonality * orthogonality(params) if self.orthogonality else None
 
-    def attach(self, module: nnx.Module, key: jax.Array) -> None:
+    def attach(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives the targets triplets whose ``e`` is zero; see ``Adapter``.
 
         Raises:
@@ -191,6 +191,6 @@ class AdaLoRA(Adapter):
         """Returns True if inputs are dropped."""
         return self.dropout > 0
 
-    def randomise(self, module: nnx.Module, key: jax.Array) -> None:
+    def randomise(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives each factor a key of its own, by its path; see ``Adapter``."""
         give_keys(module, key)

@@ -7,9 +7,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    import jax
     import optax
     from flax import nnx
+    from jaxtyping import Array, Float32, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Adapter(abc.ABC):
     method: ClassVar[str]
 
     @abc.abstractmethod
-    def attach(self, module: nnx.Module, key: jax.Array) -> None:
+    def attach(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives a module its trained parts.
 
         Args:
@@ -46,7 +46,7 @@ class Adapter(abc.ABC):
         """Returns True if training draws random numbers, see ``randomise``."""
         return False
 
-    def randomise(self, module: nnx.Module, key: jax.Array) -> None:
+    def randomise(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives the parts random keys of a training step; without them nothing is dropped."""
         return None
 
@@ -73,7 +73,7 @@ class Adapter(abc.ABC):
         """
         return tx
 
-    def penalty(self, params: Any) -> jax.Array | None:
+    def penalty(self, params: Any) -> Float32[Array, ""] | None:
         """Computes what is added to the mean loss in training, float32; None for nothing.
 
         Args:

@@ -37,6 +37,6 @@ class LinearAdapter(nnx.Module):
         """Returns the kernel [*inputs, *outputs] that does the same alone, in float32."""
         return kernel
 
-    def merged_experts(self, kernels: Float[Array, "E I O"]) -> Float[Array, "E I O"]:
+    def merged_experts(self, kernels: Float[Array, "E _ _"]) -> Float[Array, "E _ _"]:
         """Returns ``merged`` of the kernels of experts."""
         return kernels

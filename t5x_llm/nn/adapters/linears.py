@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float32
 
 from t5x_llm.nn.adapters.low_rank import Kernel
 from t5x_llm.nn.dense import Dense
 from t5x_llm.nn.moe import Experts
 
-Place = tuple[nnx.Module, str, Kernel, jax.Array]
+Place = tuple[nnx.Module, str, Kernel, Float32[Array, " ..."]]
 
 
 def linear_places(module: nnx.Module) -> Iterator[tuple[str, Place]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from t5x_llm.nn.adapters.low_rank import Form, Kernel, LowRank
 from t5x_llm.nn.adapters.targets import check_targets, chosen, matches
 from t5x_llm.nn.moe import Experts
 from t5x_llm.optim.masks import scale_named
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Key
 
 _RANK = "adapter_rank"
 INITS = ("zero_b", "zero_a", "pissa")
@@ -74,7 +77,7 @@ class LoRA(Adapter):
         """Returns the factor on x A B for a layer of this rank."""
         return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
-    def attach(self, module: nnx.Module, key: jax.Array) -> None:
+    def attach(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives the targets low-rank factors; see ``Adapter``."""
         _attach(module, self, key)
 
@@ -83,7 +86,7 @@ class LoRA(Adapter):
         """Returns True if inputs are dropped."""
         return self.dropout > 0
 
-    def randomise(self, module: nnx.Module, key: jax.Array) -> None:
+    def randomise(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives each factor a key of its own, by its path; see ``Adapter``."""
         give_keys(module, key)
 
@@ -94,7 +97,7 @@ class LoRA(Adapter):
         return tx if self.rate_ratio == 1.0 else optax.chain(tx, scale_named("b", self.rate_ratio))
 
 
-def _attach(module: nnx.Module, config: LoRA, key: jax.Array) -> None:
+def _attach(module: nnx.Module, config: LoRA, key: Key[Array, ""]) -> None:
     """Gives the targets of a model low-rank factors; see ``Adapter.attach``."""
     places = dict(linear_places(module))
     for path in chosen(places, tuple(config.targets), "LoRA.targets"):
@@ -121,7 +124,9 @@ def _attach(module: nnx.Module, config: LoRA, key: jax.Array) -> None:
         setattr(owner, attribute, made)
 
 
-def _low_rank(config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: jax.Array) -> LowRank:
+def _low_rank(
+    config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: Key[Array, ""]
+) -> LowRank:
     """Makes the factors of one kernel with their initial values.
 
     Args:
@@ -159,12 +164,12 @@ def _low_rank(config: LoRA, rank: int, shape: Kernel, kernel: jax.Array, key: ja
     return LowRank(Form(scaling, config.dropout, n), factors)
 
 
-def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+def _uniform(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> jax.Array:
     bound = fan_in**-0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def give_keys(module: nnx.Module, key: jax.Array) -> None:
+def give_keys(module: nnx.Module, key: Key[Array, ""]) -> None:
     """Gives all factors that drop inputs a random key, by their paths; scanned ones one a layer."""
     found = [(path, m) for path, m in nnx.iter_modules(module) if isinstance(m, LowRank)]
     for path, factors in found:

@@ -15,7 +15,7 @@ from t5x_llm.nn.kernels import linear
 from t5x_llm.parallel import constrain
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Float32
+    from jaxtyping import Array, Float, Float32, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Kernel:
         """Returns inputs and outputs in all."""
         return math.prod(self.inputs), math.prod(self.outputs)
 
-    def flat(self, kernel: jax.Array) -> jax.Array:
+    def flat(self, kernel: Float[Array, " ..."]) -> Float32[Array, " ..."]:
         """Returns kernels [*leading, *inputs, *outputs] as [*leading, I, O] in float32."""
         return kernel.astype(jnp.float32).reshape(*self.leading, *self.matrix)
 
@@ -71,10 +71,10 @@ class LowRank(LinearAdapter):
       factors: parameters by name.
     """
 
-    initial_a: nnx.Param[jax.Array] | None = None
-    initial_b: nnx.Param[jax.Array] | None = None
-    magnitude: nnx.Param[jax.Array] | None = None
-    key: nnx.Variable[jax.Array] | None = None
+    initial_a: nnx.Param[Float32[Array, " ..."]] | None = None
+    initial_b: nnx.Param[Float32[Array, " ..."]] | None = None
+    magnitude: nnx.Param[Float32[Array, " ..."]] | None = None
+    key: nnx.Variable[Key[Array, " ..."]] | None = None
 
     def __init__(self, form: Form, factors: dict[str, nnx.Param[jax.Array]]):
         self.form = form
@@ -107,7 +107,7 @@ class LowRank(LinearAdapter):
             return whole
         return whole * (self.magnitude[...] / jax.lax.stop_gradient(self._norm(whole)))
 
-    def merged_experts(self, kernels: Float[Array, "E I O"]) -> Float32[Array, "E I O"]:
+    def merged_experts(self, kernels: Float[Array, "E _ _"]) -> Float32[Array, "E _ _"]:
         """Returns ``merged`` of the kernels of experts."""
         change = jnp.einsum("eir,ero->eio", self.a[...], self.b[...])
         if self.initial_a is not None and self.initial_b is not None:

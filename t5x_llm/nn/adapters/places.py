@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from flax import nnx
 
 from t5x_llm.core.rng import fold_name
 from t5x_llm.nn.block import Block, Group
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Key
 
 
 def blocks(module: nnx.Module) -> Iterator[tuple[str, Block, int]]:
@@ -23,7 +26,11 @@ def blocks(module: nnx.Module) -> Iterator[tuple[str, Block, int]]:
 
 
 def drawn(
-    part: Any, path: str, key: jax.Array, std: Callable[[str], float], repeat: int | None = None
+    part: Any,
+    path: str,
+    key: Key[Array, ""],
+    std: Callable[[str], float],
+    repeat: int | None = None,
 ) -> Any:
     """Returns a module with fresh parameters, each drawn by ``key`` and its path alone.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from t5x_llm.nn.adapters.virtual import (
     VirtualTokens,
 )
 from t5x_llm.nn.attention import Attention
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Prefix(Adapter):
         """Returns ``tokens``."""
         return self.tokens
 
-    def attach(self, module: Any, key: jax.Array) -> None:
+    def attach(self, module: Any, key: Key[Array, ""]) -> None:
         """Gives every self-attention of a decoder its keys and values; see ``attach_prefix``."""
         _table_width(module, "Prefix")
         module.adapter = VirtualTokens(self.tokens)
@@ -91,7 +94,7 @@ class Prompt(Adapter):
         """Checks that virtual tokens know nothing of the text after them; see ``Adapter``."""
         _check_causal(config, "Prompt")
 
-    def attach(self, module: Any, key: jax.Array) -> None:
+    def attach(self, module: Any, key: Key[Array, ""]) -> None:
         """Gives the model the rows; see ``Adapter``."""
         own = PromptRows(self.tokens, _table_width(module, "Prompt"))
         own = drawn(own, "adapter", key, lambda _: self.std)
@@ -140,7 +143,7 @@ class PTuning(Adapter):
         if self.form == "input":
             _check_causal(config, "PTuning")
 
-    def attach(self, module: Any, key: jax.Array) -> None:
+    def attach(self, module: Any, key: Key[Array, ""]) -> None:
         """Gives the model the network, and its layers the last maps of a deep one."""
         width = _table_width(module, "PTuning")
         hidden = self.hidden or module.config.d_model

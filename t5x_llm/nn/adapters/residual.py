@@ -12,7 +12,7 @@ from t5x_llm.nn.adapters.places import blocks, drawn
 from t5x_llm.nn.mlp import ACTIVATIONS
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bottleneck(Adapter):
         check_number("Bottleneck.std", self.std, above=0)
         check_number("Bottleneck.up_std", self.up_std, low=0)
 
-    def attach(self, module: Any, key: jax.Array) -> None:
+    def attach(self, module: Any, key: Key[Array, ""]) -> None:
         """Gives every block of a model its layers; see ``Adapter``.
 
         Raises:

@@ -17,7 +17,7 @@ from t5x_llm.nn.param import constant
 
 if TYPE_CHECKING:
     import jax
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Key
 
 
 class InputScale(LinearAdapter):
@@ -36,7 +36,7 @@ class InputScale(LinearAdapter):
         scale = scale.reshape(*scale.shape, *(1,) * self.n_outputs)
         return kernel.astype(jnp.float32) * scale
 
-    def merged_experts(self, kernels: Float[Array, "E I O"]) -> Float[Array, "E I O"]:
+    def merged_experts(self, kernels: Float[Array, "E _ _"]) -> Float[Array, "E _ _"]:
         """Returns ``merged`` of the kernels of experts, each with its own factors."""
         return self.merged(kernels)
 
@@ -55,7 +55,7 @@ class OutputScale(LinearAdapter):
         """Returns the kernel times the factors of its outputs, in float32; a bias has them too."""
         return kernel.astype(jnp.float32) * self.scale[...]
 
-    def merged_experts(self, kernels: Float[Array, "E I O"]) -> Float[Array, "E I O"]:
+    def merged_experts(self, kernels: Float[Array, "E _ _"]) -> Float[Array, "E _ _"]:
         """Returns ``merged`` of the kernels of experts, each with its own factors."""
         return kernels.astype(jnp.float32) * self.scale[...][:, None, :]
 
@@ -82,7 +82,7 @@ class IA3(Adapter):
         if not self.outputs and not self.inputs:
             raise ConfigError("IA3.outputs", (), "some layers here or in IA3.inputs")
 
-    def attach(self, module: nnx.Module, key: jax.Array) -> None:
+    def attach(self, module: nnx.Module, key: Key[Array, ""]) -> None:
         """Gives the chosen layers their factors; see ``Adapter``.
 
         Raises:

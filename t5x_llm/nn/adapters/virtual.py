@@ -40,7 +40,7 @@ class PrefixKeys(nnx.Module):
 
     def before(
         self, k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], context: Context
-    ) -> tuple[Float[Array, "B n+S K H"], Float[Array, "B n+S K H"], dict[str, Any]]:
+    ) -> tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], dict[str, Any]]:
         """Returns keys, values and ``Context.seen``, each with the prefix before its own."""
         key, value = self.key[...], self.value[...]
         if self.made:
@@ -80,15 +80,15 @@ class VirtualTokens(nnx.Module):
     def __init__(self, count: int):
         self.count = count
 
-    def rows(self) -> Float[Array, "n D"] | None:
+    def rows(self) -> Float[Array, "virtual D"] | None:
         """Returns the rows that stand before the input, as wide as the embedding table."""
         return None
 
-    def trunk(self) -> Float[Array, "n hidden"] | None:
+    def trunk(self) -> Float[Array, "virtual hidden"] | None:
         """Returns ``Context.trunk``."""
         return None
 
-    def before(self, x: Shaped[Array, "B T *features"], first: Any) -> Shaped[Array, "B n+T ..."]:
+    def before(self, x: Shaped[Array, "B T *features"], first: Any) -> Shaped[Array, "B _ ..."]:
         """Returns x with ``first`` (a scalar, [n], or [B, 1]) before each of its rows."""
         shape = (x.shape[0], self.count, *x.shape[2:])
         first = jnp.broadcast_to(jnp.asarray(first, x.dtype), shape)
@@ -104,7 +104,7 @@ class PrefixTrunk(VirtualTokens):
         self.kernel = constant((width, hidden), 0.0, ("embed", "rank"))
         self.bias = constant((hidden,), 0.0, ("rank",))
 
-    def trunk(self) -> Float[Array, "n hidden"]:
+    def trunk(self) -> Float[Array, "virtual hidden"]:
         """Returns [n, hidden] in the dtype of the parameters."""
         return jnp.tanh(self.embedding[...] @ self.kernel[...] + self.bias[...])
 
@@ -118,7 +118,7 @@ class PromptRows(VirtualTokens):
         super().__init__(count)
         self.embedding = constant((count, width), 0.0, ("rank", "embed"))
 
-    def rows(self) -> Float[Array, "n D"]:
+    def rows(self) -> Float[Array, "virtual D"]:
         """Returns the parameters."""
         return self.embedding[...]
 
@@ -138,7 +138,7 @@ class PromptEncoder(PromptRows):
             setattr(self, f"kernel_{i}", constant((sizes[i], sizes[i + 1]), 0.0, names))
             setattr(self, f"bias_{i}", constant((sizes[i + 1],), 0.0, names[1:]))
 
-    def rows(self) -> Float[Array, "n D"]:
+    def rows(self) -> Float[Array, "virtual D"]:
         """Returns what the maps make of the embeddings."""
         x = self.embedding[...]
         for i in range(3):

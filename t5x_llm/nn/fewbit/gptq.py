@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from t5x_llm.nn.fewbit.stored import Matrix, Stored
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float16, Float32, Int32, UInt8
+    from jaxtyping import Array, Float, Float16, Float32, Int32, UInt8
 
 BITS = (4, 8)
 
@@ -66,7 +66,9 @@ class GptqKernel(Stored):
         return {"matrix": self.matrix, "bits": self.bits}
 
     @classmethod
-    def rounded(cls, kernel: jax.Array, matrix: Matrix, bits: int, group: int) -> GptqKernel:
+    def rounded(
+        cls, kernel: Float[Array, " ..."], matrix: Matrix, bits: int, group: int
+    ) -> GptqKernel:
         """Stores a kernel of any leading axes with each weight rounded by itself.
 
         GPTQ's own codes come from a file; these have their form.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from t5x_llm.nn.fewbit.stored import Matrix, Stored
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float32, Int8
+    from jaxtyping import Array, Float, Float32, Int8
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,7 @@ class Int8Kernel(Stored):
         return {"codes": self.matrix.axes, "scales": self.matrix.out_axes}
 
     @classmethod
-    def quantise(cls, kernel: jax.Array, matrix: Matrix) -> Int8Kernel:
+    def quantise(cls, kernel: Float[Array, " ..."], matrix: Matrix) -> Int8Kernel:
         """Stores a kernel [*leading, *inputs, *outputs], each matrix by itself."""
         kernel = kernel.astype(jnp.float32)
         lead = kernel.ndim - len(matrix.shape)

@@ -24,7 +24,7 @@ import numpy as np
 from t5x_llm.nn.fewbit.stored import Matrix, Stored
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float32, UInt8
+    from jaxtyping import Array, Float, Float32, UInt8
 
 BLOCK, GROUP = 64, 256
 _HALF = BLOCK // 2
@@ -133,7 +133,7 @@ class Nf4(Stored):
         }
 
     @classmethod
-    def quantise(cls, kernel: jax.Array, matrix: Matrix) -> Nf4:
+    def quantise(cls, kernel: Float[Array, " ..."], matrix: Matrix) -> Nf4:
         """Stores a kernel [*leading, *inputs, *outputs], each matrix by itself."""
         lead = kernel.shape[: kernel.ndim - len(matrix.shape)]
         flat = kernel.astype(jnp.float32).reshape(-1, matrix.n_inputs, matrix.n_outputs)
@@ -184,7 +184,7 @@ def _quantise(kernel: jax.Array) -> tuple[jax.Array, ...]:
     return (code[:, :_HALF] << 4) | code[:, _HALF:], scales, groups, offset
 
 
-def flat_codes(stored: Nf4) -> np.ndarray:
+def flat_codes(stored: Nf4) -> UInt8[np.ndarray, " _"]:
     """Returns the codes of one kernel [I * O] in bitsandbytes' order, one a byte."""
     codes = np.asarray(stored.codes).reshape(-1, _HALF, stored.matrix.n_outputs)
     both = np.concatenate([codes >> 4, codes & 15], 1).reshape(-1, stored.matrix.n_outputs)
