@@ -270,23 +270,23 @@ def reckoned_time(
     )
 
 
-def gathered(work: StepWork) -> int:
+def gathered(work: StepWork) -> dict[str, int]:
     """Bytes of two layers' parameters as they are used: this one's, and the next, which is coming.
 
-    0 where they lie as they are used.
+    Returns:
+      {path of a group: bytes of two of its repeats}; empty where all lie as they are used.
     """
-    layers = [
-        math.prod(x.shape[1:]) / math.prod(kept_ways(work, names, x.shape)[1:]) * work.itemsize
-        for _, x, names in work.leaves()
-        if "layers" in names
-    ]
-    pieces = any(
-        resolve(work.rules.params, names, work.mesh, x.shape)[1:]
-        != resolve(_used(work, names), names, work.mesh, x.shape)[1:]
-        for _, x, names in work.leaves()
-        if "layers" in names
-    )
-    return 2 * int(sum(layers)) if pieces else 0
+    sizes: dict[str, float] = {}
+    pieces = False
+    for path, x, names in work.leaves():
+        if "layers" in names:
+            used = kept_ways(work, names, x.shape)[1:]
+            size = math.prod(x.shape[1:]) / math.prod(used) * work.itemsize
+            group = path.split(".block_")[0]
+            sizes[group] = sizes.get(group, 0) + size
+            lies = resolve(work.rules.params, names, work.mesh, x.shape)[1:]
+            pieces |= lies != resolve(_used(work, names), names, work.mesh, x.shape)[1:]
+    return {group: 2 * int(size) for group, size in sizes.items()} if pieces else {}
 
 
 def _used(work: StepWork, names: Any) -> dict[str, Any]:

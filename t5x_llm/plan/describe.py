@@ -223,7 +223,11 @@ def _memory(e: Estimate) -> str:
         ("optimizer state", e.optimizer, "exact"),
         ("activations", e.activations, "estimate: all that the backward pass keeps, unfused"),
         ("cast parameters", e.casts, "estimate: copies in the compute dtype that it keeps"),
-        ("working memory", e.working, "estimate: logits and head, or layers that are gathered"),
+        (
+            "working memory",
+            e.working,
+            "estimate: logits and head, or a layer with its gradients",
+        ),
         ("total", e.total, "the compiler's padding and copies come on top"),
     ]
     lines = [f"{name:<16} {size(n):>12}  {word}" for name, n, word in rows]

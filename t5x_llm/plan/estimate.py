@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -20,15 +19,15 @@ from t5x_llm.nn.block import GroupConfig
 from t5x_llm.parallel import Rules, ways
 from t5x_llm.parallel.pipeline import PipelineSchedule, StageLayout
 from t5x_llm.plan.analytic import StepWork, gathered, kept_ways
+from t5x_llm.plan.layer_memory import RowShapes, kept, layer_memory, size_of
 from t5x_llm.run.assembled import Assembled
 from t5x_llm.run.config import Run
 from t5x_llm.train.scoring import ScoringTask
 from t5x_llm.train.task import TrainTask
 
-# A batch without its rows: structure, and (shape, dtype) of every array.
-_RowShapes = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
 # Rows of logits that the loss holds at once, see objectives/lm.py.
 _LOGIT_ROWS = 512
+_TPU_LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +45,10 @@ class Estimate:
       logits: float32 logits of one chunk and their gradient.
       working: what the fullest of three moments has besides: the loss (the head as it is used, its
         gradient), a layer of the backward pass (three layers' kernels in the compute dtype: this
-        one's, the next, and gradients), the embedding's gradient (that of a whole table, twice);
-        ``logits`` is part of the first.
+        one's, the next, and gradients; and ``layer``), the embedding's gradient (that of a whole
+        table, twice); ``logits`` is part of the first.
+      layer: values of the layer that the backward pass is at: those that it computes again, the
+        gradients of all, and the layer's input and output's gradient, whole.
       scores: [T, T] attention scores that it would keep where attention is not a fused kernel.
     """
 
@@ -59,6 +60,7 @@ class Estimate:
     casts: int
     logits: int
     working: int
+    layer: int
     scores: int
 
     @property
@@ -74,7 +76,7 @@ class Estimate:
         )
 
 
-def estimate(assembled: Assembled) -> Estimate:
+def estimate(assembled: Assembled, lanes: int | None = None) -> Estimate:
     """Estimates the memory of a device.
 
     Activations are those of the model that one device computes (its rows, its share of heads,
@@ -83,13 +85,16 @@ def estimate(assembled: Assembled) -> Estimate:
 
     Args:
       assembled: the run; the devices of its mesh need not exist.
+      lanes: numbers that a row of an array in memory is a multiple of, on which narrow heads lie
+        padded: 128 on TPU, 1 elsewhere; None for what the mesh's devices have, TPUs' where they
+        do not exist.
     """
     run, model, task = assembled.run, assembled.model, assembled.task
     mesh, rules = assembled.mesh, assembled.rules
     state, shardings = assembled.state, assembled.placement.state
     params = _held(state.params, shardings.params)
     trained = _held(task.trained_part(state.params), task.trained_part(shardings.params))
-    whole = sum(_bytes(x) for x in jax.tree.leaves(state.params))
+    whole = sum(size_of(x) for x in jax.tree.leaves(state.params))
 
     rows = -(-run.loop.batch_size // run.loop.microbatches // ways(mesh, rules, "batch"))
     length = run.loop.sequence_length // ways(mesh, rules, "length")
@@ -97,7 +102,8 @@ def estimate(assembled: Assembled) -> Estimate:
     local = cached_model(_local(model.config, mesh, rules, staged), model.policy, model.remat)
     traced = _unmistakable(length, local)
     shapes = _row_shapes(task, run.loop.sequence_length, traced)
-    one, two = (_kept(local, shapes, n, traced) for n in (1, 2))
+    lanes = _lanes(mesh) if lanes is None else lanes
+    one, two = (kept(local, shapes, n, traced, lanes) for n in (1, 2))
     per_row, scores, stream = (b - a for a, b in zip(one, two, strict=True))
     casts = max(one[0] - per_row, 0) * ways(mesh, rules, "heads") * _cast(run)
     per_row -= stream - stream // _stream_pieces(model.config, mesh, rules, length)
@@ -109,6 +115,10 @@ def estimate(assembled: Assembled) -> Estimate:
     loop = run.loop
     sizes = loop.batch_size, loop.sequence_length, loop.microbatches
     work = StepWork(model, mesh, rules, *sizes, assembled.flops_per_token)
+    at_once = rows if staged is None else -(-rows // staged[0].microbatches)
+    tokens = _lengths(model.config, task, run.loop.sequence_length, length)
+    layers = layer_memory(local, shapes, traced, lanes, tokens)
+    layers = {name: size * at_once for name, size in layers.items()}
     return Estimate(
         params=params,
         gradients=trained * buffers,
@@ -117,12 +127,13 @@ def estimate(assembled: Assembled) -> Estimate:
         activations=per_row * rows * length // traced,
         casts=round(casts * params / whole),
         logits=logits,
-        working=_working(work, logits) + _dequantised(work, run),
+        working=_working(work, logits, layers) + _dequantised(work, run),
+        layer=max(layers.values()),
         scores=scores * rows * length**2 // traced**2,
     )
 
 
-def _working(work: StepWork, logits: int) -> int:
+def _working(work: StepWork, logits: int, layers: dict[str, int]) -> int:
     """Counts what the fullest moment has besides state, gradients, activations and casts.
 
     Parameters that lie as they are used add nothing: their gradients are counted whole already.
@@ -131,7 +142,16 @@ def _working(work: StepWork, logits: int) -> int:
     head = max(tables, default=0)
     gradient = 4 * head if 4 * head <= WHOLE else BLOCK
     loss = logits + work.itemsize * head + gradient * bool(head)
-    return max(loss, 3 * gathered(work) // 2, 2 * work.itemsize * head)
+    kernels = gathered(work)
+    layer = max(3 * kernels.get(name, 0) // 2 + size for name, size in layers.items())
+    return max(loss, layer, 2 * work.itemsize * head)
+
+
+def _lengths(config: DecoderConfig, task: TrainTask, whole: int, length: int) -> dict[str, int]:
+    """Returns the positions that a device has of a row, by side: a decoder's may be other ones."""
+    if not isinstance(config, EncoderDecoderConfig):
+        return {"groups": length}
+    return {"groups": task.abstract_batch(1).targets.shape[1] * length // whole, "encoder": length}
 
 
 def _cast(run: Run) -> bool:
@@ -161,10 +181,6 @@ def _stream_pieces(
     """Counts the pieces of what is kept between layers, besides those of the sequence in them."""
     pieces = ways(mesh, rules, "stream") // ways(mesh, rules, "length")
     return pieces if length % pieces == 0 or config.d_model % pieces == 0 else 1
-
-
-def _bytes(x: jax.ShapeDtypeStruct) -> int:
-    return math.prod(x.shape) * x.dtype.itemsize
 
 
 def _held(tree: Any, shardings: Any) -> int:
@@ -244,7 +260,7 @@ def _unmistakable(length: int, model: Model) -> int:
     return length
 
 
-def _row_shapes(task: TrainTask, length: int, traced: int) -> _RowShapes:
+def _row_shapes(task: TrainTask, length: int, traced: int) -> RowShapes:
     """Returns the batch of a task with ``traced`` tokens for ``length``, the rest in proportion.
 
     A head of scores is counted as one over the vocabulary, which keeps no less.
@@ -257,27 +273,8 @@ def _row_shapes(task: TrainTask, length: int, traced: int) -> _RowShapes:
     return treedef, tuple(zip(sizes, (x.dtype for x in leaves), strict=True))
 
 
-@functools.lru_cache(256)
-def _kept(model: Model, shapes: _RowShapes, rows: int, length: int) -> tuple[int, ...]:
-    """Counts the bytes that the backward pass of ``rows`` rows keeps besides parameters.
-
-    Returns:
-      (bytes without scores, bytes of scores, bytes of the first that lie between layers:
-      [rows, length, D]).
-    """
-    treedef, arrays = shapes
-    batch = treedef.unflatten(jax.ShapeDtypeStruct((rows, *size), dtype) for size, dtype in arrays)
-    params = model.abstract_params()
-
-    def pullback(params: Any, batch: Any) -> Any:
-        return jax.vjp(lambda p: model.loss(p, batch)[0], params)[1]
-
-    kept = jax.tree.leaves(jax.eval_shape(pullback, params, batch))
-    scores = [x for x in kept if x.shape[-2:] == (length, length)]
-    known = sum(_bytes(x) for x in jax.tree.leaves(params))
-    held = sum(_bytes(x) for x in kept) - sum(map(_bytes, scores))
-    # Where a parameter itself is kept (under remat), it is no copy.
-    shapes_of_params = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
-    same = sum(_bytes(x) for x in kept if (x.shape, x.dtype) in shapes_of_params)
-    between = sum(_bytes(x) for x in kept if x.shape[-3:] == (rows, length, model.config.d_model))
-    return held - min(same, known), sum(map(_bytes, scores)), between
+def _lanes(mesh: Mesh | AbstractMesh) -> int:
+    """Returns the numbers in a row of memory: of the devices, or a TPU's where none exist."""
+    if isinstance(mesh, AbstractMesh):
+        return _TPU_LANES
+    return _TPU_LANES if mesh.devices.flat[0].platform == "tpu" else 1

@@ -113,7 +113,7 @@ def reckon_run(
     mesh = abstract_mesh(run.mesh, devices)
     check_fits(run, mesh)
     assembled, loop = assemble(run, mesh), run.loop
-    estimated = estimate(assembled)
+    estimated = estimate(assembled, lanes=1 if isinstance(machine, Cluster) else None)
     work = _work(assembled, machine, slices, tokens, price)
     model, parts = assembled.model, loop.microbatches
     sizes = loop.batch_size, loop.sequence_length

@@ -6,7 +6,7 @@ fast at. Every form gives the same numbers up to rounding.
 """
 
 from t5x_llm.nn.kernels.attention import attend
-from t5x_llm.nn.kernels.attention_mask import Bias
+from t5x_llm.nn.kernels.attention_mask import Bias, score_rows
 from t5x_llm.nn.kernels.chunks import scan_chunks
 from t5x_llm.nn.kernels.grouped import block_size, exchange, grouped_product
 from t5x_llm.nn.kernels.products import linear, one_cpu
@@ -24,6 +24,7 @@ __all__ = [
     "linear",
     "one_cpu",
     "scan_chunks",
+    "score_rows",
     "turn_whole",
     "turns_whole",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from t5x_llm.nn.kernels import attention_cpu
 from t5x_llm.nn.kernels.attention_context import context_attend, context_layout
-from t5x_llm.nn.kernels.attention_mask import MASKED, MAX_SCORES, Bias, visible
+from t5x_llm.nn.kernels.attention_mask import MASKED, Bias, score_rows, visible
 from t5x_llm.nn.kernels.attention_tpu import splash_attend, splash_fits
 from t5x_llm.nn.kernels.products import one_cpu
 from t5x_llm.nn.kernels.saving import keep
@@ -192,10 +192,7 @@ def _blocked(
         added = None if bias is None else bias(positions, kv_positions)
         return _attend_rows(q, k, v, seen, sinks, scale, softcap, added)
 
-    block = t
-    while block % 2 == 0 and block * s > MAX_SCORES:
-        block //= 2
-    if block == t:
+    if (block := score_rows(t, s)) == t:
         return rows(q, q_segment_ids, q_positions)
 
     def body(_: None, i: jax.Array) -> tuple[None, jax.Array]:

@@ -14,6 +14,13 @@ MAX_SCORES = 512 * 512  # query rows x keys that are held at once
 Bias = Callable[[Int[Array, "B T"], Int[Array, "B S"]], Float32[Array, "#B N T S"]]
 
 
+def score_rows(queries: int, keys: int) -> int:
+    """Returns the query rows whose scores are held at once, half and half again of all of them."""
+    while queries % 2 == 0 and queries * keys > MAX_SCORES:
+        queries //= 2
+    return queries
+
+
 def visible(
     q_segment_ids: Int[Array, "B T"],
     kv_segment_ids: Int[Array, "B S"],
