@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
@@ -62,6 +62,8 @@ PIECE = st.tuples(WORDS, st.sampled_from(["", *TAGS]), st.sampled_from(NAMES), W
 @settings(max_examples=40, deadline=None)
 @given(st.lists(PIECE, min_size=2, max_size=8), st.sampled_from(BLOCKS[:5]), st.booleans())
 def test_a_sentence_of_any_elements_is_whole(pieces, block, nested):
+    # A paragraph that is links for the most part is navigation, and goes.
+    assume(2 * sum(tag == "a" for _, tag, _, _ in pieces) < len(pieces))
     inside, want = "", ""
     for plain, tag, name, word in pieces:
         part = f"<i class='x'>{word}</i>" if nested else word
