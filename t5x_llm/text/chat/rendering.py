@@ -18,12 +18,20 @@ from typing import Any
 from t5x_llm.core.errors import DataError
 from t5x_llm.text.chat.errors import TemplateError
 from t5x_llm.text.chat.messages import Conversation, Message, plain
-from t5x_llm.text.chat.sandbox import marks_for, run
 from t5x_llm.text.chat.template import ChatTemplate, is_builtin
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PIECES = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\s+|[^\s<\[]+|.")
 _PROBE = "Zq7xKw"
+# Private-use characters that no text of the model's contains, see ``marks_for``.
+_PRIVATE = range(0xF0000, 0xFFFFE)
+
+
+def marks_for(text: str) -> tuple[str, str]:
+    """Returns two private-use characters that ``text`` does not hold."""
+    used = set(text)
+    free = (c for c in map(chr, _PRIVATE) if c not in used)
+    return next(free), next(free)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,8 @@ class _Renderer:
         self, messages: list[dict[str, Any]], prompt: bool, marks: tuple[str, str] = ("", "")
     ) -> str:
         """Returns the text of ``messages``."""
+        from t5x_llm.text.chat.sandbox import run  # jinja2 is for those who render
+
         values = {
             **self.specials,
             "messages": messages,

@@ -23,15 +23,13 @@ import jinja2.sandbox
 import jinja2.visitor
 
 from t5x_llm.text.chat.errors import TemplateError
+from t5x_llm.text.chat.template import MAX_SOURCE
 
 MAX_STEPS = 2_000_000  # turns of loops and calls
 MAX_CHARACTERS = 64_000_000  # of any text that a template makes
 MAX_WIDTH = 10_000_000  # that a method or a filter is told
 MAX_NUMBER = 2**63  # of arithmetic
 MAX_SECONDS = 20.0
-MAX_SOURCE = 1_000_000
-# Private-use characters that no text of the model's contains, see ``marks_for``.
-_PRIVATE = range(0xF0000, 0xFFFFE)
 # What jinja2 passes to a filter before its value.
 _CONTEXTS = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
 _FILTERS_OUT = ("random", "urlize", "pprint", "xmlattr", "format", "center", "wordwrap")
@@ -282,13 +280,6 @@ def _compiled(source: str) -> jinja2.Template:
 @functools.cache
 def _environment() -> _Environment:
     return _Environment()
-
-
-def marks_for(text: str) -> tuple[str, str]:
-    """Returns two private-use characters that ``text`` does not hold."""
-    used = set(text)
-    free = (c for c in map(chr, _PRIVATE) if c not in used)
-    return next(free), next(free)
 
 
 def run(

@@ -12,10 +12,10 @@ from importlib import resources
 from t5x_llm.core.errors import ConfigError, DataError, check_choice
 from t5x_llm.core.paths import as_path
 from t5x_llm.text.chat.errors import TemplateError
-from t5x_llm.text.chat.sandbox import MAX_SOURCE
 from t5x_llm.text.companions import CONFIG, TEMPLATES
 from t5x_llm.text.tokenizer import Tokenizer
 
+MAX_SOURCE = 1_000_000
 BUILTIN = (
     "vicuna", "alpaca", "chatml", "llama2", "llama3", "mistral", "qwen", "gemma", "chatglm",
     "plain",
