@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from t5x_llm.cli.arguments import data_parser
 from t5x_llm.cli.main import guard
-from t5x_llm.config import parse_flags
+from t5x_llm.config import Flags, parse_flags
 from t5x_llm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from t5x_llm.data.catalog import Opened
 
 DESCRIPTION = """Print the first documents of each source, trained tokens in colour.
 
@@ -41,34 +44,57 @@ def build_parser(command: str = "show") -> argparse.ArgumentParser:
 def _main(argv: Sequence[str]) -> None:
     flags = parse_flags(argv[1:])
     args = build_parser().parse_args(flags.rest)
-    if args.examples < 1:
-        raise ConfigError("--examples", args.examples, "at least 1")
     if args.directory is not None and args.directory.endswith(".gin"):
         files = [word for word in argv[1:] if word != args.directory]
         flags, args.directory = parse_flags([f"--gin_file={args.directory}", *files]), None
-    from t5x_llm import api
     from t5x_llm.data.catalog import open_stores
-    from t5x_llm.run.chat import as_json, documents, told
     from t5x_llm.run.config import load_saved
-    from t5x_llm.run.resolved import resolve
 
-    if args.directory is None:
-        run = resolve(flags)
-        data = run.config.data
-        api.prepare(run)
-    else:
-        data = load_saved(args.directory)[0].data
-    opened = open_stores(data)
+    opened = (
+        prepared(flags)
+        if args.directory is None
+        else open_stores(load_saved(args.directory)[0].data)
+    )
     if args.source is not None and args.source not in opened.stores:
         raise ConfigError("--source", args.source, choices=list(opened.stores))
-    colours = (
-        sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        if args.color == "auto"
-        else args.color == "always"
-    )
-    wanted = None if args.source is None else [args.source]
-    for document in documents(opened, args.examples, wanted):
-        print(as_json(document) if args.json else told(document, colours))
+    colour = None if args.color == "auto" else args.color == "always"
+    show(opened, args.examples, args.source, colour, args.json)
+
+
+def prepared(flags: Flags) -> Opened:
+    """Prepares the data of a run where that is not done yet, and opens it."""
+    from t5x_llm import api
+    from t5x_llm.run.resolved import resolve
+
+    return api.prepare(resolve(flags))
+
+
+def show(
+    opened: Opened,
+    examples: int,
+    source: str | None = None,
+    colour: bool | None = None,
+    json: bool = False,
+) -> None:
+    """Prints documents of each source, or of one.
+
+    Args:
+      opened: the data.
+      examples: number of documents.
+      source: name of the one; None for each in turn.
+      colour: whether to colour; None where the output is a terminal that shows colours.
+      json: print a line of JSON a document.
+
+    Raises:
+      ConfigError: no number of examples.
+    """
+    from t5x_llm.run.chat import as_json, documents, told
+    from t5x_llm.text.chat.show import coloured
+
+    if examples < 1:
+        raise ConfigError("--examples", examples, "at least 1")
+    for document in documents(opened, examples, None if source is None else [source]):
+        print(as_json(document) if json else told(document, coloured(colour)))
 
 
 if __name__ == "__main__":

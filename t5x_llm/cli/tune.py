@@ -49,10 +49,6 @@ def _main(argv: Sequence[str]) -> None:
     if args.show is None:
         train_as(flags, args)
         return
-    from t5x_llm.cli import data_show
+    from t5x_llm.cli.data_show import prepared, show
 
-    asked = [f"--gin_file={file}" for file in flags.gin_files]
-    asked += [f"--gin_bindings={binding}" for binding in flags.bindings]
-    asked += [f"--gin_allow_import={name}" for name in flags.allow_imports]
-    asked += [f"--gin_search_paths={','.join(flags.search_paths)}"] if flags.search_paths else []
-    data_show.main(["show", *asked, "--examples", str(args.show)])
+    show(prepared(flags), args.show)

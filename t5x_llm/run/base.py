@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping
@@ -41,11 +42,17 @@ def fingerprint(path: str) -> str:
     """Computes the SHA-256 of a model's weights: of the files that hold them, in order of names."""
     place = pathlib.Path(as_path(path))
     files = [place] if place.is_file() else sorted(place.iterdir())
+    weights = [file for file in files if file.suffix in _WEIGHTS and file.is_file()]
+    return _hashed(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in weights))
+
+
+@functools.lru_cache(4)
+def _hashed(files: tuple[tuple[pathlib.Path, int, int], ...]) -> str:
+    """Computes ``fingerprint`` once for files as they are, by time of change and size."""
     whole = hashlib.sha256()
-    for file in files:
-        if file.suffix in _WEIGHTS and file.is_file():
-            with file.open("rb") as content:
-                whole.update(hashlib.file_digest(content, "sha256").digest())
+    for file, *_ in files:
+        with file.open("rb") as content:
+            whole.update(hashlib.file_digest(content, "sha256").digest())
     return whole.hexdigest()
 
 
@@ -153,11 +160,11 @@ def load_roots(run: Run, checkpointer: Checkpointer, step: int) -> dict[str, Any
       CheckpointError: the base is another than that of the checkpoint.
     """
     check_same_base(str(checkpointer.path(step)), checkpointer.meta(step), base_record(run))
-    parts = roots.split(run.build_model().abstract_params())
+    model = run.build_model()
+    parts = roots.split(model.abstract_params())
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     asked = {name: part for name, part in parts.items() if name != roots.BASE}
     abstract = with_shardings(asked, jax.tree.map(lambda _: one, asked))
-    model = run.build_model()
     held = jax.tree.map(lambda _: one, abstract_stored(model, run.storage))
     base = import_base(run, model, held, check=False).params
     dtype = run.precision.param_dtype

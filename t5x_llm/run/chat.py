@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +18,7 @@ from t5x_llm.run.config import Run
 from t5x_llm.run.load import saved_generation
 from t5x_llm.run.template import TEMPLATE
 from t5x_llm.text import Tokenizer, load_tokenizer
+from t5x_llm.text.chat.show import coloured, visible
 
 _TRAINED, _PARTLY, _END = "\033[32m", "\033[33m", "\033[0m"
 
@@ -48,7 +48,7 @@ class ShownDocument:
         """
         out = []
         for raw, weight in self.parts:
-            text = "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in raw)
+            text = visible(raw)
             if not weight:
                 out.append(text)
             elif colours:
@@ -85,7 +85,7 @@ def begin_chat(run: Run, opened: Opened, examples: int = 3) -> None:
     template, proofs = prove_template(run.data.chat, opened.tokenizer)
     if not examples:
         return
-    colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    colours = coloured(None, sys.stderr)
     how = "in green" if colours else "between « and »"
     end = f"{proofs.stop!r} (id {proofs.stop_id}) ends an answer"
     print(f"chat: template {template.name}, {end}; trained tokens {how}:", file=sys.stderr)

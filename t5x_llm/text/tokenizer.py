@@ -86,13 +86,7 @@ class Tokenizer(abc.ABC):
         parts: list[str] = []
         counts: list[int] = []
         for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as e:
-                raise DataError(
-                    f"Text cannot be written as UTF-8 (character {e.start}: {text[e.start]!r}). "
-                    "Remove unpaired surrogates before encoding."
-                ) from e
+            _check_utf8(text)
             stretches = [text] if len(text) <= STRETCH else list(cut(text, STRETCH))
             parts += stretches
             counts.append(len(stretches))
@@ -118,13 +112,7 @@ class Tokenizer(abc.ABC):
         Raises:
           DataError: the text is no UTF-8, or this kind of tokenizer cannot tell.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise DataError(
-                f"Text cannot be written as UTF-8 (character {e.start}: {text[e.start]!r}). "
-                "Remove unpaired surrogates before encoding."
-            ) from e
+        _check_utf8(text)
         return self._encode_spans(text, specials, start) if text else ([], [])
 
     def _encode_spans(
@@ -144,6 +132,16 @@ class Tokenizer(abc.ABC):
         if any(i < 0 for i in ids):
             raise DataError(f"Token id {min(ids)} is negative; ids are 0..{self.vocab_size - 1}.")
         return self._decode([i for i in ids if i < self.vocab_size])
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f"Text cannot be written as UTF-8 (character {e.start}: {text[e.start]!r}). "
+            "Remove unpaired surrogates before encoding."
+        ) from e
 
 
 def cut(text: str, limit: int) -> Iterable[str]:

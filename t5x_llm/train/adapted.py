@@ -10,6 +10,7 @@ import jax
 from t5x_llm.models.base_storage import abstract_stored, store, stored_axes
 from t5x_llm.models.model import Model, Params, Training
 from t5x_llm.nn.adapters import roots
+from t5x_llm.optim.rank_allocation import masked_ranks
 from t5x_llm.train.task import Measures, Sums, TrainTask
 
 
@@ -95,6 +96,10 @@ class AdapterTask(TrainTask):
             return value, sums
         penalty = penalty * self.inner.total(batch)
         return value + penalty, sums | {"adapter_penalty": penalty}
+
+    def settled(self, trained: Any, opt_state: Any) -> Any:
+        """Returns the trained part, of AdaLoRA without the triplets that have no place."""
+        return masked_ranks(trained, opt_state)
 
     def saved(self, params: Any) -> Any:
         """Returns the roots without the base."""

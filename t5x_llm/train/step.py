@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 
 from t5x_llm.models.model import Training
-from t5x_llm.optim.rank_allocation import masked_ranks
 from t5x_llm.parallel import param_shardings, replicated, use
 from t5x_llm.train.state import Placement, TrainState, on_device
 from t5x_llm.train.task import Sums, TrainTask, check_sums
@@ -205,7 +204,7 @@ def make_train_step(
             updates = constrain(updates, opt_shardings)
             if control is not None:
                 updates = jax.tree.map(lambda u: u * control.update_scale, updates)
-            trained = masked_ranks(optax.apply_updates(old, updates), opt_state)
+            trained = task.settled(optax.apply_updates(old, updates), opt_state)
         norm = metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = jnp.asarray(options.schedule(state.step), jnp.float32)
         if control is not None:

@@ -117,6 +117,15 @@ class TrainTask(abc.ABC):
         """Returns the inputs of the loss of step ``step`` (int32 scalar) besides its batch."""
         return None
 
+    def settled(self, trained: Any, opt_state: Any) -> Any:
+        """Returns the trained part as an update leaves it; as the optimizer made it here.
+
+        Args:
+          trained: the trained part with the update added.
+          opt_state: state of the optimizer after the update.
+        """
+        return trained
+
     def saved(self, params: Any) -> Any:
         """Returns the part of a tree like the parameters that checkpoints hold; all of it here."""
         return params

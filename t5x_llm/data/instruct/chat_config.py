@@ -8,11 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from t5x_llm.core.errors import ConfigError, check_choice, check_number
+from t5x_llm.text.chat.encoding import EARLIER, LAST, PROMPT
 
 LOSSES = ("answers", "all", "last_turn")
-# Codes of tokens in a store's ``mask`` array (``text.chat``): never trained, a prompt's, of an
-# earlier turn of the assistant, of its last turn.
-NEVER, PROMPT, EARLIER, LAST = range(4)
+# Codes of tokens in a store's ``mask`` array that each choice trains.
 _CODES: Mapping[str, tuple[int, ...]] = {
     "answers": (EARLIER, LAST), "all": (PROMPT, EARLIER, LAST), "last_turn": (LAST,),
 }  # fmt: skip

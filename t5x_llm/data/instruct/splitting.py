@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from t5x_llm.data.instruct.chat_config import EARLIER, LAST, NEVER
 from t5x_llm.text.chat import Conversation, Encoded, Message
+from t5x_llm.text.chat.encoding import EARLIER, LAST, NEVER
 
 
 def grouped(sizes: Sequence[int], limit: int, head: int = 0) -> list[tuple[int, int]]:

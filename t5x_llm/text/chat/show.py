@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from itertools import groupby
+from typing import TextIO
 
 from t5x_llm.text.chat.encoding import EARLIER, LAST, NEVER, PROMPT, Encoded
 
@@ -29,9 +30,9 @@ def show(encoded: Encoded, colour: bool | None = None) -> str:
     at = 0
     for code, tokens in groupby(range(len(encoded.ids)), lambda k: int(encoded.codes[k])):
         end = max(int(encoded.spans[k, 1]) for k in tokens)
-        parts.append(_dressed(_visible(text[at:end]), code, coloured(colour)))
+        parts.append(_dressed(visible(text[at:end]), code, coloured(colour)))
         at = max(at, end)
-    return "".join(parts) + _visible(text[at:])
+    return "".join(parts) + visible(text[at:])
 
 
 def legend(encoded: Encoded, colour: bool | None = None) -> str:
@@ -42,11 +43,11 @@ def legend(encoded: Encoded, colour: bool | None = None) -> str:
     )
 
 
-def coloured(colour: bool | None) -> bool:
-    """Returns ``colour``; where it is None, whether the output shows colours."""
+def coloured(colour: bool | None, stream: TextIO | None = None) -> bool:
+    """Returns ``colour``; where it is None, whether ``stream`` (stdout if None) shows colours."""
     if colour is not None:
         return colour
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return (stream or sys.stdout).isatty() and "NO_COLOR" not in os.environ
 
 
 def _dressed(text: str, code: int, colour: bool) -> str:
@@ -56,6 +57,6 @@ def _dressed(text: str, code: int, colour: bool) -> str:
     return f"{_COLOURS[code]}{text}{_RESET}" if _COLOURS[code] else text
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Returns ``text`` without control characters, which could move a terminal's cursor."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
