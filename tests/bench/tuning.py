@@ -15,9 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 
-from w1 import HERE, SETTLE, Runner, has_bfloat16, spread
+from w1 import HERE, Runner, has_bfloat16, in_turn, ratios, spread
 
 
 def ours(options: argparse.Namespace, method: str) -> Runner:
@@ -38,11 +37,7 @@ def compare(options: argparse.Namespace, method: str) -> None:
     runners = {"t5x_llm": ours(options, method)}
     if options.peer_python and method != "qlora":
         runners["TRL + peft"] = peer(options, method)
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
-    for _ in range(options.rounds + options.warmup):
-        for name, runner in runners.items():
-            time.sleep(SETTLE)
-            steps[name].append(runner.step())
+    steps = in_turn(runners, options.rounds + options.warmup)
     tokens = options.rows * options.length
     for name, runner in runners.items():
         timed = steps[name][options.warmup :]
@@ -55,12 +50,8 @@ def compare(options: argparse.Namespace, method: str) -> None:
             flush=True,
         )
         runner.close()
-    own = steps.pop("t5x_llm")
-    for name, theirs in steps.items():
-        ratios = [b["seconds"] / a["seconds"] for a, b in zip(own, theirs, strict=True)]
-        memory = max(s["peak_bytes"] for s in own) / max(s["peak_bytes"] for s in theirs)
-        text = spread(ratios[options.warmup :], ".2f")
-        print(f"| {method} | over {name} | {text} times its speed | {memory:.2f} of it |")
+    for name, speed, memory in ratios(steps, options.warmup):
+        print(f"| {method} | over {name} | {speed} times its speed | {memory:.2f} of it |")
 
 
 def main() -> None:

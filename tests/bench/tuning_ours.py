@@ -5,12 +5,12 @@ Reads one line for each step on stdin and answers with one JSON line.
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import sys
 import tempfile
 import time
+
+from answering import answer
 
 
 def main() -> None:
@@ -69,19 +69,15 @@ def main() -> None:
     else:
         state = base.begin(made, params)
     del params
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def one() -> float:
+        nonlocal state
         state, metrics = step(state, batch)
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
-        end = time.perf_counter()
-        answer = {
-            "seconds": end - start,
-            "since_start": end - begin,
-            "loss": loss,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        print(json.dumps(answer), flush=True)
+        return loss
+
+    answer(begin, one)
 
 
 if __name__ == "__main__":

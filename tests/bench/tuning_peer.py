@@ -5,12 +5,12 @@ Reads one line for each step on stdin and answers with one JSON line.
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import sys
 import tempfile
 import time
+
+from answering import answer
 
 
 def main() -> None:
@@ -46,20 +46,15 @@ def main() -> None:
     )  # fmt: skip
     optimizer = trainer.create_optimizer()
     inputs = {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def step() -> float:
         loss = trainer.training_step(trainer.model, dict(inputs), torch.tensor(b * (t - 1)))
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        end = time.perf_counter()
-        answer = {
-            "seconds": end - start,
-            "since_start": end - begin,
-            "loss": float(loss),
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        print(json.dumps(answer), flush=True)
+        return float(loss)
+
+    answer(begin, step)
 
 
 if __name__ == "__main__":

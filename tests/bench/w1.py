@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -192,6 +193,29 @@ def first_steps(dtype: str, remat: str) -> None:
         shutil.rmtree(cache)
 
 
+def in_turn(
+    runners: Mapping[str, Runner | MaxText], rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """Measurements of so many steps of each, taken in turn."""
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            time.sleep(SETTLE)
+            steps[name].append(runner.step())
+    return steps
+
+
+def ratios(
+    steps: Mapping[str, list[dict[str, float]]], warmup: int
+) -> Iterator[tuple[str, str, float]]:
+    """(name, our speed over its, our peak memory over its) of each but the first, which is ours."""
+    (_, own), *others = steps.items()
+    for name, theirs in others:
+        speeds = [b["seconds"] / a["seconds"] for a, b in zip(own, theirs, strict=True)]
+        memory = max(s["peak_bytes"] for s in own) / max(s["peak_bytes"] for s in theirs)
+        yield name, spread(speeds[warmup:], ".2f"), memory
+
+
 def compare(dtype: str, options: argparse.Namespace) -> None:
     """Prints one table for one dtype."""
     print(f"{dtype}, remat {options.remat}, {options.threads} threads, {options.rounds} rounds")
@@ -202,11 +226,7 @@ def compare(dtype: str, options: argparse.Namespace) -> None:
         runners["torch"] = torch_peer(options.peer_python, dtype, options.threads)
     if options.maxtext_python:
         runners["MaxText"] = MaxText(options.maxtext_python, dtype, options.maxtext_remat)
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
-    for _ in range(options.rounds + options.warmup):
-        for name, runner in runners.items():
-            time.sleep(SETTLE)
-            steps[name].append(runner.step())
+    steps = in_turn(runners, options.rounds + options.warmup)
     tokens = ROWS * LENGTH
     for name, runner in runners.items():
         timed = steps[name][options.warmup :]
@@ -219,12 +239,8 @@ def compare(dtype: str, options: argparse.Namespace) -> None:
             f"loss {timed[-1]['loss']:.3f}"
         )
         runner.close()
-    own = steps.pop("t5x_llm")
-    for name, theirs in steps.items():
-        ratios = [b["seconds"] / a["seconds"] for a, b in zip(own, theirs, strict=True)]
-        memory = max(s["peak_bytes"] for s in own) / max(s["peak_bytes"] for s in theirs)
-        timed_ratios = spread(ratios[options.warmup :], ".2f")
-        print(f"  speed over {name} {timed_ratios}, memory {memory:.2f} of it")
+    for name, speed, memory in ratios(steps, options.warmup):
+        print(f"  speed over {name} {speed}, memory {memory:.2f} of it")
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
+
+from answering import answer
 
 
 def main() -> None:
@@ -54,19 +55,15 @@ def main() -> None:
     batch = global_batch(lambda part: jax.tree.map(lambda x: x[part], rows), b, mesh, rules)
     step = Ahead(train_step, with_shardings(abstract_state(task, tx), placement.state), batch)
     state = init_state(task, tx, jax.random.key(0), placement)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def one() -> float:
+        nonlocal state
         state, metrics = step(state, batch)
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
-        end = time.perf_counter()
-        answer = {
-            "seconds": end - start,
-            "since_start": end - begin,
-            "loss": loss,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        print(json.dumps(answer), flush=True)
+        return loss
+
+    answer(begin, one)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ Reads one line for each step on stdin and answers with one JSON line.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
+
+from answering import answer
 
 
 def main() -> None:
@@ -48,17 +49,7 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        loss = step()
-        end = time.perf_counter()
-        answer = {
-            "seconds": end - start,
-            "since_start": end - begin,
-            "loss": loss,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        print(json.dumps(answer), flush=True)
+    answer(begin, step)
 
 
 if __name__ == "__main__":
